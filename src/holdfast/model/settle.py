@@ -1,0 +1,209 @@
+"""Settling: from what the witnesses say to the one true status, and what is left to do. Pure.
+
+Witnesses, from the most to the least telling about an exit:
+
+    record     the status in the store; a recorded exit is final
+    exit file  written by the shim (or the keeper) before anybody was told
+    shim       what the pod's shim answers, or why it does not
+    kernel     whether the very process (pid, start time, boot id) still exists, and its wait status if the kernel kept it
+    intent     the operation that was under way
+
+A call that failed is never read as absence: UNREACHABLE and UNTOLD are answers of their own, and the only
+outcome they can lead to is "keep what was known, and probe again".
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from holdfast.model.state import (
+    EXIT_UNKNOWN,
+    REASON_COMPLETED,
+    REASON_ERROR,
+    REASON_LOST,
+    REASON_OOM,
+    REASON_REBOOT,
+    ContainerState,
+    ContainerStatus,
+    ProcessRef,
+    container_state,
+)
+from holdfast.model.witness import ExitRecord
+
+
+class Shim(StrEnum):
+    """What the pod's shim says of the task."""
+
+    CREATED = "created"
+    RUNNING = "running"  # or paused
+    STOPPED = "stopped"  # `Witnesses.stopped` has code and time
+    ABSENT = "absent"  # the shim answers and has no such task
+    GONE = "gone"  # the shim is proven dead
+    UNREACHABLE = "unreachable"  # alive, as far as anybody knows, but it does not answer
+
+
+class Kernel(StrEnum):
+    """What the kernel says of the init process."""
+
+    ALIVE = "alive"
+    DEAD = "dead"  # that very process is gone, or a zombie
+    REBOOTED = "rebooted"  # it ran before the last boot
+    UNTOLD = "untold"  # no process is known, or the question failed
+
+
+class Action(StrEnum):
+    UNDO_CREATE = "undo-create"  # never acknowledged: remove every trace
+    MONITOR = "monitor"  # wait for its exit
+    PROBE = "probe"  # ask again later: somebody who may know did not answer
+    DISCARD_TASK = "discard-task"  # created, never started: delete the task so that it can be started anew
+    KILL_REST = "kill-rest"  # recorded as exited, yet a process lives
+    DELETE_TASK = "delete-task"  # clean up after the exit
+    RESUME_STOP = "resume-stop"
+    FINISH_REMOVE = "finish-remove"
+
+
+@dataclass(frozen=True, slots=True)
+class Witnesses:
+    shim: Shim
+    kernel: Kernel
+    exit: ExitRecord | None = None
+    stopped: tuple[int, int] | None = None  # (exit code, finished_at ns) with Shim.STOPPED
+    process: ProcessRef | None = None  # from init.json, when the record has none yet
+    started: bool = False  # init.json says that the runtime's start was reached
+    wait_status: int | None = None  # exit code from the kernel's pidfd, when nobody else kept it
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    status: ContainerStatus
+    actions: tuple[Action, ...]
+    why: str
+
+
+def settle(
+    record: ContainerStatus, witnesses: Witnesses, intents: frozenset[str], now: int, began: int = 0
+) -> Settlement:
+    """The status that the witnesses prove, and what remains to be done.
+
+    `intents` are the operations under way ("create", "start", "stop", "remove"); `now` is ns since the epoch and
+    `began` when a start was begun (0 when none was). Settling a settled status changes nothing.
+    """
+    if "create" in intents:
+        return Settlement(record, (Action.UNDO_CREATE,), "its creation was never acknowledged")
+    found = _find(record, witnesses, "start" in intents, now, began)
+    return replace(found, actions=found.actions + _resume(found, intents))
+
+
+def _resume(found: Settlement, intents: frozenset[str]) -> tuple[Action, ...]:
+    if "remove" in intents:
+        return (Action.FINISH_REMOVE,)
+    over = container_state(found.status) is ContainerState.EXITED
+    return (Action.RESUME_STOP,) if "stop" in intents and not over else ()
+
+
+def _find(record: ContainerStatus, w: Witnesses, starting: bool, now: int, began: int) -> Settlement:
+    before = container_state(record)
+    if before is ContainerState.EXITED:
+        return _already_exited(record, w)
+    record = replace(record, process=record.process or w.process)
+    ran = before is not ContainerState.CREATED or w.started
+    if w.exit is not None:
+        return _from_exit_file(record, w.exit, began or now)
+    if w.shim is Shim.STOPPED and w.stopped is not None:
+        code, at = w.stopped
+        return _exited(record, code, at, began or now, "the shim reports its exit")
+    if w.kernel is Kernel.REBOOTED:
+        return _after_reboot(record, ran, starting, now)
+    if w.shim is Shim.CREATED:
+        return _created_task(record, before, w)
+    if w.shim is Shim.RUNNING:
+        return _running(record, began or now, (Action.MONITOR,), "the shim reports it running")
+    if w.kernel is Kernel.ALIVE:
+        return _alive_without_shim(record, w, ran, began or now)
+    return _no_sign_of_life(record, w, ran, starting, now)
+
+
+def _already_exited(record: ContainerStatus, w: Witnesses) -> Settlement:
+    """A recorded exit is final; whatever is left of the task is cleaned up, however often that takes."""
+    if w.kernel is Kernel.ALIVE:
+        return Settlement(record, (Action.KILL_REST, Action.DELETE_TASK), "its exit is on record, but its init lives")
+    if w.shim in (Shim.ABSENT, Shim.GONE) or w.kernel is Kernel.REBOOTED:
+        return Settlement(record, (), "its exit is on record")
+    return Settlement(record, (Action.DELETE_TASK,), "its exit is on record; its task remains to be deleted")
+
+
+def _from_exit_file(record: ContainerStatus, exit: ExitRecord, began: int) -> Settlement:
+    status = replace(record, oom_kills=exit.oom_kills)
+    found = _exited(status, exit.code, exit.finished_at, began, f"the {exit.witness}'s exit file")
+    if exit.oom_killed:
+        found = replace(found, status=replace(found.status, reason=REASON_OOM))
+    return found
+
+
+def _exited(record: ContainerStatus, code: int, at: int, began: int, why: str) -> Settlement:
+    status = replace(
+        record,
+        started_at=record.started_at or min(began, at),
+        finished_at=at,
+        exit_code=code,
+        reason=REASON_ERROR if code else REASON_COMPLETED,
+        unknown=False,
+    )
+    return Settlement(status, (Action.DELETE_TASK,), why)
+
+
+def _lost(record: ContainerStatus, now: int, reason: str, message: str) -> Settlement:
+    status = replace(
+        record,
+        started_at=record.started_at or now,
+        finished_at=now,
+        exit_code=EXIT_UNKNOWN,
+        reason=reason,
+        message=message,
+        unknown=False,
+    )
+    return Settlement(status, (Action.DELETE_TASK,), message)
+
+
+def _after_reboot(record: ContainerStatus, ran: bool, starting: bool, now: int) -> Settlement:
+    if not ran and not starting:
+        return Settlement(replace(record, process=None, unknown=False), (), "it had not been started before the reboot")
+    found = _lost(record, now, REASON_REBOOT, "the node was rebooted while the container was running")
+    return replace(found, actions=())
+
+
+def _created_task(record: ContainerStatus, before: ContainerState, w: Witnesses) -> Settlement:
+    """A created task is a start that stopped half-way: back to CREATED, unless the record knows that it ran."""
+    if before is ContainerState.RUNNING or (w.started and w.kernel is Kernel.ALIVE):
+        # The runtime's start was reached: the shim answers "created" only while that command still runs.
+        return Settlement(record, (Action.PROBE,), "its start is still under way in the shim")
+    status = replace(record, process=None, started_at=0, unknown=False)
+    return Settlement(status, (Action.DISCARD_TASK,), "its task was created but never started")
+
+
+def _running(record: ContainerStatus, began: int, actions: tuple[Action, ...], why: str) -> Settlement:
+    status = replace(record, started_at=record.started_at or began, unknown=False)
+    return Settlement(status, actions, why)
+
+
+def _alive_without_shim(record: ContainerStatus, w: Witnesses, ran: bool, began: int) -> Settlement:
+    if ran:
+        again = (Action.MONITOR, Action.PROBE) if w.shim is Shim.UNREACHABLE else (Action.MONITOR,)
+        return _running(record, began, again, f"its init is alive; the shim is {w.shim}")
+    if w.shim is Shim.UNREACHABLE:
+        return Settlement(record, (Action.PROBE,), "its init exists; the shim does not answer")
+    status = replace(record, process=None, unknown=False)
+    return Settlement(status, (Action.DISCARD_TASK,), "its init was created but never started, and has no shim")
+
+
+def _no_sign_of_life(record: ContainerStatus, w: Witnesses, ran: bool, starting: bool, now: int) -> Settlement:
+    """No exit file, and neither shim nor kernel show a living init: proven dead, not yet known, or never started."""
+    if not ran:
+        actions = (Action.PROBE,) if starting and w.shim is Shim.UNREACHABLE else ()
+        process = record.process if actions else None
+        return Settlement(replace(record, process=process, unknown=False), actions, "it has not been started")
+    if w.shim is Shim.UNREACHABLE:
+        why = f"its shim does not answer and the kernel's view of its init is {w.kernel}"
+        return Settlement(replace(record, unknown=True, message=why), (Action.PROBE,), why)
+    if w.wait_status is not None:
+        return _exited(record, w.wait_status, now, now, "the kernel kept its wait status")
+    return _lost(record, now, REASON_LOST, f"its process is gone, its shim is {w.shim} and nobody kept its exit status")
