@@ -5,7 +5,7 @@ Witnesses, from the most to the least telling about an exit:
     record     the status in the store; a recorded exit is final
     exit file  written by the shim (or the keeper) before anybody was told
     shim       what the pod's shim answers, or why it does not
-    kernel     whether the very process (pid, start time, boot id) still exists, and its wait status if the kernel kept it
+    kernel     whether that very process (pid, start time, boot id) still exists, and its wait status if it was kept
     intent     the operation that was under way
 
 A call that failed is never read as absence: UNREACHABLE and UNTOLD are answers of their own, and the only
@@ -146,6 +146,7 @@ def _exited(record: ContainerStatus, code: int, at: int, began: int, why: str) -
         finished_at=at,
         exit_code=code,
         reason=REASON_ERROR if code else REASON_COMPLETED,
+        message="",
         unknown=False,
     )
     return Settlement(status, (Action.DELETE_TASK,), why)
@@ -175,13 +176,16 @@ def _created_task(record: ContainerStatus, before: ContainerState, w: Witnesses)
     """A created task is a start that stopped half-way: back to CREATED, unless the record knows that it ran."""
     if before is ContainerState.RUNNING or (w.started and w.kernel is Kernel.ALIVE):
         # The runtime's start was reached: the shim answers "created" only while that command still runs.
-        return Settlement(record, (Action.PROBE,), "its start is still under way in the shim")
+        why = "its start is still under way in the shim"
+        if before is ContainerState.CREATED:
+            return Settlement(record, (Action.PROBE,), why)
+        return _running(record, record.started_at, (Action.PROBE,), why)
     status = replace(record, process=None, started_at=0, unknown=False)
     return Settlement(status, (Action.DISCARD_TASK,), "its task was created but never started")
 
 
 def _running(record: ContainerStatus, began: int, actions: tuple[Action, ...], why: str) -> Settlement:
-    status = replace(record, started_at=record.started_at or began, unknown=False)
+    status = replace(record, started_at=record.started_at or began, unknown=False, message="")
     return Settlement(status, actions, why)
 
 

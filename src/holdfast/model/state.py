@@ -1,11 +1,11 @@
 """Mutable status, the state derived from it, and the one table through which state moves.
 
-    container:   (create) ─▶ CREATED ─ STARTED ─▶ RUNNING ─ EXITED ─▶ EXITED
-                    │ EXITED (never started, or its start failed)         ▲
-                    └─────────────────────────────────────────────────────┤
-                 any ─ LOST ─▶ UNKNOWN ─ STARTED/CREATED/EXITED ──────────┘
+container:   (create) ─▶ CREATED ─ STARTED ─▶ RUNNING ─ EXITED ─▶ EXITED
+                │ EXITED (never started, or its start failed)         ▲
+                └─────────────────────────────────────────────────────┤
+             any ─ LOST ─▶ UNKNOWN ─ STARTED/CREATED/EXITED ──────────┘
 
-    pod:         (run) ─▶ READY ─ STOPPED ─▶ NOTREADY
+pod:         (run) ─▶ READY ─ STOPPED ─▶ NOTREADY
 """
 
 from dataclasses import dataclass

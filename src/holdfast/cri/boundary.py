@@ -1,0 +1,133 @@
+"""The one boundary between gRPC and the rules: the readiness gate, one log line per call, errors mapped once.
+
+Handlers raise plain errors; an interceptor wraps every method of every service, so that none can be forgotten.
+"""
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, NoReturn
+
+import grpc
+
+from holdfast.model import errors
+
+log = logging.getLogger(__name__)
+
+
+STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
+    errors.Damaged: grpc.StatusCode.DATA_LOSS,
+}
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+ALWAYS_SERVED: Final = frozenset({"Version", "Status", "Recovery", "Config"})
+QUIET: Final = frozenset({"Version", "Status", "RuntimeConfig", "ImageFsInfo"})
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The gRPC code and text for an error. What nobody foresaw is UNKNOWN, as other CRI runtimes have it."""
+    for kind, code in STATUS.items():
+        if isinstance(error, kind):
+            return code, str(error)
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+    return grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
+
+
+class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no complete type information
+    """Opens its gate once the rows are loaded; until then only what needs none is served."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        name = handler_call_details.method.rsplit("/", 1)[-1]
+        if handler.response_streaming:
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            call = self._streaming(name, handler.stream_stream if handler.request_streaming else handler.unary_stream)
+        else:
+            make, call = grpc.unary_unary_rpc_method_handler, self._unary(name, handler.unary_unary)
+        return make(call, handler.request_deserializer, handler.response_serializer)
+
+    def _unary(self, name: str, method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def call(request: Any, context: Any) -> Any:
+            began = time.monotonic()
+            try:
+                self._check_gate(name)
+                reply = await method(request, context)
+            except Exception as exc:
+                await _abort(name, request, context, exc, began)
+            level = logging.DEBUG if name in QUIET or name.startswith("List") else logging.INFO
+            log.log(level, "%s done in %.1f ms", name, _milliseconds(began), extra=_ids(request, reply))
+            return reply
+
+        return call
+
+    def _streaming(
+        self, name: str, method: Callable[[Any, Any], AsyncIterator[Any]]
+    ) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            began = time.monotonic()
+            try:
+                self._check_gate(name)
+                async for reply in method(request, context):
+                    yield reply
+            except Exception as exc:
+                await _abort(name, request, context, exc, began)
+
+        return call
+
+    def _check_gate(self, name: str) -> None:
+        if not self.gate.is_set() and name not in ALWAYS_SERVED:
+            raise errors.Unavailable(f"cannot serve {name} yet: the daemon is starting")
+
+
+async def _abort(name: str, request: Any, context: Any, error: Exception, began: float) -> NoReturn:
+    code, text = status_of(error)
+    unforeseen = error if code is grpc.StatusCode.UNKNOWN else None
+    log.log(
+        logging.ERROR if unforeseen else logging.WARNING,
+        "%s failed with %s after %.1f ms: %s",
+        name,
+        code.name,
+        _milliseconds(began),
+        text,
+        extra=_ids(request, None),
+        exc_info=unforeseen,
+    )
+    await context.abort(code, text)
+    raise AssertionError("abort() does not return")
+
+
+def _ids(request: Any, reply: Any) -> dict[str, str]:
+    """Pod and container ids of a call, wherever they are said, for the log record."""
+    found = {}
+    for message in (request, reply):
+        for field in ("pod_sandbox_id", "container_id"):
+            if value := getattr(message, field, ""):
+                found[field.removesuffix("_sandbox_id").removesuffix("_id")] = str(value)
+    return found
+
+
+def _milliseconds(began: float) -> float:
+    return (time.monotonic() - began) * 1000

@@ -1,0 +1,145 @@
+"""From the world to the CRI's messages. Pure."""
+
+import json
+
+from holdfast.lifecycle.pods import network_result
+from holdfast.lifecycle.world import Container, Pod
+from holdfast.model.image import Image
+from holdfast.model.state import ContainerState, PodState
+from holdfast.proto import runtime_v1_pb2 as pb
+
+CONTAINER_STATE = {
+    ContainerState.CREATED: pb.CONTAINER_CREATED,
+    ContainerState.RUNNING: pb.CONTAINER_RUNNING,
+    ContainerState.EXITED: pb.CONTAINER_EXITED,
+    ContainerState.UNKNOWN: pb.CONTAINER_UNKNOWN,
+}
+POD_STATE = {PodState.READY: pb.SANDBOX_READY, PodState.NOTREADY: pb.SANDBOX_NOTREADY}
+
+
+def pod_metadata(pod: Pod) -> pb.PodSandboxMetadata:
+    meta = pod.meta
+    return pb.PodSandboxMetadata(name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=meta.attempt)
+
+
+def pod_item(pod: Pod) -> pb.PodSandbox:
+    return pb.PodSandbox(
+        id=pod.meta.id,
+        metadata=pod_metadata(pod),
+        state=POD_STATE[pod.state],
+        created_at=pod.meta.created_at,
+        labels=pod.config.labels,
+        annotations=pod.config.annotations,
+        runtime_handler=pod.meta.handler,
+    )
+
+
+def pod_status(pod: Pod) -> pb.PodSandboxStatus:
+    ips = network_result(pod).ips
+    options = pod.config.linux.security_context.namespace_options
+    return pb.PodSandboxStatus(
+        id=pod.meta.id,
+        metadata=pod_metadata(pod),
+        state=POD_STATE[pod.state],
+        created_at=pod.meta.created_at,
+        network=pb.PodSandboxNetworkStatus(
+            ip=ips[0] if ips else "", additional_ips=[pb.PodIP(ip=ip) for ip in ips[1:]]
+        ),
+        linux=pb.LinuxPodSandboxStatus(namespaces=pb.Namespace(options=options)),
+        labels=pod.config.labels,
+        annotations=pod.config.annotations,
+        runtime_handler=pod.meta.handler,
+    )
+
+
+def pod_info(pod: Pod) -> dict[str, str]:
+    """The verbose half of PodSandboxStatus, each value JSON where it is more than a word."""
+    info = {
+        "pid": pod.status.shim.pid if pod.status.shim else 0,
+        "networkNamespace": pod.status.netns,
+        "cgroupParent": pod.meta.cgroup_parent,
+        "reason": pod.status.reason,
+        "underWay": sorted(pod.intents),
+    }
+    return {"info": json.dumps(info)}
+
+
+def container_item(container: Container) -> pb.Container:
+    config = container.config
+    return pb.Container(
+        id=container.meta.id,
+        pod_sandbox_id=container.meta.pod_id,
+        metadata=config.metadata,
+        image=config.image,
+        image_ref=container.meta.image_id,
+        image_id=container.meta.image_id,
+        state=CONTAINER_STATE[container.state],
+        created_at=container.meta.created_at,
+        labels=config.labels,
+        annotations=config.annotations,
+    )
+
+
+def container_status(container: Container, image_ref: str) -> pb.ContainerStatus:
+    """`image_ref` is the digest reference of the image, or its id."""
+    config, status = container.config, container.status
+    linux = pb.LinuxContainerResources.FromString(status.resources) if status.resources else config.linux.resources
+    return pb.ContainerStatus(
+        id=container.meta.id,
+        metadata=config.metadata,
+        state=CONTAINER_STATE[container.state],
+        created_at=container.meta.created_at,
+        started_at=status.started_at,
+        finished_at=status.finished_at,
+        exit_code=status.exit_code,
+        image=pb.ImageSpec(image=container.meta.image_ref),
+        image_ref=image_ref,
+        image_id=container.meta.image_id,
+        reason=status.reason,
+        message=status.message,
+        labels=config.labels,
+        annotations=config.annotations,
+        mounts=config.mounts,
+        log_path=container.meta.log_path,
+        resources=pb.ContainerResources(linux=linux),
+    )
+
+
+def container_info(container: Container, spec: dict[str, object] | None) -> dict[str, str]:
+    """The verbose half of ContainerStatus."""
+    process = container.status.process
+    info = {
+        "sandboxID": container.meta.pod_id,
+        "pid": process.pid if process and container.state is ContainerState.RUNNING else 0,
+        "snapshotKey": container.meta.snapshot_key,
+        "oomKills": container.status.oom_kills,
+        "underWay": sorted(container.intents),
+        "runtimeSpec": spec,
+    }
+    return {"info": json.dumps(info)}
+
+
+def image_item(image: Image) -> pb.Image:
+    uid, name = image_user(image.user)
+    return pb.Image(
+        id=image.id,
+        repo_tags=image.tags,
+        repo_digests=image.digests,
+        size=image.size,
+        uid=pb.Int64Value(value=uid) if uid is not None else None,
+        username=name,
+        spec=pb.ImageSpec(image=image.id),
+        pinned=image.pinned,
+    )
+
+
+def image_user(user: str) -> tuple[int | None, str]:
+    """(uid, "") or (None, name) from an image's "user[:group]"; root when it says nothing."""
+    name = user.partition(":")[0]
+    if not name:
+        return 0, ""
+    return (int(name), "") if name.isdigit() else (None, name)
+
+
+def image_info(image: Image) -> dict[str, str]:
+    return {"info": json.dumps({"imageSpec": json.loads(image.config), "diffIDs": list(image.diff_ids)})}

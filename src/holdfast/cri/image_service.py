@@ -1,0 +1,64 @@
+"""runtime.v1.ImageService: a few lines per call; the rules are in `images`."""
+
+import time
+from typing import Any
+
+from holdfast.cri import convert
+from holdfast.images.service import Images
+from holdfast.model.errors import InvalidArgument, NotFound
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceServicer
+
+
+class ImageService(ImageServiceServicer):  # type: ignore[misc]  # the generated base has no type information
+    """Images over the CRI."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:
+        wanted = request.filter.image.image
+        if not wanted:
+            return pb.ListImagesResponse(images=[convert.image_item(image) for image in self._images.list()])
+        try:
+            return pb.ListImagesResponse(images=[convert.image_item(self._images.find(wanted))])
+        except NotFound:
+            return pb.ListImagesResponse()
+
+    async def ImageStatus(self, request: pb.ImageStatusRequest, context: Any) -> pb.ImageStatusResponse:
+        """An image that is not there is an empty answer, not an error."""
+        try:
+            image = self._images.find(_name(request.image))
+        except NotFound:
+            return pb.ImageStatusResponse()
+        info = convert.image_info(image) if request.verbose else {}
+        return pb.ImageStatusResponse(image=convert.image_item(image), info=info)
+
+    async def PullImage(self, request: pb.PullImageRequest, context: Any) -> pb.PullImageResponse:
+        auth = request.auth if request.HasField("auth") else None
+        image = await self._images.pull(_name(request.image), auth)
+        return pb.PullImageResponse(image_ref=image.id)
+
+    async def RemoveImage(self, request: pb.RemoveImageRequest, context: Any) -> pb.RemoveImageResponse:
+        """An image that is not there has been removed."""
+        try:
+            await self._images.remove(_name(request.image))
+        except NotFound:
+            pass
+        return pb.RemoveImageResponse()
+
+    async def ImageFsInfo(self, request: pb.ImageFsInfoRequest, context: Any) -> pb.ImageFsInfoResponse:
+        usage = await self._images.usage()
+        filesystem = pb.FilesystemUsage(
+            timestamp=time.time_ns(),
+            fs_id=pb.FilesystemIdentifier(mountpoint=usage.mountpoint),
+            used_bytes=pb.UInt64Value(value=usage.bytes),
+            inodes_used=pb.UInt64Value(value=usage.inodes),
+        )
+        return pb.ImageFsInfoResponse(image_filesystems=[filesystem], container_filesystems=[filesystem])
+
+
+def _name(image: pb.ImageSpec) -> str:
+    if not image.image:
+        raise InvalidArgument("image.image: must not be empty")
+    return image.image

@@ -1,0 +1,90 @@
+"""holdfast.v1.Node: what the CRI cannot say, on the same socket."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from holdfast.images.service import Images
+from holdfast.lifecycle.tasks import in_thread
+from holdfast.model.errors import InvalidArgument
+from holdfast.model.image import Image
+from holdfast.proto import node_pb2 as pb
+from holdfast.proto.node_pb2_grpc import NodeServicer
+
+PROGRESS_EVENTS: Final = 64
+ProgressCallback = Callable[[str, str, int, int], None]
+
+
+class NodeService(NodeServicer):  # type: ignore[misc]  # the generated base has no type information
+    """Recovery report, configuration, and image transfers with progress."""
+
+    def __init__(self, images: Images, ingest: Path, report: Callable[[], str], config: Callable[[], str]) -> None:
+        self._images = images
+        self._ingest = ingest
+        self._report = report
+        self._config = config
+
+    async def Recovery(self, request: pb.RecoveryRequest, context: Any) -> pb.RecoveryReply:
+        return pb.RecoveryReply(json=self._report())
+
+    async def Config(self, request: pb.ConfigRequest, context: Any) -> pb.ConfigReply:
+        return pb.ConfigReply(toml=self._config())
+
+    async def ImportImage(self, request: AsyncIterator[pb.ImportChunk], context: Any) -> AsyncIterator[pb.Progress]:
+        """Take an archive in chunks, then import it; the upload is gone afterwards, whatever came of it."""
+        upload = self._ingest / f"upload-{secrets.token_hex(8)}"
+        try:
+            with open(upload, "xb", opener=_private) as file:
+                async for chunk in request:
+                    await in_thread(file.write, chunk.data)
+            if upload.stat().st_size == 0:
+                raise InvalidArgument("data: the archive is empty")
+            async for progress in _follow(lambda tell: self._images.import_archive(upload, tell)):
+                yield progress
+        finally:
+            upload.unlink(missing_ok=True)
+
+    async def PullImage(self, request: pb.NodePullRequest, context: Any) -> AsyncIterator[pb.Progress]:
+        if not request.image:
+            raise InvalidArgument("image: must not be empty")
+
+        async def pull(tell: ProgressCallback) -> list[Image]:
+            return [await self._images.pull(request.image, None, tell)]
+
+        async for progress in _follow(pull):
+            yield progress
+
+
+async def _follow(work: Callable[[ProgressCallback], Any]) -> AsyncIterator[pb.Progress]:
+    """Run a transfer and yield its progress; a slow reader loses steps, never the transfer its pace."""
+    steps: asyncio.Queue[pb.Progress | None] = asyncio.Queue(PROGRESS_EVENTS)
+
+    def tell(item: str, phase: str, done: int, total: int) -> None:
+        if not steps.full():
+            steps.put_nowait(pb.Progress(item=item, phase=phase, done=done, total=total))
+
+    async def run() -> list[Image]:
+        try:
+            images: list[Image] = await work(tell)
+            return images
+        finally:
+            while steps.full():
+                steps.get_nowait()
+            steps.put_nowait(None)
+
+    running = asyncio.get_running_loop().create_task(run(), name="image transfer")
+    try:
+        while (step := await steps.get()) is not None:
+            yield step
+        images = await running
+    finally:
+        running.cancel()  # a client that hangs up ends its transfer; nothing of it is visible before it is whole
+    names = [name for image in images for name in (image.tags or (image.id,))]
+    yield pb.Progress(phase="done", images=names)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

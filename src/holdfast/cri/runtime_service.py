@@ -1,0 +1,173 @@
+"""runtime.v1.RuntimeService: a few lines per call; the rules are in `lifecycle`.
+
+Errors are raised plainly and mapped by the boundary; what is not overridden here answers UNIMPLEMENTED.
+"""
+
+import json
+from typing import Any, Final
+
+from holdfast import __version__
+from holdfast.cri import convert, filters
+from holdfast.lifecycle.bundle import Bundles
+from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.execute import Executor
+from holdfast.lifecycle.pods import Pods
+from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.world import Container, World
+from holdfast.images.service import Images
+from holdfast.model.errors import HoldfastError, InvalidArgument, NotFound
+from holdfast.network.network import Network
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceServicer
+from holdfast.runtime.handlers import Handlers
+
+API_VERSION: Final = "v1"
+KUBELET_API_VERSION: Final = "0.1.0"
+
+
+class RuntimeService(RuntimeServiceServicer):  # type: ignore[misc]  # the generated base has no type information
+    """Pods and containers over the CRI."""
+
+    def __init__(
+        self,
+        world: World,
+        pods: Pods,
+        containers: Containers,
+        executor: Executor,
+        bundles: Bundles,
+        images: Images,
+        handlers: Handlers,
+        network: Network,
+        facts: dict[str, object],
+    ) -> None:
+        self._world = world
+        self._pods = pods
+        self._containers = containers
+        self._executor = executor
+        self._bundles = bundles
+        self._images = images
+        self._handlers = handlers
+        self._network = network
+        self._facts = facts
+
+    async def Version(self, request: pb.VersionRequest, context: Any) -> pb.VersionResponse:
+        return pb.VersionResponse(
+            version=KUBELET_API_VERSION,
+            runtime_name="holdfast",
+            runtime_version=__version__,
+            runtime_api_version=API_VERSION,
+        )
+
+    async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
+        ready, reason, message = self._network.ready()
+        conditions = [
+            pb.RuntimeCondition(type="RuntimeReady", status=True),
+            pb.RuntimeCondition(type="NetworkReady", status=ready, reason=reason, message=message),
+        ]
+        names = dict.fromkeys(["", *self._handlers.all])
+        return pb.StatusResponse(
+            status=pb.RuntimeStatus(conditions=conditions),
+            info={"config": json.dumps(self._facts)} if request.verbose else {},
+            runtime_handlers=[pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in names],
+            features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        )
+
+    async def RuntimeConfig(self, request: pb.RuntimeConfigRequest, context: Any) -> pb.RuntimeConfigResponse:
+        return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
+
+    async def RunPodSandbox(self, request: pb.RunPodSandboxRequest, context: Any) -> pb.RunPodSandboxResponse:
+        pod = await self._pods.run(request.config, request.runtime_handler)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=pod.meta.id)
+
+    async def StopPodSandbox(self, request: pb.StopPodSandboxRequest, context: Any) -> pb.StopPodSandboxResponse:
+        await self._pods.stop(_needed(request.pod_sandbox_id, "pod_sandbox_id"))
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(self, request: pb.RemovePodSandboxRequest, context: Any) -> pb.RemovePodSandboxResponse:
+        await self._pods.remove(_needed(request.pod_sandbox_id, "pod_sandbox_id"))
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest, context: Any) -> pb.PodSandboxStatusResponse:
+        pod = self._world.pod(_needed(request.pod_sandbox_id, "pod_sandbox_id"))
+        if not pod.acknowledged:
+            raise NotFound(f"cannot find pod sandbox {request.pod_sandbox_id!r}: it is being made")
+        containers = [self._status(container) for container in pod.containers.values() if container.acknowledged]
+        return pb.PodSandboxStatusResponse(
+            status=convert.pod_status(pod),
+            info=convert.pod_info(pod) if request.verbose else {},
+            containers_statuses=containers,
+            timestamp=self._world.clock.now(),
+        )
+
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Any) -> pb.ListPodSandboxResponse:
+        found = [pod for pod in self._world.pods.values() if filters.pod_matches(pod, request.filter)]
+        return pb.ListPodSandboxResponse(items=[convert.pod_item(pod) for pod in found])
+
+    async def CreateContainer(self, request: pb.CreateContainerRequest, context: Any) -> pb.CreateContainerResponse:
+        pod_id = _needed(request.pod_sandbox_id, "pod_sandbox_id")
+        container = await self._containers.create(pod_id, request.config)
+        return pb.CreateContainerResponse(container_id=container.meta.id)
+
+    async def StartContainer(self, request: pb.StartContainerRequest, context: Any) -> pb.StartContainerResponse:
+        await self._containers.start(_needed(request.container_id, "container_id"))
+        return pb.StartContainerResponse()
+
+    async def StopContainer(self, request: pb.StopContainerRequest, context: Any) -> pb.StopContainerResponse:
+        if request.timeout < 0:
+            raise InvalidArgument(f"timeout: {request.timeout} is negative")
+        await self._containers.stop(_needed(request.container_id, "container_id"), request.timeout)
+        return pb.StopContainerResponse()
+
+    async def RemoveContainer(self, request: pb.RemoveContainerRequest, context: Any) -> pb.RemoveContainerResponse:
+        await self._containers.remove(_needed(request.container_id, "container_id"))
+        return pb.RemoveContainerResponse()
+
+    async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> pb.ListContainersResponse:
+        found = [one for one in self._world.containers.values() if filters.container_matches(one, request.filter)]
+        return pb.ListContainersResponse(containers=[convert.container_item(container) for container in found])
+
+    async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Any) -> pb.ContainerStatusResponse:
+        container = self._world.container(_needed(request.container_id, "container_id"))
+        if not container.acknowledged:
+            raise NotFound(f"cannot find container {request.container_id!r}: it is being created")
+        info = {}
+        if request.verbose:
+            info = convert.container_info(container, await in_thread(self._spec, container))
+        return pb.ContainerStatusResponse(status=self._status(container), info=info)
+
+    async def UpdateContainerResources(
+        self, request: pb.UpdateContainerResourcesRequest, context: Any
+    ) -> pb.UpdateContainerResourcesResponse:
+        await self._containers.update_resources(_needed(request.container_id, "container_id"), request.linux)
+        return pb.UpdateContainerResourcesResponse()
+
+    async def ReopenContainerLog(
+        self, request: pb.ReopenContainerLogRequest, context: Any
+    ) -> pb.ReopenContainerLogResponse:
+        await self._containers.reopen_log(_needed(request.container_id, "container_id"))
+        return pb.ReopenContainerLogResponse()
+
+    async def ExecSync(self, request: pb.ExecSyncRequest, context: Any) -> pb.ExecSyncResponse:
+        container_id = _needed(request.container_id, "container_id")
+        out, err, code = await self._executor.exec_sync(container_id, list(request.cmd), request.timeout)
+        return pb.ExecSyncResponse(stdout=out, stderr=err, exit_code=code)
+
+    def _status(self, container: Container) -> pb.ContainerStatus:
+        try:
+            image = self._images.find(container.meta.image_id)
+            ref = image.digests[0] if image.digests else image.id
+        except HoldfastError:  # the image was removed under a container that goes on without it
+            ref = container.meta.image_id
+        return convert.container_status(container, ref)
+
+    def _spec(self, container: Container) -> dict[str, object] | None:
+        try:
+            return self._bundles.load(container)
+        except FileNotFoundError:
+            return None
+
+
+def _needed(value: str, field: str) -> str:
+    if not value:
+        raise InvalidArgument(f"{field}: must not be empty")
+    return value

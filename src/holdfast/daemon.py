@@ -1,0 +1,218 @@
+"""The composition root: build everything, serve, stop in reverse. Nothing else constructs these objects.
+
+The order at start matters: the store, the keeper's connection, the rows, then the socket; only then is anything asked
+of a shim, so no shim can keep the API from answering.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from holdfast import config as configuration
+from holdfast import logs
+from holdfast.config import Config
+from holdfast.cri.boundary import Boundary
+from holdfast.cri.image_service import ImageService
+from holdfast.cri.node_service import NodeService
+from holdfast.cri.runtime_service import RuntimeService
+from holdfast.images.content import Content
+from holdfast.images.service import Images
+from holdfast.lifecycle.bundle import Bundles
+from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.execute import Executor
+from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.monitor import Monitor
+from holdfast.lifecycle.oci_spec import HostFacts
+from holdfast.lifecycle.pods import Pods
+from holdfast.lifecycle.recover import Recovery
+from holdfast.lifecycle.stop import Stopper
+from holdfast.lifecycle.sweep import Sweeper
+from holdfast.lifecycle.tasks import Background, in_thread
+from holdfast.lifecycle.world import World
+from holdfast.linux import cgroup, systemd
+from holdfast.model.clock import Clock
+from holdfast.model.errors import Unavailable
+from holdfast.network.network import LoopbackOnly
+from holdfast.proto.node_pb2_grpc import add_NodeServicer_to_server
+from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_server, add_RuntimeServiceServicer_to_server
+from holdfast.runtime import handlers as runtime_handlers
+from holdfast.runtime import keeper as keeper_client
+from holdfast.runtime import unpack
+from holdfast.runtime.keeper import Keeper
+from holdfast.runtime.shims import Shims
+from holdfast.snapshots.overlay import Snapshots
+from holdfast.store.db import Store
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES: Final = 16 * 1024 * 1024 + 1024 * 1024  # ExecSync's 16 MiB a stream is cut to fit, see CRI
+GRPC_OPTIONS: Final = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+)
+GRACE_SECONDS: Final = 5.0
+
+
+class Daemon:
+    """One run of holdfastd."""
+
+    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+        self._config = config
+        self._load = load
+        self._stop = asyncio.Event()
+        self._background = Background()
+        self._shims: Shims | None = None
+        self._keeper: Keeper | None = None
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        config = self._config
+        async with AsyncExitStack() as stack:
+            store = await in_thread(Store.open, config.root / "holdfast.db")
+            stack.push_async_callback(in_thread, store.close)
+            self._keeper = keeper = await Keeper.connect(config.state)
+            stack.push_async_callback(keeper.aclose)
+            self._shims = shims = Shims(config.state / "pods", keeper)
+            stack.callback(shims.close)
+            stack.push_async_callback(self._background.stop)
+            boundary = Boundary()
+            recovery = await self._build(stack, store, keeper, shims, boundary)
+            self._handle_signals()
+            await recovery.load()
+            boundary.gate.set()
+            systemd.notify("READY=1")
+            log.info("serving %s", config.socket)
+            self._background.start("recovery", recovery.run())
+            self._background.start("keeper watch", self._watch_keeper(keeper))
+            await self._stop.wait()
+            log.info("stopping; containers run on")
+
+    async def _build(
+        self, stack: AsyncExitStack, store: Store, keeper: Keeper, shims: Shims, boundary: Boundary
+    ) -> Recovery:
+        """Construct the layers from the bottom up and start to listen."""
+        config, background = self._config, self._background
+        layout = Layout(config.root, config.state)
+        mode = cgroup.mode()
+        handlers = await in_thread(
+            runtime_handlers.find, config.runtime_binaries(), config.default_runtime, config.state, mode
+        )
+        facts = HostFacts.detect(mode)
+        network = LoopbackOnly()
+        world = World(store, Clock())
+        snapshots = Snapshots(store, config.root / "snapshots")
+        content = Content(store, config.root)
+        images = Images(store, content, snapshots, unpack.through(keeper), insecure=config.insecure_registries)
+        await images.load()
+        cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root)
+        bundles = Bundles(snapshots, images, layout, facts)
+        stopper = Stopper(world, cleanup, background)
+        monitor = Monitor(world, shims, cleanup, background, layout)
+        containers = Containers(world, shims, images, snapshots, bundles, monitor, stopper, cleanup, layout)
+        pods = Pods(world, shims, handlers, network, containers, cleanup, layout, config.cgroup_root)
+        executor = Executor(containers, bundles, shims, config.exec_output_limit)
+        sweeper = Sweeper(world, keeper, shims, handlers, snapshots, images, layout, config.cgroup_root)
+        recovery = Recovery(store, world, keeper, monitor, stopper, containers, pods, sweeper, background)
+        runtime = RuntimeService(
+            world, pods, containers, executor, bundles, images, handlers, network, self._facts(handlers.default, mode)
+        )
+        node = NodeService(images, config.root / "ingest", recovery.last_report, lambda: configuration.render(config))
+        await self._listen(stack, boundary, runtime, ImageService(images), node)
+        return recovery
+
+    async def _listen(
+        self,
+        stack: AsyncExitStack,
+        boundary: Boundary,
+        runtime: RuntimeService,
+        images: ImageService,
+        node: NodeService,
+    ) -> None:
+        """Serve on the socket, which only its owner may open. Raises Unavailable when it cannot be had."""
+        server = grpc.aio.server(interceptors=(boundary,), options=GRPC_OPTIONS)
+        add_RuntimeServiceServicer_to_server(runtime, server)
+        add_ImageServiceServicer_to_server(images, server)
+        add_NodeServicer_to_server(node, server)
+        path = self._config.socket
+        path.unlink(missing_ok=True)  # of a run that was killed; the lock says that it is over
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as exc:
+            raise Unavailable(f"cannot listen on {path}: {exc}") from exc
+        await server.start()
+        os.chmod(path, 0o600)
+        stack.push_async_callback(in_thread, path.unlink, missing_ok=True)
+        stack.push_async_callback(server.stop, GRACE_SECONDS)
+
+    def _facts(self, runtime: str, mode: str) -> dict[str, object]:
+        """What Status(verbose) tells of this daemon."""
+        config = self._config
+        return {
+            "root": str(config.root),
+            "state": str(config.state),
+            "cgroup_root": config.cgroup_root,
+            "log_root": str(config.log_root),
+            "cgroup_mode": mode,
+            "default_runtime": runtime,
+            "pid": os.getpid(),
+        }
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._dump)
+
+    def _reload(self) -> None:
+        """Take over what can be changed while running; say what cannot."""
+        systemd.notify("RELOADING=1")
+        try:
+            new = self._load()
+        except Exception as exc:
+            log.error("cannot reload the configuration, keeping the old one: %s", exc)
+        else:
+            for key in configuration.changed_unreloadable(self._config, new):
+                log.warning("setting %s has changed; it takes effect at the next start", key)
+            logs.configure(new.log_level, new.log_format)
+            log.info("configuration reloaded")
+        systemd.notify("READY=1")
+
+    def _dump(self) -> None:
+        """Tasks, descriptors and shims, for whoever sent SIGUSR1."""
+        for task in sorted(asyncio.all_tasks(), key=lambda task: task.get_name()):
+            frames = task.get_stack(limit=1)
+            where = f"{frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else "?"
+            log.info("dump: task %s at %s", task.get_name(), where)
+        for entry in sorted(os.listdir("/proc/self/fd"), key=int):
+            log.info("dump: fd %s -> %s", entry, _link(f"/proc/self/fd/{entry}"))
+        for pod_id in self._shims.connected() if self._shims else []:
+            log.info("dump: connected to the shim of pod %s", pod_id, extra={"pod": pod_id})
+        log.info("dump: %d threads, python %s", len(os.listdir("/proc/self/task")), sys.version.split()[0])
+
+    async def _watch_keeper(self, keeper: Keeper) -> None:
+        """Log workers that end unasked; replace a keeper that is gone. Its shims live on."""
+        async for event in keeper.events():
+            log.info("worker %s %s (pid %d) ended with status %d", event.kind, event.id, event.pid, event.status)
+        if not self._stop.is_set():
+            log.error("the keeper is gone; starting another one")
+            await in_thread(keeper_client.ensure_running, self._config.state)
+            await keeper.reconnect()
+            self._background.start("keeper watch again", self._watch_keeper(keeper))
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return "closed"

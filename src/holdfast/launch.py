@@ -1,0 +1,60 @@
+"""holdfastd up to the point where threads may exist: configuration, the lock, the keeper; then the daemon proper."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from holdfast import config as configuration
+from holdfast import logs
+from holdfast.linux import files, systemd
+from holdfast.model.errors import FailedPrecondition, HoldfastError
+from holdfast.runtime import keeper as keeper_client
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon until SIGTERM or SIGINT; containers run on. Returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    os.umask(0o077)
+    try:
+        load = configuration.from_command_line(arguments)
+        config = load()
+        logs.configure(config.log_level, config.log_format)
+        for directory in (config.root, config.state, config.socket.parent):
+            files.make_private(directory)
+        lock = take_lock(config.root)
+        keeper_client.ensure_running(config.state)
+    except (HoldfastError, OSError) as exc:
+        print(f"holdfastd: {exc}", file=sys.stderr)  # noqa: T201
+        return 1
+    return _serve(config, load, lock)
+
+
+def take_lock(root: Path) -> int:
+    """One daemon per root. Returns the locked descriptor; raises FailedPrecondition that names the holder."""
+    path = root / "lock"
+    try:
+        lock = files.lock(path)
+    except BlockingIOError as exc:
+        holder = files.read_bounded(path, 64).decode(errors="replace").strip() or "unknown"
+        raise FailedPrecondition(f"cannot use root {root}: holdfastd with pid {holder} is using it") from exc
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _serve(config: configuration.Config, load: Any, lock: int) -> int:
+    # Imported here: gRPC starts threads, and the keeper had to be started before any existed.
+    import asyncio
+
+    from holdfast.daemon import Daemon
+
+    try:
+        asyncio.run(Daemon(config, load).run())
+    except HoldfastError as exc:
+        print(f"holdfastd: {exc}", file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        systemd.notify("STOPPING=1")
+        os.close(lock)
+    return 0

@@ -1,0 +1,136 @@
+"""The OCI bundle of a container: config.json made from the CRI's words, the image's defaults and this host's facts."""
+
+import json
+import os
+from pathlib import Path
+from typing import Final
+
+from holdfast.images.service import Images
+from holdfast.lifecycle.cleanup import container_cgroup
+from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.oci_spec import HostFacts, ImageConfig, SpecRequest, build, resources_to_oci
+from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.users import ResolvedUser, resolve_user
+from holdfast.lifecycle.world import Container, Pod
+from holdfast.linux import files, mount
+from holdfast.model.image import Image
+from holdfast.model.spec import Mount
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.snapshots.overlay import Snapshots
+
+CONFIG_FILE: Final = "config.json"
+CONFIG_LIMIT: Final = 8 * 1024 * 1024
+
+
+class Bundles:
+    """Writes bundles into the pod's volatile directory."""
+
+    def __init__(self, snapshots: Snapshots, images: Images, layout: Layout, facts: HostFacts) -> None:
+        self._snapshots = snapshots
+        self._images = images
+        self._layout = layout
+        self._facts = facts
+
+    def path(self, container: Container) -> Path:
+        return self._layout.bundle(container.pod.meta.id, container.meta.id)
+
+    async def write(self, container: Container, image: Image) -> None:
+        """Make the bundle's directory and config.json. Raises InvalidArgument that names the field."""
+        mounts = await self._snapshots.mounts(container.meta.snapshot_key)
+        await in_thread(self._write, container, image, mounts[0])
+
+    async def ensure(self, container: Container, image: Image) -> None:
+        """Make the bundle unless it is there; the state directory may have been lost since it was written."""
+        if not (self.path(container) / CONFIG_FILE).exists():
+            await self.write(container, image)
+
+    async def update_resources(self, container: Container, resources: pb.LinuxContainerResources) -> None:
+        """Change the limits with which a container that was not started will start."""
+        await in_thread(self._update_resources, container, resources)
+
+    def load(self, container: Container) -> dict[str, object]:
+        """The OCI spec as it was written."""
+        spec: dict[str, object] = json.loads(files.read_bounded(self.path(container) / CONFIG_FILE, CONFIG_LIMIT))
+        return spec
+
+    def _write(self, container: Container, image: Image, rootfs: Mount) -> None:
+        files.make_private(self.path(container))
+        request = self._request(container, image, self._user(container, image, rootfs))
+        self._save(container, build(request))
+
+    def _save(self, container: Container, spec: dict[str, object]) -> None:
+        data = json.dumps(spec, separators=(",", ":")).encode()
+        files.write_atomic(self.path(container) / CONFIG_FILE, data, sync=False)
+
+    def _update_resources(self, container: Container, resources: pb.LinuxContainerResources) -> None:
+        spec = self.load(container)
+        linux = spec["linux"]
+        assert isinstance(linux, dict)
+        before = linux.get("resources", {})
+        for key, value in resources_to_oci(resources).items():
+            merged = {**before.get(key, {}), **value} if isinstance(value, dict) else value
+            before[key] = merged
+        linux["resources"] = before
+        self._save(container, spec)
+
+    def _user(self, container: Container, image: Image, rootfs: Mount) -> ResolvedUser:
+        """Who the process will be, looked up in the image's own files through a mount that nobody else sees."""
+        descriptor = mount.open_detached(rootfs)
+        try:
+
+            def read(path: str, limit: int) -> bytes | None:
+                try:
+                    found = files.open_beneath(descriptor, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK, in_root=True)
+                except (FileNotFoundError, NotADirectoryError):
+                    return None
+                with os.fdopen(found, "rb") as file:
+                    return file.read(limit)
+
+            return resolve_user(container.config, image.user, read)
+        finally:
+            os.close(descriptor)
+
+    def _request(self, container: Container, image: Image, user: ResolvedUser) -> SpecRequest:
+        pod = container.pod
+        return SpecRequest(
+            pod_id=pod.meta.id,
+            container_id=container.meta.id,
+            pod=pod.config,
+            container=container.config,
+            image=ImageConfig(
+                entrypoint=image.entrypoint,
+                cmd=image.cmd,
+                env=image.env,
+                workdir=image.workdir,
+                user=image.user,
+                stop_signal=image.stop_signal,
+                volumes=image.volumes,
+            ),
+            namespaces=self._namespaces(pod),
+            cgroups_path=container_cgroup(container),
+            hostname=hostname(pod.config),
+            user=user,
+            facts=self._facts,
+            **self._files(pod),
+        )
+
+    def _namespaces(self, pod: Pod) -> dict[str, str]:
+        """Paths of the namespaces that were pinned for the pod; what is not pinned is the host's or the container's."""
+        pinned = self._layout.namespaces(pod.meta.id)
+        return {kind: str(pinned / kind) for kind in ("net", "ipc", "uts", "pid") if (pinned / kind).exists()}
+
+    def _files(self, pod: Pod) -> dict[str, str]:
+        directory = self._layout.pod(pod.meta.id)
+        shm = self._layout.shm(pod.meta.id)
+        return {
+            "resolv_conf": str(directory / "resolv.conf"),
+            "hosts": str(directory / "hosts"),
+            "hostname_path": str(directory / "hostname"),
+            "shm": str(shm) if shm.exists() else "/dev/shm",
+        }
+
+
+def hostname(config: pb.PodSandboxConfig) -> str:
+    """The pod's own host name; that of the host for a pod on its network."""
+    options = config.linux.security_context.namespace_options
+    return os.uname().nodename if options.network == pb.NODE else config.hostname or config.metadata.name[:63]

@@ -1,0 +1,136 @@
+"""Taking things apart: each step idempotent, none of them a reason to forget the object.
+
+Used alike by undo, stop, remove and recovery. A step that cannot be finished raises, its row stays, and the caller
+(or the next recovery) comes back.
+"""
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+from typing import Final
+
+from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.linux import cgroup, files, mount, namespace
+from holdfast.model.errors import NotFound, Unavailable
+from holdfast.network.network import Network
+from holdfast.runtime.handlers import Handlers
+from holdfast.runtime.shims import Shims, alive
+from holdfast.snapshots.overlay import Snapshots
+
+log = logging.getLogger(__name__)
+
+STEP_SECONDS: Final = 30.0
+CGROUP_TRIES: Final = 50
+CGROUP_PAUSE: Final = 0.01  # an ended process leaves its cgroup a moment after it can be waited for
+
+
+def container_cgroup(container: Container) -> str:
+    return f"{container.pod.meta.cgroup_parent.rstrip('/')}/{container.meta.id}"
+
+
+class Cleanup:
+    """What remains of containers and pods, removed."""
+
+    def __init__(
+        self,
+        world: World,
+        shims: Shims,
+        handlers: Handlers,
+        snapshots: Snapshots,
+        network: Network,
+        layout: Layout,
+        cgroup_root: str,
+    ) -> None:
+        self._world = world
+        self._shims = shims
+        self._handlers = handlers
+        self._snapshots = snapshots
+        self._network = network
+        self._layout = layout
+        self._cgroup_root = cgroup_root
+
+    async def kill(self, container: Container) -> None:
+        """End every process of a container through its cgroup."""
+        path = container_cgroup(container)
+        if await in_thread(cgroup.exists, path):
+            await in_thread(cgroup.kill, path)
+
+    async def task(self, container: Container) -> None:
+        """Delete the container's task: runtime state, mounts, cgroup. What is already gone is fine."""
+        pod, bundle = container.pod, self._bundle(container)
+        if pod.status.shim is not None and alive(pod.status.shim):
+            with contextlib.suppress(NotFound):  # gone from the shim; what it may have left behind is checked below
+                await (await self._shims.task(pod.meta.id)).delete(container.meta.id)
+        else:
+            await self.kill(container)
+            await self._runtime_delete(container)
+        if bundle.exists():
+            await in_thread(mount.unmount_tree, bundle / "rootfs")
+        await self._remove_cgroup(container_cgroup(container))
+        container.cleaned.set()
+
+    async def container(self, container: Container) -> None:
+        """Remove every trace of a container that has no task: bundle, snapshot, and last its row."""
+        bundle = self._bundle(container)
+        if bundle.exists():
+            await in_thread(files.remove_tree, bundle)
+        await self._snapshots.remove(container.meta.snapshot_key)
+        await self._world.delete_container(container)
+
+    async def sandbox(self, pod: Pod) -> None:
+        """End what a sandbox is made of: network, shim, namespaces, shared memory, cgroup. Its containers are over."""
+        pod_id = pod.meta.id
+        if pod.status.netns:
+            where = Path(pod.status.netns)
+            await within(STEP_SECONDS, self._network.delete(pod_id, where), f"delete network of pod {pod_id}")
+        await self._shims.end(pod_id, pod.status.shim)
+        await in_thread(self._unpin, pod_id)
+        if pod.meta.owns_cgroup:
+            await self._remove_cgroup(pod.meta.cgroup_parent)
+            if Path(pod.meta.cgroup_parent).parent == Path(self._cgroup_root):
+                with contextlib.suppress(OSError):  # other pods are in it
+                    await in_thread(cgroup.remove, self._cgroup_root)
+
+    async def pod(self, pod: Pod) -> None:
+        """Remove every trace of a stopped pod without containers, and last its row."""
+        directory = self._layout.pod(pod.meta.id)
+        if directory.exists():
+            await in_thread(files.remove_tree, directory)
+        await self._world.delete_pod(pod)
+
+    def _unpin(self, pod_id: str) -> None:
+        if not self._layout.pod(pod_id).exists():
+            return
+        for name in ("net", "ipc", "uts", "pid"):
+            namespace.unpin(self._layout.namespaces(pod_id) / name)
+        if self._layout.shm(pod_id).exists():
+            mount.unmount_tree(self._layout.shm(pod_id))
+
+    async def _remove_cgroup(self, path: str) -> None:
+        for _ in range(CGROUP_TRIES):
+            try:
+                return await in_thread(cgroup.remove, path)
+            except OSError as exc:
+                busy = exc
+                await asyncio.sleep(CGROUP_PAUSE)
+        raise Unavailable(f"cannot remove cgroup {path}: {busy.strerror}") from busy
+
+    async def _runtime_delete(self, container: Container) -> None:
+        """What the shim would do, for a shim that is dead."""
+        handler = self._handlers.get(container.pod.meta.handler)
+        left = Path(handler.root, container.meta.id)
+        if not left.exists():
+            return
+        command = (handler.binary, "--root", handler.root, "delete", "--force", container.meta.id)
+        quiet = asyncio.subprocess.DEVNULL
+        child = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)
+        await within(STEP_SECONDS, child.wait(), f"run {handler.name} delete for container {container.meta.id}")
+        if left.exists():
+            # The runtime could not (crun refuses some hosts); its processes are dead, so its notes may go.
+            await in_thread(files.remove_tree, left)
+
+    def _bundle(self, container: Container) -> Path:
+        return self._layout.bundle(container.pod.meta.id, container.meta.id)

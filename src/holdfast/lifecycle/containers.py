@@ -1,0 +1,242 @@
+"""Containers: create, start, stop, remove, update. Intent first, then the act, then the result."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from holdfast.images.service import Images
+from holdfast.lifecycle.bundle import Bundles
+from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.monitor import Monitor, read_init
+from holdfast.lifecycle.oci_spec import resources_to_oci, validate_container
+from holdfast.lifecycle.stop import Stopper, signal_number
+from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.model.errors import FailedPrecondition, HoldfastError, NotFound, Unavailable
+from holdfast.model.spec import ContainerMetadata, Intent, new_id
+from holdfast.model.state import (
+    EXIT_START_FAILED,
+    REASON_START,
+    ContainerState,
+    ContainerStatus,
+    PodState,
+    ProcessRef,
+)
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.shims import Shims
+from holdfast.snapshots.overlay import Snapshots
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS: Final = 10.0
+CLEAN_SECONDS: Final = 30.0
+
+
+class Containers:
+    """The rules by which containers come and go."""
+
+    def __init__(
+        self,
+        world: World,
+        shims: Shims,
+        images: Images,
+        snapshots: Snapshots,
+        bundles: Bundles,
+        monitor: Monitor,
+        stopper: Stopper,
+        cleanup: Cleanup,
+        layout: Layout,
+    ) -> None:
+        self._world = world
+        self._shims = shims
+        self._images = images
+        self._snapshots = snapshots
+        self._bundles = bundles
+        self._monitor = monitor
+        self._stopper = stopper
+        self._cleanup = cleanup
+        self._layout = layout
+
+    async def create(self, pod_id: str, config: pb.ContainerConfig) -> Container:
+        """Reserve the name and prepare bundle and writable layer. A failure leaves nothing behind."""
+        pod = self._world.pod(pod_id)
+        if pod.state is not PodState.READY or not pod.acknowledged:
+            raise FailedPrecondition(f"cannot create container in pod sandbox {pod.meta.id}: it is not ready")
+        validate_container(config, pod.config)
+        image = self._images.find(config.image.image)
+        meta = self._metadata(pod, config, image.id, image.stop_signal)
+        intent = Intent(meta.id, "create", self._world.clock.now(), {})
+        container = await self._world.insert_container(meta, ContainerStatus(), intent)
+        async with AsyncExitStack() as undo, container.lock:
+            undo.push_async_callback(self.undo_create, container)
+            await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
+            await self._bundles.write(container, image)
+            await self._world.end(container, "create")
+            undo.pop_all()
+        container.settled.set()
+        container.cleaned.set()
+        return container
+
+    async def undo_create(self, container: Container) -> None:
+        """Remove a container whose creation was never acknowledged."""
+        await self._cleanup.container(container)
+
+    async def start(self, container_id: str) -> None:
+        """Run a created container. When it cannot be started it is EXITED with 128 and reason StartError."""
+        container = await self._acknowledged(container_id)
+        async with container.lock:
+            pod = container.pod
+            if container.state is not ContainerState.CREATED or "start" in container.intents:
+                raise FailedPrecondition(f"cannot start container {container.meta.id}: it is {container.state}")
+            if pod.state is not PodState.READY:
+                raise FailedPrecondition(f"cannot start container {container.meta.id}: its pod sandbox is not ready")
+            await self._world.begin(container, "start")
+            container.cleaned.clear()
+            try:
+                process = await self._run(container)
+            except Unavailable:
+                # Nobody knows how far it got: what the witnesses say is what happened.
+                await self._monitor.settle(container)
+                raise
+            except (HoldfastError, OSError) as exc:
+                await self._start_failed(container, str(exc))
+                raise
+            now = self._world.clock.now()
+            started = lambda status: replace(status, started_at=status.started_at or now, process=process)  # noqa: E731
+            await self._world.update_container(container, started, end="start")
+            self._monitor.watch(container)
+
+    async def stop(self, container_id: str, seconds: float) -> None:
+        """Stop gracefully within `seconds`. A container that does not exist has been stopped."""
+        try:
+            container = await self._acknowledged(container_id)
+        except NotFound:
+            return
+        await self._stopper.stop(container, seconds)
+
+    async def remove(self, container_id: str) -> None:
+        """Remove a container, killing it first if it runs. One that does not exist has been removed."""
+        try:
+            container = await self._acknowledged(container_id)
+        except NotFound:
+            return
+        await self.finish_remove(container)
+
+    async def finish_remove(self, container: Container) -> None:
+        """Carry out a removal, from wherever it stands."""
+        if "remove" not in container.intents:
+            await self._world.begin(container, "remove")
+        await self._stopper.stop(container, 0)
+        async with container.lock:
+            if container.meta.id not in self._world.containers:
+                return  # somebody else has removed it meanwhile
+            what = f"clean up after container {container.meta.id}"
+            await within(CLEAN_SECONDS, container.cleaned.wait(), what)
+            await self._cleanup.container(container)
+
+    async def update_resources(self, container_id: str, resources: pb.LinuxContainerResources) -> None:
+        """Apply new resource limits now, and remember them for the status and for a later start."""
+        container = await self._acknowledged(container_id)
+        async with container.lock:
+            if container.state is ContainerState.CREATED:
+                await self._bundles.update_resources(container, resources)
+            elif container.state is ContainerState.RUNNING:
+                task = await self._shims.task(container.pod.meta.id)
+                await task.update(container.meta.id, resources_to_oci(resources))
+            else:
+                raise FailedPrecondition(f"cannot update container {container.meta.id}: it is {container.state}")
+            data = resources.SerializeToString()
+            await self._world.update_container(container, lambda status: replace(status, resources=data))
+
+    async def reopen_log(self, container_id: str) -> None:
+        container = await self._acknowledged(container_id)
+        if container.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"cannot reopen log of container {container.meta.id}: it is {container.state}")
+        await (await self._shims.task(container.pod.meta.id)).reopen_log(container.meta.id)
+
+    @asynccontextmanager
+    async def running(self, container_id: str, verb: str) -> AsyncIterator[Container]:
+        """A container that runs, for an operation inside it."""
+        container = await self._acknowledged(container_id)
+        if container.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"cannot {verb} container {container.meta.id}: it is {container.state}")
+        yield container
+
+    async def _acknowledged(self, container_id: str) -> Container:
+        """The container, once it has been settled after a restart."""
+        container = self._world.container(container_id)
+        if not container.acknowledged:
+            raise NotFound(f"cannot find container {container_id!r}: it is being created")
+        await within(SETTLE_SECONDS, container.settled.wait(), f"settle container {container.meta.id}")
+        return container
+
+    async def _run(self, container: Container) -> ProcessRef:
+        """Have the shim create and start the task."""
+        bundle = self._layout.bundle(container.pod.meta.id, container.meta.id)
+        await self._bundles.ensure(container, self._images.find(container.meta.image_id))
+        log_to = await in_thread(prepare_log, container.meta.log_path)
+        stdin = str(bundle / "stdin") if container.config.stdin else ""
+        task = await self._shims.task(container.pod.meta.id)
+        mounts = await self._snapshots.mounts(container.meta.snapshot_key)
+        await task.create(
+            container.meta.id,
+            bundle=bundle,
+            rootfs=mounts,
+            terminal=container.config.tty,
+            stdin=stdin,
+            stdout=log_to,
+            stderr=log_to,
+        )
+        await task.start(container.meta.id)
+        init = await in_thread(read_init, bundle)
+        if init is None:
+            raise Unavailable(f"cannot start container {container.meta.id}: its shim has not recorded its init")
+        return ProcessRef(init.pid, init.start_time, init.boot_id)
+
+    async def _start_failed(self, container: Container, message: str) -> None:
+        now = self._world.clock.now()
+
+        def failed(status: ContainerStatus) -> ContainerStatus:
+            return replace(
+                status,
+                started_at=now,
+                finished_at=now,
+                exit_code=EXIT_START_FAILED,
+                reason=REASON_START,
+                message=message,
+            )
+
+        await self._world.update_container(container, failed, end="start")
+        self._monitor.clean(container)
+
+    def _metadata(self, pod: Pod, config: pb.ContainerConfig, image_id: str, image_signal: str) -> ContainerMetadata:
+        stop_signal = pb.Signal.Name(config.stop_signal) if config.stop_signal else image_signal
+        signal_number(stop_signal)
+        container_id = new_id()
+        directory = pod.config.log_directory
+        return ContainerMetadata(
+            id=container_id,
+            pod_id=pod.meta.id,
+            name=config.metadata.name,
+            attempt=config.metadata.attempt,
+            config=config.SerializeToString(),
+            image_ref=config.image.user_specified_image or config.image.image,
+            image_id=image_id,
+            snapshot_key=container_id,
+            log_path=os.path.join(directory, config.log_path) if directory and config.log_path else "",
+            stop_signal=stop_signal,
+            created_at=self._world.clock.now(),
+        )
+
+
+def prepare_log(path: str) -> str:
+    """The log's address for the shim, its directory made; "" without a log."""
+    if not path:
+        return ""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return f"cri://{path}"

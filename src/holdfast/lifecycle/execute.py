@@ -1,0 +1,124 @@
+"""ExecSync: one command in a running container, its output bounded, its time limited."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from pathlib import Path
+from typing import Final
+
+from holdfast.lifecycle.bundle import Bundles
+from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.world import Container
+from holdfast.linux import files
+from holdfast.model.errors import DeadlineExceeded, HoldfastError, InvalidArgument
+from holdfast.runtime.shims import Shims
+from holdfast.runtime.task import TaskClient
+
+log = logging.getLogger(__name__)
+
+CHUNK: Final = 256 * 1024
+KILL_SECONDS: Final = 1.0
+
+
+class Collector:
+    """Reads one output FIFO as it fills and keeps at most `limit` bytes; what is more is read and dropped."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        files.fifo(path, 0o600)
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._limit = limit
+        self.data = bytearray()
+        asyncio.get_running_loop().add_reader(self._fd, self.drain)
+
+    def drain(self) -> None:
+        """Take what is there now; what a child left behind writes later is not waited for."""
+        while True:
+            try:
+                chunk = os.read(self._fd, CHUNK)
+            except BlockingIOError:
+                return
+            if not chunk:
+                # No writer (any more): readable for ever, so stop watching.
+                asyncio.get_running_loop().remove_reader(self._fd)
+                return
+            self.data += chunk[: self._limit - len(self.data)]
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+
+
+class Executor:
+    """Runs commands for ExecSync."""
+
+    def __init__(self, containers: Containers, bundles: Bundles, shims: Shims, output_limit: int) -> None:
+        self._containers = containers
+        self._bundles = bundles
+        self._shims = shims
+        self._limit = output_limit
+
+    async def exec_sync(self, container_id: str, command: list[str], seconds: float) -> tuple[bytes, bytes, int]:
+        """(stdout, stderr, exit code). `seconds` <= 0 is no limit. Raises DeadlineExceeded, having killed it."""
+        if not command:
+            raise InvalidArgument("cmd: a command is needed")
+        async with self._containers.running(container_id, "exec in") as container:
+            task = await self._shims.task(container.pod.meta.id)
+            exec_id = secrets.token_hex(8)
+            directory = self._bundles.path(container) / "exec" / exec_id
+            files.make_private(directory.parent)
+            files.make_private(directory)
+            outputs: list[Collector] = []
+            try:
+                outputs += [Collector(directory / name, self._limit) for name in ("stdout", "stderr")]
+                code = await self._run(task, container, exec_id, directory, command, seconds)
+                for output in outputs:
+                    output.drain()
+                return bytes(outputs[0].data), bytes(outputs[1].data), code
+            finally:
+                for output in outputs:
+                    output.close()
+                await in_thread(files.remove_tree, directory)
+
+    async def _run(
+        self, task: TaskClient, container: Container, exec_id: str, directory: Path, command: list[str], seconds: float
+    ) -> int:
+        spec = await in_thread(self._bundles.load, container)
+        process = {**_process(spec), "args": command, "terminal": False}
+        process.pop("consoleSize", None)
+        container_id = container.meta.id
+        stdout, stderr = str(directory / "stdout"), str(directory / "stderr")
+        await task.exec(container_id, exec_id, process, stdin="", stdout=stdout, stderr=stderr, terminal=False)
+        try:
+            async with asyncio.timeout(seconds if seconds > 0 else None):
+                await task.start(container_id, exec_id)
+                code, _ = await task.wait(container_id, exec_id)
+                return code
+        except TimeoutError as exc:
+            await self._kill(task, container_id, exec_id)
+            raise DeadlineExceeded(f"cannot exec in container {container_id}: no end after {seconds:g} s") from exc
+        finally:
+            await self._forget(task, container_id, exec_id)
+
+    async def _kill(self, task: TaskClient, container_id: str, exec_id: str) -> None:
+        try:
+            async with asyncio.timeout(KILL_SECONDS):
+                await task.kill(container_id, signal.SIGKILL, exec_id)
+                await task.wait(container_id, exec_id)
+        except (HoldfastError, TimeoutError) as exc:
+            log.warning("exec %s in container %s outlives its kill: %s", exec_id, container_id, exc)
+
+    async def _forget(self, task: TaskClient, container_id: str, exec_id: str) -> None:
+        try:
+            async with asyncio.timeout(KILL_SECONDS):
+                await task.delete(container_id, exec_id)
+        except (HoldfastError, TimeoutError) as exc:
+            log.info("exec %s in container %s was not deleted: %s", exec_id, container_id, exc)
+
+
+def _process(spec: dict[str, object]) -> dict[str, object]:
+    process = spec["process"]
+    assert isinstance(process, dict)
+    return process

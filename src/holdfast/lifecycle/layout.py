@@ -1,0 +1,35 @@
+"""Where things lie below the two roots.
+
+root (persistent)                 state (volatile, dies with the boot)
+  holdfast.db                       keeper.sock
+  content/  ingest/                 oci/<runtime>/
+  snapshots/<n>/{fs,work}           pods/<pod id>/           shim.sock  hosts  hostname  resolv.conf
+  quarantine/                         ns/{net,ipc,uts,pid}     pinned namespaces
+                                      shm/                     tmpfs
+                                      <container id>/          the OCI bundle, FIFOs, init.json, exit.json
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    root: Path
+    state: Path
+
+    @property
+    def pods(self) -> Path:
+        return self.state / "pods"
+
+    def pod(self, pod_id: str) -> Path:
+        return self.pods / pod_id
+
+    def namespaces(self, pod_id: str) -> Path:
+        return self.pod(pod_id) / "ns"
+
+    def shm(self, pod_id: str) -> Path:
+        return self.pod(pod_id) / "shm"
+
+    def bundle(self, pod_id: str, container_id: str) -> Path:
+        return self.pod(pod_id) / container_id

@@ -1,0 +1,223 @@
+"""Pod sandboxes: run, stop, remove. A sandbox is its pinned namespaces, its cgroup and its shim; nothing is paused."""
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from holdfast.lifecycle.bundle import hostname
+from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.oci_spec import validate_pod
+from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.world import Pod, World
+from holdfast.linux import cgroup, files, mount, namespace
+from holdfast.model.errors import NotFound
+from holdfast.model.spec import Intent, PodMetadata, new_id
+from holdfast.model.state import PodState, PodStatus
+from holdfast.network.network import Network, NetworkResult
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.handlers import Handler, Handlers
+from holdfast.runtime.shims import Shims
+
+log = logging.getLogger(__name__)
+
+SHM_BYTES: Final = 64 * 1024 * 1024
+NETWORK_SECONDS: Final = 60.0
+
+
+class Pods:
+    """The rules by which pod sandboxes come and go."""
+
+    def __init__(
+        self,
+        world: World,
+        shims: Shims,
+        handlers: Handlers,
+        network: Network,
+        containers: Containers,
+        cleanup: Cleanup,
+        layout: Layout,
+        cgroup_root: str,
+    ) -> None:
+        self._world = world
+        self._shims = shims
+        self._handlers = handlers
+        self._network = network
+        self._containers = containers
+        self._cleanup = cleanup
+        self._layout = layout
+        self._cgroup_root = cgroup_root
+
+    async def run(self, config: pb.PodSandboxConfig, handler_name: str) -> Pod:
+        """Reserve the name and bring the sandbox up. A failure leaves nothing behind."""
+        validate_pod(config)
+        handler = self._handlers.get(handler_name)
+        meta = await self._metadata(config, handler)
+        intent = Intent(meta.id, "run", meta.created_at, {})
+        pod = await self._world.insert_pod(meta, PodStatus(), intent)
+        async with AsyncExitStack() as undo, pod.lock:
+            undo.push_async_callback(self.undo_run, pod)
+            await self._bring_up(pod, handler)
+            network = pod.status.network
+            ready = lambda status: replace(status, ready=True, network=network)  # noqa: E731
+            await self._world.update_pod(pod, ready, end="run")
+            undo.pop_all()
+        return pod
+
+    async def undo_run(self, pod: Pod) -> None:
+        """Remove a sandbox that was never acknowledged."""
+        await self._cleanup.sandbox(pod)
+        await self._cleanup.pod(pod)
+
+    async def stop(self, pod_id: str) -> None:
+        """End the pod's containers, its network and its namespaces. One that does not exist has been stopped."""
+        try:
+            pod = self._world.pod(pod_id)
+        except NotFound:
+            return
+        await self.finish_stop(pod)
+
+    async def finish_stop(self, pod: Pod) -> None:
+        """Carry out a stop, from wherever it stands."""
+        async with pod.lock:
+            if pod.meta.id not in self._world.pods or (pod.state is PodState.NOTREADY and not pod.intents):
+                return
+            if "stop" not in pod.intents:
+                await self._world.begin(pod, "stop")
+            async with asyncio.TaskGroup() as group:
+                for container in list(pod.containers.values()):
+                    group.create_task(self._end(container.meta.id), name=f"stop {container.meta.id}")
+            await self._cleanup.sandbox(pod)
+            now = self._world.clock.now()
+            stopped = lambda status: replace(status, ready=False, stopped_at=now, shim=None)  # noqa: E731
+            await self._world.update_pod(pod, stopped, end="stop")
+
+    async def remove(self, pod_id: str) -> None:
+        """Stop and remove the pod and its containers. One that does not exist has been removed."""
+        try:
+            pod = self._world.pod(pod_id)
+        except NotFound:
+            return
+        await self.finish_remove(pod)
+
+    async def finish_remove(self, pod: Pod) -> None:
+        """Carry out a removal, from wherever it stands."""
+        await self.finish_stop(pod)
+        async with pod.lock:
+            if pod.meta.id not in self._world.pods:
+                return
+            await self._world.begin(pod, "remove")
+            for container in list(pod.containers.values()):
+                await self._containers.finish_remove(container)
+            await self._cleanup.pod(pod)
+
+    async def _end(self, container_id: str) -> None:
+        await self._containers.stop(container_id, 0)
+        container = self._world.containers.get(container_id)
+        if container is not None and container.exited.is_set():
+            await within(30, container.cleaned.wait(), f"clean up after container {container_id}")
+
+    async def _bring_up(self, pod: Pod, handler: Handler) -> None:
+        """Files, namespaces, cgroup and shim at once; then the network, which needs the namespaces."""
+        directory, config = self._layout.pod(pod.meta.id), pod.config
+        await in_thread(files.make_private, directory)
+        if config.log_directory:
+            Path(config.log_directory).mkdir(parents=True, exist_ok=True)
+        shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
+        done = await asyncio.gather(
+            self._start_shim(pod, handler, shared_pid),
+            in_thread(self._make_namespaces, pod),
+            in_thread(cgroup.create, pod.meta.cgroup_parent),
+            return_exceptions=True,  # all must have ended before any of it can be undone
+        )
+        for result in done:
+            if isinstance(result, BaseException):
+                raise result
+        if pod.status.netns:
+            added = self._network.add(pod.meta.id, Path(pod.status.netns))
+            result = await within(NETWORK_SECONDS, added, f"set up network of pod {pod.meta.id}")
+            pod.status = replace(pod.status, network=result.to_json())
+
+    async def _start_shim(self, pod: Pod, handler: Handler, pid_namespace: bool) -> None:
+        shim = await self._shims.start(pod.meta.id, handler, pid_namespace)
+        options = pod.config.linux.security_context.namespace_options
+        netns = "" if options.network == pb.NODE else str(self._layout.namespaces(pod.meta.id) / "net")
+        await self._world.update_pod(pod, lambda status: replace(status, shim=shim, netns=netns))
+
+    def _make_namespaces(self, pod: Pod) -> None:
+        """Pin what the pod does not take from the host; write the files that go with it."""
+        options = pod.config.linux.security_context.namespace_options
+        kinds = []
+        if options.network != pb.NODE:
+            kinds += ["net", "uts"]
+        if options.ipc != pb.NODE:
+            kinds.append("ipc")
+        directory = self._layout.namespaces(pod.meta.id)
+        files.make_private(directory)
+        if kinds:
+            namespace.pin(kinds, directory, hostname=hostname(pod.config))
+        if options.ipc != pb.NODE:
+            shm = self._layout.shm(pod.meta.id)
+            shm.mkdir(mode=0o1777)
+            mount.mount(
+                "shm", shm, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC, f"mode=1777,size={SHM_BYTES}"
+            )
+        write_pod_files(self._layout.pod(pod.meta.id), pod.config)
+
+    async def _metadata(self, config: pb.PodSandboxConfig, handler: Handler) -> PodMetadata:
+        pod_id = new_id()
+        parent = config.linux.cgroup_parent or os.path.join(self._cgroup_root, pod_id)
+        return PodMetadata(
+            id=pod_id,
+            name=config.metadata.name,
+            namespace=config.metadata.namespace,
+            uid=config.metadata.uid,
+            attempt=config.metadata.attempt,
+            handler=handler.name,
+            config=config.SerializeToString(),
+            cgroup_parent=parent,
+            owns_cgroup=not await in_thread(cgroup.exists, parent),
+            created_at=self._world.clock.now(),
+        )
+
+
+def network_result(pod: Pod) -> NetworkResult:
+    return NetworkResult.from_json(pod.status.network) if pod.status.network else NetworkResult()
+
+
+def write_pod_files(directory: Path, config: pb.PodSandboxConfig) -> None:
+    """hostname, hosts and resolv.conf, as resolv.conf(5) and hosts(5) have them; the host's own where none is asked."""
+    name = hostname(config)
+    on_host = config.linux.security_context.namespace_options.network == pb.NODE
+    hosts = _host_file("/etc/hosts") if on_host else f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.0.1\t{name}\n"
+    _write_readable(directory / "hostname", f"{name}\n")
+    _write_readable(directory / "hosts", hosts)
+    _write_readable(directory / "resolv.conf", resolv_conf(config.dns_config) or _host_file("/etc/resolv.conf"))
+
+
+def resolv_conf(dns: pb.DNSConfig) -> str:
+    """The text of resolv.conf(5) for a DNSConfig; "" when it says nothing."""
+    lines = []
+    if dns.searches:
+        lines.append(f"search {' '.join(dns.searches)}")
+    lines += [f"nameserver {server}" for server in dns.servers]
+    if dns.options:
+        lines.append(f"options {' '.join(dns.options)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _host_file(path: str) -> str:
+    try:
+        return files.read_bounded(Path(path), 1024 * 1024).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _write_readable(path: Path, text: str) -> None:
+    """Readable by the container's user, whoever that is; the directory above is private."""
+    files.write_atomic(path, text.encode(), mode=0o644, sync=False)

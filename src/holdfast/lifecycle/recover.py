@@ -1,0 +1,209 @@
+"""Recovery at start-up: ordinary code, phases in order, each object under its own deadline. Unknown is not gone.
+
+`load` reads the rows and needs no shim, no disk space and no time; the socket is served right after it. `settle`
+brings each object to the state its witnesses prove and finishes or undoes what was under way. `sweep` removes what
+no row owns. Running all of it twice changes nothing; being killed in the middle is recovered by the next start.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.monitor import Monitor
+from holdfast.lifecycle.pods import Pods
+from holdfast.lifecycle.stop import Stopper
+from holdfast.lifecycle.sweep import Sweeper
+from holdfast.lifecycle.tasks import Background
+from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.linux import process
+from holdfast.model.settle import Action
+from holdfast.model.state import REASON_REBOOT, PodState, ProcessRef
+from holdfast.runtime.keeper import Keeper
+from holdfast.runtime.shims import alive
+from holdfast.store import pods as rows
+from holdfast.store.db import Store
+
+log = logging.getLogger(__name__)
+
+OBJECT_SECONDS: Final = 10.0
+
+
+@dataclass(slots=True)
+class Finding:
+    """What became of one object."""
+
+    kind: str
+    id: str
+    name: str
+    before: str
+    after: str
+    why: str
+    milliseconds: float
+
+
+@dataclass(slots=True)
+class Report:
+    """One recovery: what was found, what was settled and why, how long it took."""
+
+    boot_id: str
+    started_at: int
+    rebooted: bool = False
+    pods: int = 0
+    containers: int = 0
+    load_milliseconds: float = 0.0
+    total_milliseconds: float = 0.0
+    findings: list[Finding] = field(default_factory=list)
+    swept: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Recovery:
+    """Brings the node's objects to their true state."""
+
+    def __init__(
+        self,
+        store: Store,
+        world: World,
+        keeper: Keeper,
+        monitor: Monitor,
+        stopper: Stopper,
+        containers: Containers,
+        pods: Pods,
+        sweeper: Sweeper,
+        background: Background,
+    ) -> None:
+        self._store = store
+        self._world = world
+        self._keeper = keeper
+        self._monitor = monitor
+        self._stopper = stopper
+        self._containers = containers
+        self._pods = pods
+        self._sweeper = sweeper
+        self._background = background
+        self.report = Report(process.boot_id(), time.time_ns())
+        self._began = time.monotonic()
+
+    async def load(self) -> None:
+        """Phase 1: the rows, and whether the node was rebooted since they were written."""
+        began = time.monotonic()
+        await self._world.load()
+        before = await self._store.read(lambda tx: rows.get_meta(tx, "boot_id"))
+        self.report.rebooted = before not in ("", self.report.boot_id)
+        self.report.pods, self.report.containers = len(self._world.pods), len(self._world.containers)
+        workers = {worker.id: worker for worker in await self._keeper.list() if worker.kind == "shim"}
+        for pod in self._world.pods.values():
+            if pod.status.shim is None and (worker := workers.get(pod.meta.id)):
+                # Forked, but the daemon was gone before it could write that down.
+                pod.status = replace(pod.status, shim=ProcessRef(worker.pid, worker.start_time, self.report.boot_id))
+        self.report.load_milliseconds = _since(began)
+
+    async def run(self) -> None:
+        """Phases 2 to 5, while the API is served."""
+        async with asyncio.TaskGroup() as group:
+            for container in list(self._world.containers.values()):
+                name = f"recover container {container.meta.id}"
+                group.create_task(self._one(name, self._container(container)), name=name)
+        async with asyncio.TaskGroup() as group:
+            for pod in list(self._world.pods.values()):
+                name = f"recover pod {pod.meta.id}"
+                group.create_task(self._one(name, self._pod(pod)), name=name)
+        self.report.swept = await self._sweeper.sweep(self.report.problems)
+        self.report.total_milliseconds = _since(self._began)
+        text = self.report.to_json()
+        boot_id = self.report.boot_id
+
+        def save(tx: Any) -> None:
+            rows.save_report(tx, text)
+            rows.set_meta(tx, "boot_id", boot_id)
+
+        await self._store.write(save)
+        log.info(
+            "recovered %d pods and %d containers in %.0f ms, swept %d orphans, %d problems",
+            self.report.pods,
+            self.report.containers,
+            self.report.total_milliseconds,
+            len(self.report.swept),
+            len(self.report.problems),
+        )
+
+    async def _one(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        """One object under its own deadline; whatever goes wrong with it is its own trouble."""
+        try:
+            async with asyncio.timeout(OBJECT_SECONDS):
+                await work
+        except Exception as exc:
+            reason = f"no end after {OBJECT_SECONDS:g} s" if isinstance(exc, TimeoutError) else str(exc)
+            self.report.problems.append(f"cannot {what}: {reason}")
+            log.warning("cannot %s: %s", what, reason, exc_info=not isinstance(exc, TimeoutError))
+
+    async def _container(self, container: Container) -> None:
+        began, before = time.monotonic(), str(container.state)
+        try:
+            found = await self._monitor.settle(container)
+        except BaseException:
+            # It stays listed with its last durable status, and is probed until it can be settled.
+            self._background.start(f"settle {container.meta.id}", self._monitor.settle_until_done(container))
+            raise
+        finally:
+            container.settled.set()
+        after = str(container.state)
+        if Action.UNDO_CREATE in found.actions:
+            await self._containers.undo_create(container)
+            after = "undone"
+        elif Action.FINISH_REMOVE in found.actions:
+            name = f"remove {container.meta.id}"
+            self._background.start(name, self._monitor.until_done(name, lambda: self._finish_remove(container)))
+            after = "removing"
+        elif Action.RESUME_STOP in found.actions:
+            self._stopper.resume(container)
+        elif "stop" in container.intents:
+            await self._world.end(container, "stop")
+        name = container.meta.name
+        self.report.findings.append(
+            Finding("container", container.meta.id, name, before, after, found.why, _since(began))
+        )
+
+    async def _finish_remove(self, container: Container) -> None:
+        if container.meta.id in self._world.containers:
+            await self._containers.finish_remove(container)
+
+    async def _pod(self, pod: Pod) -> None:
+        began, before = time.monotonic(), str(pod.state)
+        why = "its shim is alive"
+        if "run" in pod.intents:
+            await self._pods.undo_run(pod)
+            self._found(pod, before, "undone", "it was never acknowledged", began)
+            return
+        if self.report.rebooted:
+            gone = lambda status: replace(status, ready=False, shim=None, netns=status.netns, reason=REASON_REBOOT)  # noqa: E731
+            await self._world.update_pod(pod, gone)
+            why = "the node was rebooted"
+        elif pod.state is PodState.READY and (pod.status.shim is None or not alive(pod.status.shim)):
+            lost = lambda status: replace(status, ready=False, reason="ShimGone")  # noqa: E731
+            await self._world.update_pod(pod, lost)
+            why = "its shim is gone"
+        after = str(pod.state)
+        for op in ("remove", "stop"):
+            if op in pod.intents:
+                finish = self._pods.finish_remove if op == "remove" else self._pods.finish_stop
+                name = f"{op} pod {pod.meta.id}"
+                self._background.start(name, self._monitor.until_done(name, lambda: finish(pod)))
+                after, why = f"{op} resumed", f"a {op} was under way"
+                break
+        self._found(pod, before, after, why, began)
+
+    def _found(self, pod: Pod, before: str, after: str, why: str, began: float) -> None:
+        self.report.findings.append(Finding("pod", pod.meta.id, pod.meta.name, before, after, why, _since(began)))
+
+
+def _since(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 2)

@@ -1,0 +1,133 @@
+"""Stopping a container is a durable intent: signal, deadline and sent-at survive a restart.
+
+A deadline only ever shortens. A client that goes away changes nothing. SIGKILL is sent once, at the deadline.
+Deadlines are on the boot-time clock, which neither jumps nor stops while the machine is suspended.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from typing import Final
+
+from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.tasks import Background
+from holdfast.lifecycle.world import Container, World
+from holdfast.linux import process
+from holdfast.model.errors import DeadlineExceeded, InvalidArgument
+from holdfast.model.spec import Intent
+from holdfast.model.state import ContainerState
+
+log = logging.getLogger(__name__)
+
+KILL_SECONDS: Final = 10.0  # how long a client waits after SIGKILL before it is told that the process does not die
+NS: Final = 1_000_000_000
+
+
+def signal_number(name: str) -> int:
+    """The number of "SIGTERM", "TERM", "15", "SIGRTMIN+3" or the CRI's "SIGRTMINPLUS3"; "" is SIGTERM.
+
+    Raises InvalidArgument.
+    """
+    text = name.upper().removeprefix("SIG").replace("PLUS", "+").replace("MINUS", "-") or "TERM"
+    base, plus, offset = text.replace("-", "+-").partition("+")
+    try:
+        if text.isdigit():
+            return int(signal.Signals(int(text)))
+        number = int(signal.Signals[f"SIG{base}"]) + (int(offset) if plus else 0)
+        if not 0 < number <= signal.SIGRTMAX:
+            raise ValueError(number)
+    except (KeyError, ValueError) as exc:
+        raise InvalidArgument(f"stop_signal: {name!r} is not a signal") from exc
+    return number
+
+
+class Stopper:
+    """Sends what a stop needs, one background task per container being stopped."""
+
+    def __init__(self, world: World, cleanup: Cleanup, background: Background) -> None:
+        self._world = world
+        self._cleanup = cleanup
+        self._background = background
+        self._sooner: dict[str, asyncio.Event] = {}
+
+    async def stop(self, container: Container, seconds: float) -> None:
+        """Stop within `seconds`, then kill; returns when the exit is on disk. What does not run is stopped already.
+
+        Raises DeadlineExceeded when the process outlives even SIGKILL; the stop goes on.
+        """
+        if container.state not in (ContainerState.RUNNING, ContainerState.UNKNOWN):
+            return
+        deadline = _now() + int(max(seconds, 0) * NS)
+        before = container.intents.get("stop")
+        if before is None:
+            await self._world.begin(container, "stop", deadline=deadline, boot_id=process.boot_id(), sent=False)
+        elif deadline < _deadline(before):
+            await self._world.begin(container, "stop", **{**before.data, "deadline": deadline})
+        self.resume(container)
+        if event := self._sooner.get(container.meta.id):
+            event.set()
+        await self._wait_exited(container, max(seconds, 0) + KILL_SECONDS)
+
+    def resume(self, container: Container) -> None:
+        """See to it that somebody carries out the recorded intent."""
+        self._background.start(f"stop {container.meta.id}", self._carry_out(container))
+
+    async def _wait_exited(self, container: Container, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await container.exited.wait()
+        except TimeoutError as exc:
+            pid = container.status.process.pid if container.status.process else 0
+            why = f"pid {pid} is in state {process.state(pid)!r} after SIGKILL" if pid else "its process is not known"
+            raise DeadlineExceeded(f"cannot stop container {container.meta.id} yet: {why}") from exc
+
+    async def _carry_out(self, container: Container) -> None:
+        sooner = self._sooner[container.meta.id] = asyncio.Event()
+        try:
+            intent = container.intents["stop"]
+            if not intent.data.get("sent") and _deadline(intent) > _now():
+                self._send(container, signal_number(container.meta.stop_signal))
+                await self._world.begin(container, "stop", **{**container.intents["stop"].data, "sent": True})
+            while not container.exited.is_set() and (left := _deadline(container.intents["stop"]) - _now()) > 0:
+                sooner.clear()
+                await _first(container.exited, sooner, left / NS)
+            if not container.exited.is_set():
+                self._send(container, signal.SIGKILL)
+                if container.status.process is None:
+                    await self._cleanup.kill(container)
+                await container.exited.wait()
+            await self._world.end(container, "stop")
+        finally:
+            self._sooner.pop(container.meta.id, None)
+
+    def _send(self, container: Container, number: int) -> None:
+        """Signal the init through a descriptor that was checked to be that very process; nothing when it is gone."""
+        ref = container.status.process
+        if ref is None or ref.boot_id != process.boot_id():
+            return
+        with process.pin(ref.pid, ref.start_time) as pinned:
+            if pinned is not None:
+                pinned.send(number)
+                log.info("sent signal %d to container %s", number, container.meta.id)
+
+
+def _now() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _deadline(intent: Intent) -> int:
+    """On this boot's clock; a deadline of an earlier boot is over."""
+    if intent.data.get("boot_id") != process.boot_id():
+        return 0
+    deadline = intent.data.get("deadline")
+    return deadline if isinstance(deadline, int) else 0
+
+
+async def _first(one: asyncio.Event, other: asyncio.Event, seconds: float) -> None:
+    """Return when either event is set or the time is over."""
+    async with asyncio.TaskGroup() as group:
+        waits = {group.create_task(one.wait(), name="exited"), group.create_task(other.wait(), name="sooner")}
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()

@@ -1,0 +1,65 @@
+"""Background work with a name, an owner and an end; and the one door by which blocking calls leave the event loop."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, ParamSpec, TypeVar
+
+from holdfast.model.errors import DeadlineExceeded
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BLOCKING_THREADS: Final = 16
+_threads: Final = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run one blocking call away from the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, lambda: call(*args, **kwargs))
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
+    """Await `work` for at most `seconds`; DeadlineExceeded says what took too long."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError as exc:
+        raise DeadlineExceeded(f"cannot {what}: no end after {seconds:g} s") from exc
+
+
+class Background:
+    """Owns the daemon's tasks. A task that fails is logged with its name; it never takes another down."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` under `name`. A name already running keeps its task, and `work` is not begun."""
+        running = self._tasks.get(name)
+        if running is not None and not running.done():
+            work.close()
+            return running
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks[name] = task
+        task.add_done_callback(self._ended)
+        return task
+
+    def names(self) -> list[str]:
+        return sorted(self._tasks)
+
+    async def stop(self) -> None:
+        """Cancel what still runs and wait for its end."""
+        while tasks := [task for task in self._tasks.values() if not task.done()]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(task.get_name()) is task:
+            del self._tasks[task.get_name()]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("cannot finish %s: %s", task.get_name(), error, exc_info=error)

@@ -1,0 +1,238 @@
+"""The node as it is known: one object per stored row, changed only together with its row.
+
+Everything that is shown to clients is read from here; every change goes to the store first and becomes visible when
+it is on disk. There is no second index: names live in the store's unique indexes.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import apsw
+
+from holdfast.model.clock import Clock
+from holdfast.model.errors import NotFound
+from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
+from holdfast.model.state import (
+    ContainerState,
+    ContainerStatus,
+    Event,
+    PodState,
+    PodStatus,
+    advance,
+    container_state,
+    pod_state,
+)
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.store import pods as rows
+from holdfast.store.db import Store
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Pod:
+    """A pod sandbox and its containers by id."""
+
+    meta: PodMetadata
+    status: PodStatus
+    config: pb.PodSandboxConfig
+    intents: dict[str, Intent] = field(default_factory=dict)
+    containers: dict[str, "Container"] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def state(self) -> PodState:
+        return pod_state(self.status)
+
+    @property
+    def acknowledged(self) -> bool:
+        return "run" not in self.intents
+
+
+@dataclass(slots=True, eq=False)
+class Container:
+    """A container; `exited` is set once its exit is on disk, `cleaned` once nothing of its task is left."""
+
+    meta: ContainerMetadata
+    status: ContainerStatus
+    config: pb.ContainerConfig
+    pod: Pod
+    intents: dict[str, Intent] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    cleaned: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def state(self) -> ContainerState:
+        return container_state(self.status)
+
+    @property
+    def acknowledged(self) -> bool:
+        return "create" not in self.intents
+
+
+class World:
+    """All pods and containers, and the only way to change one."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self.clock = clock
+        self.pods: dict[str, Pod] = {}
+        self.containers: dict[str, Container] = {}
+
+    async def load(self) -> None:
+        """Fill the world from the store; rows that cannot be read have been set aside by it."""
+        pods, containers, intents = await self._store.write(
+            lambda tx: (rows.load_pods(tx), rows.load_containers(tx), rows.load_intents(tx))
+        )
+        for pod_meta, pod_status in pods:
+            self._add_pod(pod_meta, pod_status)
+        for meta, status in containers:
+            self._add_container(meta, status)
+        for intent in intents:
+            owner = self.pods.get(intent.object_id) or self.containers.get(intent.object_id)
+            if owner is not None:
+                owner.intents[intent.op] = intent
+
+    def pod(self, wanted: str) -> Pod:
+        """The pod with this id or unique prefix of one. Raises NotFound."""
+        return _find(self.pods, wanted, "pod sandbox")
+
+    def container(self, wanted: str) -> Container:
+        """The container with this id or unique prefix of one. Raises NotFound."""
+        return _find(self.containers, wanted, "container")
+
+    async def insert_pod(self, meta: PodMetadata, status: PodStatus, intent: Intent) -> Pod:
+        """Reserve the name, write the record and the intent to run it, all at once. Raises AlreadyExists."""
+
+        def insert(tx: apsw.Connection) -> None:
+            rows.insert_pod(tx, meta, status)
+            rows.put_intent(tx, intent)
+
+        await self._store.write(insert)
+        pod = self._add_pod(meta, status)
+        pod.intents[intent.op] = intent
+        return pod
+
+    async def insert_container(self, meta: ContainerMetadata, status: ContainerStatus, intent: Intent) -> Container:
+        """Reserve the name, write the record and the intent to create it, all at once. Raises AlreadyExists."""
+
+        def insert(tx: apsw.Connection) -> None:
+            rows.insert_container(tx, meta, status)
+            rows.put_intent(tx, intent)
+
+        await self._store.write(insert)
+        container = self._add_container(meta, status)
+        container.intents[intent.op] = intent
+        return container
+
+    async def update_pod(
+        self, pod: Pod, change: Callable[[PodStatus], PodStatus], begin: Intent | None = None, end: str = ""
+    ) -> None:
+        """Change the status, and begin or end an operation, in one transaction."""
+
+        def update(tx: apsw.Connection) -> PodStatus:
+            _intents(tx, pod.meta.id, begin, end)
+            return rows.update_pod(tx, pod.meta.id, change)
+
+        pod.status = await self._store.write(update)
+        _remember(pod.intents, begin, end)
+
+    async def update_container(
+        self,
+        container: Container,
+        change: Callable[[ContainerStatus], ContainerStatus],
+        begin: Intent | None = None,
+        end: str = "",
+    ) -> None:
+        """Change the status, and begin or end an operation, in one transaction.
+
+        The change must be a move that the transition table allows; a recorded exit stays as it is, whoever asks.
+        """
+
+        def checked(before: ContainerStatus) -> ContainerStatus:
+            after = change(before)
+            if container_state(before) is ContainerState.EXITED:
+                return before
+            advance(container_state(before), _event(after))
+            return after
+
+        def update(tx: apsw.Connection) -> ContainerStatus:
+            _intents(tx, container.meta.id, begin, end)
+            return rows.update_container(tx, container.meta.id, checked)
+
+        container.status = await self._store.write(update)
+        _remember(container.intents, begin, end)
+        if container.status.finished_at:
+            container.exited.set()
+
+    async def begin(self, owner: Pod | Container, op: str, **data: object) -> None:
+        """Record the intent to do `op`; one already recorded is replaced by the newer."""
+        intent = Intent(owner.meta.id, op, self.clock.now(), data)
+        await self._store.write(lambda tx: rows.put_intent(tx, intent))
+        owner.intents[op] = intent
+
+    async def end(self, owner: Pod | Container, op: str) -> None:
+        if op in owner.intents:
+            await self._store.write(lambda tx: rows.clear_intent(tx, owner.meta.id, op))
+            owner.intents.pop(op, None)
+
+    async def delete_pod(self, pod: Pod) -> None:
+        """Forget a pod of which nothing is left. Its row, name and intents go at once."""
+        await self._store.write(lambda tx: rows.delete_pod(tx, pod.meta.id))
+        self.pods.pop(pod.meta.id, None)
+
+    async def delete_container(self, container: Container) -> None:
+        """Forget a container of which nothing is left. Its row, name and intents go at once."""
+        await self._store.write(lambda tx: rows.delete_container(tx, container.meta.id))
+        self.containers.pop(container.meta.id, None)
+        container.pod.containers.pop(container.meta.id, None)
+
+    def _add_pod(self, meta: PodMetadata, status: PodStatus) -> Pod:
+        pod = self.pods[meta.id] = Pod(meta, status, pb.PodSandboxConfig.FromString(meta.config))
+        self.clock.not_before(meta.created_at)
+        return pod
+
+    def _add_container(self, meta: ContainerMetadata, status: ContainerStatus) -> Container:
+        pod = self.pods[meta.pod_id]
+        container = Container(meta, status, pb.ContainerConfig.FromString(meta.config), pod)
+        self.containers[meta.id] = pod.containers[meta.id] = container
+        self.clock.not_before(max(meta.created_at, status.started_at))
+        if status.finished_at:
+            container.exited.set()
+        return container
+
+
+def _find(objects: dict[str, T], wanted: str, what: str) -> T:
+    if (found := objects.get(wanted)) is not None:
+        return found
+    matches = [id for id in objects if wanted and id.startswith(wanted)]
+    if len(matches) == 1:
+        return objects[matches[0]]
+    problem = "does not exist" if not matches else f"is the beginning of {len(matches)} ids"
+    raise NotFound(f"cannot find {what} {wanted!r}: it {problem}")
+
+
+def _event(after: ContainerStatus) -> Event:
+    return {
+        ContainerState.CREATED: Event.CREATED,
+        ContainerState.RUNNING: Event.STARTED,
+        ContainerState.EXITED: Event.EXITED,
+        ContainerState.UNKNOWN: Event.LOST,
+    }[container_state(after)]
+
+
+def _intents(tx: apsw.Connection, object_id: str, begin: Intent | None, end: str) -> None:
+    if begin is not None:
+        rows.put_intent(tx, begin)
+    if end:
+        rows.clear_intent(tx, object_id, end)
+
+
+def _remember(intents: dict[str, Intent], begin: Intent | None, end: str) -> None:
+    if begin is not None:
+        intents[begin.op] = begin
+    intents.pop(end, None)

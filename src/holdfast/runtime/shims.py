@@ -1,0 +1,132 @@
+"""The daemon's side of shims: start, connect, probe, end; the one place that knows that a connection was lost."""
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Final
+
+from holdfast.linux import process
+from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Unavailable
+from holdfast.model.settle import Shim
+from holdfast.model.state import ProcessRef
+from holdfast.runtime.handlers import Handler
+from holdfast.runtime.keeper import Keeper
+from holdfast.runtime.task import Status, TaskClient
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS: Final = 5.0
+END_SECONDS: Final = 2.0
+
+
+def alive(ref: ProcessRef) -> bool:
+    """Whether this very process still runs; a zombie does not."""
+    if ref.boot_id != process.boot_id():
+        return False
+    with process.pin(ref.pid, ref.start_time) as pinned:
+        return pinned is not None and pinned.alive()
+
+
+async def wait_gone(ref: ProcessRef, seconds: float | None = None) -> bool:
+    """Wait until this very process has ended, for at most `seconds`. Returns whether it has."""
+    with process.pin(ref.pid, ref.start_time) as pinned:
+        if pinned is None:
+            return True
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(pinned.fd, ended.set)  # a pidfd is readable once its process has ended (pidfd_open(2))
+        try:
+            async with asyncio.timeout(seconds):
+                await ended.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(pinned.fd)
+    return True
+
+
+class Shims:
+    """The shims of all pods, by pod id."""
+
+    def __init__(self, pods: Path, keeper: Keeper) -> None:
+        self._pods = pods
+        self._keeper = keeper
+        self._clients: dict[str, TaskClient] = {}
+        self._connecting: dict[str, asyncio.Lock] = {}
+
+    async def start(self, pod_id: str, handler: Handler, pid_namespace: bool) -> ProcessRef:
+        """Have the keeper fork this pod's shim; it is ready when this returns. Raises Unavailable."""
+        args = {
+            "id": pod_id,
+            "directory": str(self._pods / pod_id),
+            "runtime": handler.to_args(),
+            "pid_namespace": pid_namespace,
+        }
+        return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id))
+
+    async def task(self, pod_id: str) -> TaskClient:
+        """A connected client, made anew when the last one was lost. Raises Unavailable."""
+        async with self._connecting.setdefault(pod_id, asyncio.Lock()):
+            client = self._clients.get(pod_id)
+            if client is None or client.closed:
+                try:
+                    client = self._clients[pod_id] = await TaskClient.connect(self._socket(pod_id))
+                except OSError as exc:
+                    raise Unavailable(f"cannot reach shim of pod {pod_id}: {exc.strerror or exc}") from exc
+            return client
+
+    async def probe(
+        self, pod_id: str, shim: ProcessRef | None, container_id: str
+    ) -> tuple[Shim, tuple[int, int] | None]:
+        """What the shim says of a task, and its (exit code, finished_at) when that is over.
+
+        GONE is said only of a process proven dead. The socket proves nothing: the keeper keeps it open.
+        """
+        if shim is None or not alive(shim):
+            return Shim.GONE, None
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                state = await (await self.task(pod_id)).state(container_id)
+        except NotFound:
+            return Shim.ABSENT, None
+        except (HoldfastError, TimeoutError) as exc:
+            log.info("shim of pod %s does not answer: %s", pod_id, exc)
+            return (Shim.UNREACHABLE if alive(shim) else Shim.GONE), None
+        if state.status is Status.STOPPED:
+            return Shim.STOPPED, (state.exit_status, state.exited_at)
+        return (Shim.CREATED if state.status is Status.CREATED else Shim.RUNNING), None
+
+    async def end(self, pod_id: str, shim: ProcessRef | None) -> None:
+        """Ask the shim to end, then make sure that it is dead. Raises DeadlineExceeded when it cannot be killed."""
+        if shim is not None and alive(shim):
+            await self._ask_to_end(pod_id)
+            if not await wait_gone(shim, END_SECONDS):
+                with process.pin(shim.pid, shim.start_time) as pinned:
+                    if pinned is not None:
+                        pinned.send(signal.SIGKILL)
+                if not await wait_gone(shim, END_SECONDS):
+                    raise DeadlineExceeded(f"cannot end shim of pod {pod_id}: pid {shim.pid} does not die")
+        self.forget(pod_id)
+
+    def forget(self, pod_id: str) -> None:
+        self._connecting.pop(pod_id, None)
+        if (client := self._clients.pop(pod_id, None)) is not None:
+            client.close()
+
+    def connected(self) -> list[str]:
+        return sorted(pod_id for pod_id, client in self._clients.items() if not client.closed)
+
+    def close(self) -> None:
+        for pod_id in list(self._clients):
+            self.forget(pod_id)
+
+    async def _ask_to_end(self, pod_id: str) -> None:
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await (await self.task(pod_id)).shutdown(pod_id, now=True)
+        except (HoldfastError, TimeoutError) as exc:
+            log.info("shim of pod %s did not take the request to end: %s", pod_id, exc)
+
+    def _socket(self, pod_id: str) -> Path:
+        return self._pods / pod_id / "shim.sock"
