@@ -11,8 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 
@@ -31,6 +30,7 @@ from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor
+from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.oci_spec import HostFacts
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.recover import Recovery
@@ -123,11 +123,10 @@ class Daemon:
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
         sweeper = Sweeper(world, keeper, shims, handlers, snapshots, images, layout, config.cgroup_root)
         recovery = Recovery(store, world, keeper, monitor, stopper, containers, pods, sweeper, background)
-        runtime = RuntimeService(
-            world, pods, containers, executor, bundles, images, handlers, network, self._facts(handlers.default, mode)
-        )
-        node = NodeService(images, config.root / "ingest", recovery.last_report, lambda: configuration.render(config))
-        await self._listen(stack, boundary, runtime, ImageService(images), node)
+        node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode))
+        runtime = RuntimeService(world, pods, containers, executor, bundles, images, node)
+        extra = NodeService(images, config.root / "ingest", recovery.last_report, lambda: configuration.render(config))
+        await self._listen(stack, boundary, runtime, ImageService(images), extra)
         return recovery
 
     async def _listen(

@@ -37,7 +37,7 @@ class NodeService(NodeServicer):  # type: ignore[misc]  # the generated base has
         """Take an archive in chunks, then import it; the upload is gone afterwards, whatever came of it."""
         upload = self._ingest / f"upload-{secrets.token_hex(8)}"
         try:
-            with open(upload, "xb", opener=_private) as file:
+            with await in_thread(open, upload, "xb", opener=_private) as file:
                 async for chunk in request:
                     await in_thread(file.write, chunk.data)
             if upload.stat().st_size == 0:

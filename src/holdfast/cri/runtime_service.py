@@ -8,18 +8,17 @@ from typing import Any, Final
 
 from holdfast import __version__
 from holdfast.cri import convert, filters
+from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
+from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container, World
-from holdfast.images.service import Images
 from holdfast.model.errors import HoldfastError, InvalidArgument, NotFound
-from holdfast.network.network import Network
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceServicer
-from holdfast.runtime.handlers import Handlers
 
 API_VERSION: Final = "v1"
 KUBELET_API_VERSION: Final = "0.1.0"
@@ -36,9 +35,7 @@ class RuntimeService(RuntimeServiceServicer):  # type: ignore[misc]  # the gener
         executor: Executor,
         bundles: Bundles,
         images: Images,
-        handlers: Handlers,
-        network: Network,
-        facts: dict[str, object],
+        node: Node,
     ) -> None:
         self._world = world
         self._pods = pods
@@ -46,9 +43,7 @@ class RuntimeService(RuntimeServiceServicer):  # type: ignore[misc]  # the gener
         self._executor = executor
         self._bundles = bundles
         self._images = images
-        self._handlers = handlers
-        self._network = network
-        self._facts = facts
+        self._node = node
 
     async def Version(self, request: pb.VersionRequest, context: Any) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -59,15 +54,15 @@ class RuntimeService(RuntimeServiceServicer):  # type: ignore[misc]  # the gener
         )
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
-        ready, reason, message = self._network.ready()
+        ready, reason, message = self._node.network_ready()
         conditions = [
             pb.RuntimeCondition(type="RuntimeReady", status=True),
             pb.RuntimeCondition(type="NetworkReady", status=ready, reason=reason, message=message),
         ]
-        names = dict.fromkeys(["", *self._handlers.all])
+        names = dict.fromkeys(["", *self._node.handlers])
         return pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
-            info={"config": json.dumps(self._facts)} if request.verbose else {},
+            info={"config": json.dumps(self._node.facts)} if request.verbose else {},
             runtime_handlers=[pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in names],
             features=pb.RuntimeFeatures(supplemental_groups_policy=True),
         )

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -106,6 +106,10 @@ class Recovery:
                 pod.status = replace(pod.status, shim=ProcessRef(worker.pid, worker.start_time, self.report.boot_id))
         self.report.load_milliseconds = _since(began)
 
+    def last_report(self) -> str:
+        """The report of this start as JSON; while recovery runs it tells what is known so far."""
+        return self.report.to_json()
+
     async def run(self) -> None:
         """Phases 2 to 5, while the API is served."""
         async with asyncio.TaskGroup() as group:
@@ -160,8 +164,7 @@ class Recovery:
             await self._containers.undo_create(container)
             after = "undone"
         elif Action.FINISH_REMOVE in found.actions:
-            name = f"remove {container.meta.id}"
-            self._background.start(name, self._monitor.until_done(name, lambda: self._finish_remove(container)))
+            self._resume(f"remove {container.meta.id}", lambda: self._finish_remove(container))
             after = "removing"
         elif Action.RESUME_STOP in found.actions:
             self._stopper.resume(container)
@@ -192,14 +195,16 @@ class Recovery:
             await self._world.update_pod(pod, lost)
             why = "its shim is gone"
         after = str(pod.state)
-        for op in ("remove", "stop"):
-            if op in pod.intents:
-                finish = self._pods.finish_remove if op == "remove" else self._pods.finish_stop
-                name = f"{op} pod {pod.meta.id}"
-                self._background.start(name, self._monitor.until_done(name, lambda: finish(pod)))
-                after, why = f"{op} resumed", f"a {op} was under way"
-                break
+        if "remove" in pod.intents:
+            self._resume(f"remove pod {pod.meta.id}", lambda: self._pods.finish_remove(pod))
+            after, why = "removing", "a removal was under way"
+        elif "stop" in pod.intents:
+            self._resume(f"stop pod {pod.meta.id}", lambda: self._pods.finish_stop(pod))
+            after, why = "stopping", "a stop was under way"
         self._found(pod, before, after, why, began)
+
+    def _resume(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        self._background.start(name, self._monitor.until_done(name, step))
 
     def _found(self, pod: Pod, before: str, after: str, why: str, began: float) -> None:
         self.report.findings.append(Finding("pod", pod.meta.id, pod.meta.name, before, after, why, _since(began)))

@@ -1,0 +1,13 @@
+"""What a daemon can tell of itself and its host."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """`facts` are shown by Status(verbose); `network_ready` gives (ready, reason, message)."""
+
+    handlers: tuple[str, ...]
+    network_ready: Callable[[], tuple[bool, str, str]]
+    facts: dict[str, object]
