@@ -99,7 +99,7 @@ class Recovery:
         before = await self._store.read(lambda tx: rows.get_meta(tx, "boot_id"))
         self.report.rebooted = before not in ("", self.report.boot_id)
         self.report.pods, self.report.containers = len(self._world.pods), len(self._world.containers)
-        workers = {worker.id: worker for worker in await self._keeper.list() if worker.kind == "shim"}
+        workers = {worker.id: worker for worker in await self._keeper.list_workers() if worker.kind == "shim"}
         for pod in self._world.pods.values():
             if pod.status.shim is None and (worker := workers.get(pod.meta.id)):
                 # Forked, but the daemon was gone before it could write that down.

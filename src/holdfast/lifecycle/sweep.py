@@ -80,7 +80,7 @@ class Sweeper:
 
     async def sweep(self, problems: list[str]) -> list[str]:
         """Remove every orphan. Returns what was removed; appends to `problems` what could not be."""
-        workers = {worker.id: worker for worker in await self._keeper.list() if worker.kind == "shim"}
+        workers = {worker.id: worker for worker in await self._keeper.list_workers() if worker.kind == "shim"}
         found = await in_thread(self._look, frozenset(workers))
         pods, containers = frozenset(self._world.pods), frozenset(self._world.containers)
         removed = []

@@ -1,0 +1,181 @@
+"""Control groups by path below every hierarchy: cgroup v2, v1, and hosts that have both (cgroups(7))."""
+
+import errno
+import functools
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+from holdfast.linux import process
+
+ROOT: Final = Path("/sys/fs/cgroup")
+UNIFIED: Final = ROOT / "unified"
+KILL_SECONDS: Final = 2.0
+KILL_PAUSE: Final = 0.005
+
+
+@functools.cache
+def hierarchies() -> dict[str, Path]:
+    """Where each hierarchy is mounted: {"": ...} for v2, one entry a controller for v1, both on a hybrid host."""
+    found: dict[str, Path] = {}
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            target, (fstype, _, options) = before.split()[4], after.split()[:3]
+            if fstype == "cgroup2":
+                found[""] = Path(target)
+            elif fstype == "cgroup":
+                names = [part for part in options.split(",") if part not in ("rw", "ro", "xattr", "clone_children")]
+                for name in names:
+                    found.setdefault(name.removeprefix("name="), Path(target))
+    return found
+
+
+def mode() -> str:
+    """ "v2", "v1", or "hybrid" where v1 controllers are used and a v2 mount exists as well."""
+    found = hierarchies()
+    if set(found) == {""}:
+        return "v2"
+    return "hybrid" if "" in found else "v1"
+
+
+def _directories(path: str) -> list[Path]:
+    relative = path.strip("/")
+    if not relative or ".." in relative.split("/"):
+        raise ValueError(f"cgroup path {path!r} is not a path below the root")
+    return [top / relative for top in dict.fromkeys(hierarchies().values())]
+
+
+def _memory(path: str) -> Path:
+    found = hierarchies()
+    return found.get("memory", found.get("", ROOT)) / path.strip("/")
+
+
+def create(path: str) -> None:
+    """Make the cgroup in every hierarchy, with its parents; on v2 the parents' controllers are passed down."""
+    for directory in _directories(path):
+        if directory.is_relative_to(hierarchies().get("cpuset", Path("/nowhere"))):
+            _create_cpuset(directory)
+        elif mode() == "v2":
+            _create_v2(directory)
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+
+
+def _create_cpuset(directory: Path) -> None:
+    """A new v1 cpuset is empty and takes no process until it is told which cpus and memory nodes it has."""
+    top = hierarchies()["cpuset"]
+    for level in [*reversed(directory.relative_to(top).parents), directory.relative_to(top)]:
+        one = top / level
+        one.mkdir(exist_ok=True)
+        if one == top:
+            continue
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if not (one / name).read_text().strip():
+                (one / name).write_text((one.parent / name).read_text())
+
+
+def _create_v2(directory: Path) -> None:
+    top = hierarchies()[""]
+    for level in reversed(directory.relative_to(top).parents):
+        one = top / level
+        one.mkdir(exist_ok=True)
+        for name in (one / "cgroup.controllers").read_text().split():
+            try:
+                (one / "cgroup.subtree_control").write_text(f"+{name}")
+            except OSError as exc:
+                if exc.errno not in (errno.EBUSY, errno.ENOTSUP, errno.EINVAL):  # has processes of its own, or cannot
+                    raise
+    directory.mkdir(exist_ok=True)
+
+
+def exists(path: str) -> bool:
+    """Whether any hierarchy has it."""
+    return any(directory.is_dir() for directory in _directories(path))
+
+
+def children(path: str) -> set[str]:
+    """Names of the cgroups directly below, of all hierarchies."""
+    names: set[str] = set()
+    for directory in _directories(path):
+        try:
+            with os.scandir(directory) as entries:
+                names.update(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            continue
+    return names
+
+
+def remove(path: str) -> None:
+    """Remove the cgroup and those below it from every hierarchy. Idempotent; EBUSY while it has processes."""
+    for directory in _directories(path):
+        for level, _, _ in os.walk(directory, topdown=False):
+            try:
+                os.rmdir(level)
+            except FileNotFoundError:
+                continue
+
+
+def pids(path: str) -> set[int]:
+    """Every process in the cgroup or below it, in any hierarchy."""
+    found: set[int] = set()
+    for directory in _directories(path):
+        for level, _, _ in os.walk(directory):
+            try:
+                found.update(map(int, Path(level, "cgroup.procs").read_text().split()))
+            except OSError as exc:
+                if exc.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                    raise
+    return found
+
+
+def enter(path: str, pid: int) -> None:
+    """Move a process into the cgroup, in every hierarchy."""
+    for directory in _directories(path):
+        (directory / "cgroup.procs").write_text(str(pid))
+
+
+def populated(path: str) -> bool:
+    """Whether any process is in it."""
+    return bool(pids(path))
+
+
+def kill(path: str, seconds: float = KILL_SECONDS) -> None:
+    """SIGKILL every process in it until none is left. Raises OSError EBUSY when some do not die in time."""
+    whole = hierarchies().get("", Path("/nowhere")) / path.strip("/") / "cgroup.kill"
+    deadline = time.monotonic() + seconds
+    while alive := [pid for pid in pids(path) if process.state(pid) not in ("Z", "X", "")]:
+        if mode() == "v2" and whole.exists():
+            whole.write_text("1")
+        for pid in alive:
+            with process.pin(pid, None) as pinned:
+                if pinned is not None and pid in pids(path):  # checked again: the number may be another process by now
+                    pinned.send(signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, f"processes outlive SIGKILL: {sorted(alive)}", path)
+        time.sleep(KILL_PAUSE)
+
+
+def oom_kills(path: str) -> int:
+    """How many of its processes the kernel has killed for want of memory. Raises OSError ENOENT when it is gone."""
+    directory = _memory(path)
+    name = "memory.oom_control" if "memory" in hierarchies() else "memory.events"
+    if not (directory / name).exists() and directory.is_dir():
+        return 0
+    for line in (directory / name).read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == "oom_kill":
+            return int(value)
+    return 0
+
+
+def of_process(pid: int) -> str:
+    """The cgroup a process is in: that of the memory controller on v1."""
+    with open(f"/proc/{pid}/cgroup") as file:
+        entries = [line.rstrip("\n").split(":", 2) for line in file]
+    for _, controllers, path in entries:
+        if "memory" in controllers.split(","):
+            return path
+    return next(path for _, controllers, path in entries if not controllers)

@@ -1,0 +1,255 @@
+"""Mounts: mount(2), umount2(2), fsopen(2) and /proc/PID/mountinfo (proc(5)). No conveniences that hide an errno."""
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from holdfast.linux.libc import (
+    AT_FDCWD,
+    SYS_FSCONFIG,
+    SYS_FSMOUNT,
+    SYS_FSOPEN,
+    SYS_MOVE_MOUNT,
+    SYS_OPEN_TREE,
+    check,
+    libc,
+    syscall,
+)
+
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_UNBINDABLE: Final = 0x20000
+MS_PRIVATE: Final = 0x40000
+MS_SLAVE: Final = 0x80000
+MS_SHARED: Final = 0x100000
+MNT_DETACH: Final = 0x2
+UMOUNT_NOFOLLOW: Final = 0x8
+
+FSOPEN_CLOEXEC: Final = 1
+FSMOUNT_CLOEXEC: Final = 1
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_CMD_CREATE: Final = 6
+MOUNT_ATTR_RDONLY: Final = 1
+MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+
+_PAGE: Final = 4095  # mount(2) takes one page of options
+_FLAGS: Final = {
+    "ro": (MS_RDONLY, True),
+    "rw": (MS_RDONLY, False),
+    "nosuid": (MS_NOSUID, True),
+    "suid": (MS_NOSUID, False),
+    "nodev": (MS_NODEV, True),
+    "dev": (MS_NODEV, False),
+    "noexec": (MS_NOEXEC, True),
+    "exec": (MS_NOEXEC, False),
+    "bind": (MS_BIND, True),
+    "rbind": (MS_BIND | MS_REC, True),
+    "remount": (MS_REMOUNT, True),
+}
+_PROPAGATION: Final = {
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE | MS_REC,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC,
+    "shared": MS_SHARED,
+    "rshared": MS_SHARED | MS_REC,
+    "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE | MS_REC,
+}
+
+
+class MountLike(Protocol):
+    """One mount as the OCI and Task APIs describe it."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def options(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One line of mountinfo; paths are unescaped."""
+
+    id: int
+    parent: int
+    device: str
+    root: str
+    target: str
+    options: str
+    fstype: str
+    source: str
+    optional: tuple[str, ...]
+
+
+def mount(source: str, target: str | os.PathLike[str], fstype: str, flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    arguments = (
+        os.fsencode(source),
+        os.fsencode(target),
+        fstype.encode(),
+        ctypes.c_ulong(flags),
+        data.encode() or None,
+    )
+    check(libc.mount(*arguments), "mount", source, target)
+
+
+def bind(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, recursive: bool = False, read_only: bool = False
+) -> None:
+    """A bind mount; read-only needs a second step, as mount(2) says."""
+    mount(os.fspath(source), target, "", MS_BIND | (MS_REC if recursive else 0))
+    if read_only:
+        mount("", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def unmount(target: str | os.PathLike[str]) -> None:
+    """umount2(2) of the topmost mount at `target`; EBUSY while it is in use."""
+    check(libc.umount2(os.fsencode(target), UMOUNT_NOFOLLOW), "umount2", target)
+
+
+def detach(target: str | os.PathLike[str]) -> None:
+    """Take the topmost mount at `target` out of the tree at once; the kernel ends it when nobody uses it."""
+    check(libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW), "umount2", target)
+
+
+def set_propagation(target: str | os.PathLike[str], flag: int, *, recursive: bool = False) -> None:
+    """Make a mount MS_PRIVATE, MS_SLAVE or MS_SHARED."""
+    mount("", target, "", flag | (MS_REC if recursive else 0))
+
+
+def parse_options(options: Iterable[str]) -> tuple[int, int, str]:
+    """(mount flags, propagation flags, what the filesystem itself is told) from mount(8)-like options."""
+    flags, propagation, data = 0, 0, []
+    for option in options:
+        if option in _FLAGS:
+            bits, wanted = _FLAGS[option]
+            flags = flags | bits if wanted else flags & ~bits
+        elif option in _PROPAGATION:
+            propagation |= _PROPAGATION[option]
+        else:
+            data.append(option)
+    return flags, propagation, ",".join(data)
+
+
+def mount_one(one: MountLike, target: str | os.PathLike[str]) -> None:
+    """Perform one described mount at `target`, a bind's read-only step and an overlay with many layers included."""
+    flags, propagation, data = parse_options(one.options)
+    if one.type == "overlay" and len(data) > _PAGE:
+        descriptor = open_detached(one)
+        try:
+            path = os.fsencode(target)
+            syscall(
+                SYS_MOVE_MOUNT, "move_mount", descriptor, b"", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH, paths=(target,)
+            )
+        finally:
+            os.close(descriptor)
+    elif flags & MS_BIND:
+        bind(one.source, target, recursive=bool(flags & MS_REC), read_only=bool(flags & MS_RDONLY))
+    else:
+        mount(one.source, target, one.type, flags, data)
+    if propagation:
+        mount("", target, "", propagation)
+
+
+def open_detached(one: MountLike) -> int:
+    """A descriptor of a mount that is attached nowhere: nobody else sees it and closing it ends it (fsmount(2))."""
+    flags, _, data = parse_options(one.options)
+    if flags & MS_BIND:
+        how = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
+        return syscall(SYS_OPEN_TREE, "open_tree", AT_FDCWD, os.fsencode(one.source), how, paths=(one.source,))
+    context = syscall(SYS_FSOPEN, "fsopen", one.type.encode(), FSOPEN_CLOEXEC)
+    try:
+        for option in filter(None, data.split(",")):
+            key, _, value = option.partition("=")
+            for name, part in _parameters(key, value):
+                kind = FSCONFIG_SET_STRING if part else FSCONFIG_SET_FLAG
+                syscall(
+                    SYS_FSCONFIG,
+                    "fsconfig",
+                    context,
+                    kind,
+                    name.encode(),
+                    os.fsencode(part) or None,
+                    0,
+                    paths=(option,),
+                )
+        syscall(SYS_FSCONFIG, "fsconfig", context, FSCONFIG_CMD_CREATE, None, None, 0, paths=(one.source,))
+        return syscall(SYS_FSMOUNT, "fsmount", context, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY if flags & MS_RDONLY else 0)
+    finally:
+        os.close(context)
+
+
+def _parameters(key: str, value: str) -> list[tuple[str, str]]:
+    """fsconfig(2) takes at most 255 bytes a value, so that lower layers are given one by one (Linux 6.5)."""
+    if key == "lowerdir" and len(value) > 255:
+        return [("lowerdir+", layer) for layer in value.split(":")]
+    return [(key, value)]
+
+
+def mountinfo(pid: int | str = "self") -> list[MountEntry]:
+    """The mounts that a process sees, in the order of the kernel's table."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        return [_entry(line) for line in file.read().splitlines()]
+
+
+def _entry(line: bytes) -> MountEntry:
+    before, _, after = line.partition(b" - ")
+    first, last = before.split(b" "), after.split(b" ")
+    return MountEntry(
+        id=int(first[0]),
+        parent=int(first[1]),
+        device=first[2].decode(),
+        root=_unescape(first[3]),
+        target=_unescape(first[4]),
+        options=first[5].decode(),
+        fstype=last[0].decode(),
+        source=_unescape(last[1]),
+        optional=tuple(field.decode() for field in first[6:]),
+    )
+
+
+def _unescape(field: bytes) -> str:
+    """mountinfo writes space, tab, newline and backslash as three octal digits."""
+    parts = field.split(b"\\")
+    decoded = parts[0] + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts[1:])
+    return os.fsdecode(decoded)
+
+
+def mounts_below(path: str | os.PathLike[str]) -> list[MountEntry]:
+    """Mounts at or below `path`, the last made first, which is the order in which they can be unmounted."""
+    top = os.path.realpath(path)
+    return [entry for entry in reversed(mountinfo()) if entry.target == top or entry.target.startswith(f"{top}/")]
+
+
+def unmount_tree(path: str | os.PathLike[str]) -> None:
+    """Unmount whatever is mounted at or below `path`, detaching what is busy. Idempotent."""
+    for entry in mounts_below(path):
+        try:
+            unmount(entry.target)
+        except OSError as exc:
+            if exc.errno == errno.EBUSY:
+                detach(entry.target)
+            elif exc.errno not in (errno.EINVAL, errno.ENOENT):  # gone meanwhile, e.g. by propagation
+                raise
+    if left := mounts_below(path):
+        raise OSError(errno.EBUSY, f"umount2: {os.strerror(errno.EBUSY)}", left[0].target)
+
+
+def mount_id(descriptor: int) -> int:
+    """Which mount a descriptor is on, from /proc/self/fdinfo (proc(5)); unlike st_dev it tells bind mounts apart."""
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))

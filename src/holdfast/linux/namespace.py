@@ -1,0 +1,111 @@
+"""Namespaces kept alive by bind mounts (namespaces(7)); made in a throw-away thread so that nobody else moves."""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from holdfast.linux import mount
+from holdfast.linux.libc import check, libc
+
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+SIOCGIFFLAGS: Final = 0x8913
+SIOCSIFFLAGS: Final = 0x8914
+IFF_UP: Final = 0x1
+
+KINDS: Final = {"net": CLONE_NEWNET, "ipc": CLONE_NEWIPC, "uts": CLONE_NEWUTS}
+
+
+def unshare(flags: int) -> None:
+    """unshare(2) for the calling thread."""
+    check(libc.unshare(flags), "unshare")
+
+
+def enter(path: str | os.PathLike[str], flags: int = 0) -> None:
+    """setns(2): the calling thread joins the namespace behind `path`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        check(libc.setns(descriptor, flags), "setns", path)
+    finally:
+        os.close(descriptor)
+
+
+def pin(kinds: Iterable[str], directory: Path, hostname: str = "") -> dict[str, Path]:
+    """Make new namespaces and pin each at `directory/<kind>`; loopback is up in a new network. All or nothing.
+
+    Raises OSError, having left nothing behind.
+    """
+    wanted = list(kinds)
+    failure: list[OSError] = []
+
+    def make() -> None:
+        try:
+            _make(wanted, directory, hostname)
+        except OSError as exc:
+            failure.append(exc)
+
+    thread = threading.Thread(target=make, name="new-namespaces")
+    thread.start()
+    thread.join()
+    if failure:
+        for kind in wanted:
+            unpin(directory / kind)
+        raise failure[0]
+    return {kind: directory / kind for kind in wanted}
+
+
+def _make(kinds: list[str], directory: Path, hostname: str) -> None:
+    flags = 0
+    for kind in kinds:
+        flags |= KINDS[kind]
+    unshare(flags)
+    if "uts" in kinds and hostname:
+        socket.sethostname(hostname)
+    if "net" in kinds:
+        set_loopback_up()
+    for kind in kinds:
+        pin_existing(f"/proc/thread-self/ns/{kind}", directory / kind)
+
+
+def pin_existing(source: str, path: Path) -> None:
+    """Bind a namespace file of /proc to `path`, so that the namespace outlives its processes."""
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        mount.bind(source, path)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
+def unpin(path: Path) -> None:
+    """Let a pinned namespace go. Idempotent."""
+    while True:
+        try:
+            mount.detach(path)
+        except OSError as exc:
+            if exc.errno in (errno.EINVAL, errno.ENOENT):
+                break
+            raise
+    path.unlink(missing_ok=True)
+
+
+def namespace_id(path: str | os.PathLike[str]) -> int:
+    """The inode number that identifies a namespace."""
+    return os.stat(path).st_ino
+
+
+def set_loopback_up() -> None:
+    """Bring up `lo` in the calling thread's network namespace (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        request = struct.pack("16sh14x", b"lo", 0)
+        name, flags = struct.unpack("16sh14x", fcntl.ioctl(control, SIOCGIFFLAGS, request))
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", name, flags | IFF_UP))

@@ -1,0 +1,237 @@
+"""Processes: identities that survive pid reuse, pidfds, reaping, and cheap fork+exec for single-threaded workers."""
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import signal
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Final
+
+from holdfast.linux.libc import check, libc
+from holdfast.linux.mount import MNT_DETACH, MS_PRIVATE, UMOUNT_NOFOLLOW, mount
+
+CLONE_NEWNS: Final = 0x00020000
+PR_SET_NAME: Final = 15
+PR_SET_CHILD_SUBREAPER: Final = 36
+PR_CAPBSET_DROP: Final = 24
+PIDFD_GET_INFO: Final = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes), linux/pidfd.h
+PIDFD_INFO_EXIT: Final = 1 << 3
+_PIDFD_INFO: Final = "=QQ11Ii"  # mask, cgroup id, pid, tgid, ppid, eight user and group ids, exit code
+
+
+@functools.cache
+def boot_id() -> str:
+    """The kernel's name for this boot, random(4)."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Fields 3 and following of /proc/PID/stat; None when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def start_time(pid: int) -> int | None:
+    """When the process was started, in clock ticks since boot (proc(5), field 22); None when there is none."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def state(pid: int) -> str:
+    """One letter as proc(5) has it: R, S, D, Z, T...; "" when there is no such process."""
+    fields = _stat(pid)
+    return fields[0].decode() if fields else ""
+
+
+class Pinned:
+    """A process held by its pidfd: what is sent goes to it or to nobody."""
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self.pid = pid
+        self.fd = fd
+
+    def send(self, number: int) -> bool:
+        """Signal it. Returns False when it has already been reaped."""
+        try:
+            signal.pidfd_send_signal(self.fd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def alive(self) -> bool:
+        """Whether it runs; a zombie does not."""
+        return state(self.pid) not in ("Z", "X", "") if self.send(0) else False
+
+    def exit_status(self) -> int | None:
+        """Its wait status, if the kernel tells (Linux 6.15 and later) and it has been reaped; else None."""
+        buffer = bytearray(struct.pack(_PIDFD_INFO, PIDFD_INFO_EXIT, *([0] * 13)))
+        try:
+            fcntl.ioctl(self.fd, PIDFD_GET_INFO, buffer)
+        except OSError as exc:
+            if exc.errno in (errno.ENOTTY, errno.EINVAL, errno.ESRCH):
+                return None
+            raise
+        mask, *_, status = struct.unpack_from(_PIDFD_INFO, buffer)
+        return int(status) if mask & PIDFD_INFO_EXIT else None
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class _Pin:
+    """Context manager of `pin`: the process, or None when it is gone."""
+
+    def __init__(self, pid: int, started: int | None) -> None:
+        self._pid, self._started = pid, started
+        self._pinned: Pinned | None = None
+
+    def __enter__(self) -> Pinned | None:
+        self._pinned = open_pinned(self._pid, self._started)
+        return self._pinned
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pinned is not None:
+            self._pinned.close()
+
+
+def pin(pid: int, started: int | None) -> _Pin:
+    """with pin(pid, start time) as process: ...  None when it is gone or the pid is another process by now."""
+    return _Pin(pid, started)
+
+
+def open_pinned(pid: int, started: int | None) -> Pinned | None:
+    """The same without a context; the caller closes. The start time is compared after the pidfd is open."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (ProcessLookupError, ValueError):
+        return None
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:
+            return None
+        raise
+    if started is not None and start_time(pid) != started:
+        os.close(fd)
+        return None
+    return Pinned(pid, fd)
+
+
+def set_child_subreaper() -> None:
+    """Orphans below this process become its children (prctl(2))."""
+    check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def set_name(name: str) -> None:
+    """What ps shows as the command's name; 15 bytes."""
+    check(libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
+
+
+def peek_exited() -> tuple[int, int, int] | None:
+    """(pid, code, status) of a dead child that stays a zombie, as waitid(2) has them; None when there is none."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return (found.si_pid, found.si_code, found.si_status) if found else None
+
+
+def reap(pid: int) -> None:
+    """Take a dead child off the table."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        return
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    fds: Mapping[int, int],
+    cwd: str | None = None,
+    hide: Iterable[str] = (),
+    session: bool = True,
+) -> int:
+    """fork(2) and execve(2); only for single-threaded processes. Returns the pid; the caller reaps.
+
+    `fds` maps the child's descriptors to ours. `hide` are mounts that the child shall not see: it gets a mount
+    namespace of its own in which they are detached; their parent is made private there first, so that nothing
+    happens outside. Raises OSError when the program cannot be run.
+    """
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _become(argv, env, fds, cwd, list(hide), session, tell)
+        except OSError as exc:
+            os.write(tell, struct.pack("=i", exc.errno or errno.EIO))
+        finally:
+            os._exit(127)
+    os.close(tell)
+    with os.fdopen(told, "rb") as file:
+        failure = file.read(4)
+    if failure:
+        os.waitpid(pid, 0)
+        number = struct.unpack("=i", failure)[0]
+        raise OSError(number, f"execve: {os.strerror(number)}", argv[0])
+    return pid
+
+
+def _become(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    fds: Mapping[int, int],
+    cwd: str | None,
+    hide: list[str],
+    session: bool,
+    tell: int,
+) -> None:
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if session:
+        os.setsid()
+    # First away from the numbers that are wanted, then onto them; dup2 clears close-on-exec.
+    lowest = max([*fds, 2]) + 1
+    moved = {child: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, lowest) for child, ours in fds.items()}
+    for child, ours in moved.items():
+        os.dup2(ours, child)
+    if hide:
+        hide_mounts(hide)
+    if cwd is not None:
+        os.chdir(cwd)
+    os.execvpe(argv[0], list(argv), dict(env))
+
+
+def hide_mounts(targets: Iterable[str]) -> None:
+    """Put the calling process into a mount namespace without these mounts; all other mounts stay as they are."""
+    check(libc.unshare(CLONE_NEWNS), "unshare")
+    for target in targets:
+        parent = os.path.dirname(target)
+        try:
+            mount("", parent, "", MS_PRIVATE)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:  # not a mount point of its own, so nothing propagates from it
+                raise
+        if libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW) < 0:
+            number = ctypes.get_errno()
+            if number not in (errno.EINVAL, errno.ENOENT):
+                raise OSError(number, f"umount2: {os.strerror(number)}", target)
+
+
+def close_fds_except(keep: Iterable[int]) -> None:
+    """Close every descriptor but these."""
+    kept = sorted({-1, *keep})
+    for low, high in zip(kept, [*kept[1:], 1 << 20], strict=True):
+        os.closerange(low + 1, high)

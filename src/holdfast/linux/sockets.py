@@ -1,0 +1,78 @@
+"""Unix sockets by path, of any length; descriptors over them; who is at the other end."""
+
+import os
+import socket
+import stat
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+_PATH_LIMIT = 107  # sun_path, unix(7)
+
+
+class _Short:
+    """A path that fits into sun_path: through a descriptor of the directory where it does not by itself."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._directory = -1
+
+    def __enter__(self) -> str:
+        if len(os.fsencode(self._path)) <= _PATH_LIMIT:
+            return str(self._path)
+        self._directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._directory}/{self._path.name}"
+
+    def __exit__(self, *error: object) -> None:
+        if self._directory >= 0:
+            os.close(self._directory)
+
+
+def listen(path: str | os.PathLike[str], kind: int = socket.SOCK_STREAM, backlog: int = 128) -> socket.socket:
+    """A listening socket at `path` that only its owner may connect to; a socket left there by somebody is replaced."""
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    try:
+        with _Short(path) as short:
+            if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+            os.fchmod(listener.fileno(), 0o600)  # the mode with which bind(2) makes the file, so there is no gap
+            listener.bind(short)
+        os.chmod(path, 0o600)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def connect(
+    path: str | os.PathLike[str], kind: int = socket.SOCK_STREAM, timeout: float | None = None
+) -> socket.socket:
+    """A connected socket. Raises OSError: ENOENT, ECONNREFUSED, EAGAIN when the backlog is full."""
+    connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(timeout)
+        with _Short(path) as short:
+            connection.connect(short)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The user id of whoever connected, SO_PEERCRED of unix(7)."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, _ = struct.unpack("=iII", raw)
+    return int(uid)
+
+
+def send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:
+    """Send bytes, and copies of descriptors with them."""
+    return socket.send_fds(connection, [data], list(fds)) if fds else connection.send(data)
+
+
+def receive(connection: socket.socket, size: int, max_fds: int = 16) -> tuple[bytes, list[int]]:
+    """(bytes, descriptors); b"" at the end. The descriptors are ours to close, and close on exec."""
+    data, fds, _, _ = socket.recv_fds(connection, size, max_fds, socket.MSG_CMSG_CLOEXEC)
+    return data, list(fds)

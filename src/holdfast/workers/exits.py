@@ -1,0 +1,58 @@
+"""Writing down how a container's init ended: before it is reaped, before anybody is told. Shim and keeper alike."""
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from holdfast.linux import cgroup, files, process
+from holdfast.model.errors import Damaged
+from holdfast.model.witness import EXIT_FILE, INIT_FILE, ExitRecord, InitRecord, decode_init, encode
+
+RECORD_LIMIT: Final = 64 * 1024
+
+
+def read_init(bundle: Path) -> InitRecord | None:
+    """The bundle's init.json; None when there is none or it cannot be read."""
+    try:
+        return decode_init(files.read_bounded(bundle / INIT_FILE, RECORD_LIMIT))
+    except (OSError, Damaged):
+        return None
+
+
+def describe(init: InitRecord, code: int, status: int, witness: str) -> ExitRecord:
+    """The exit record of a zombie, from what waitid(2) says (si_code, si_status) and the cgroup's OOM counter.
+
+    The counter is read while the zombie still keeps the cgroup from being removed.
+    """
+    signal = 0 if code == os.CLD_EXITED else status
+    try:
+        kills = cgroup.oom_kills(init.cgroup) - init.oom_kills
+    except OSError:
+        kills = 0
+    return ExitRecord(
+        pid=init.pid,
+        start_time=init.start_time,
+        code=128 + signal if signal else status,
+        signal=signal,
+        oom_killed=signal == 9 and kills > 0,
+        oom_kills=kills,
+        finished_at=time.time_ns(),
+        witness=witness,
+    )
+
+
+def write(bundle: Path, record: ExitRecord) -> None:
+    """Leave exit.json, unless one is there: the first record of an exit is final."""
+    if not (bundle / EXIT_FILE).exists():
+        files.write_atomic(bundle / EXIT_FILE, encode(record), sync=False)
+
+
+def find_bundle(pods: Path, pid: int) -> tuple[Path, InitRecord] | None:
+    """The bundle whose init is this very process, looked for below every pod's directory."""
+    started = process.start_time(pid)
+    for path in pods.glob(f"*/*/{INIT_FILE}"):
+        init = read_init(path.parent)
+        if init is not None and (init.pid, init.start_time) == (pid, started):
+            return path.parent, init
+    return None

@@ -1,0 +1,66 @@
+"""Process 1 of a pid namespace that the containers of a pod share: it reaps, and otherwise sleeps."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+from holdfast.linux import cgroup, namespace, process
+
+NAME: Final = "pid"
+
+
+def start(directory: Path, cgroup_path: str) -> int:
+    """Fork the init, put it into a cgroup of its own and pin its namespace at ns/pid. Returns its pid.
+
+    The init belongs to whoever reaps the shim's children: it lives on when the shim dies.
+    """
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    between = os.fork()
+    if between == 0:
+        _in_between(tell)
+    os.close(tell)
+    with os.fdopen(told, "rb") as answer:
+        pid = int(answer.read() or b"0")
+    os.waitpid(between, 0)
+    if not pid:
+        raise OSError("unshare: no init for the pod's pid namespace")
+    cgroup.create(cgroup_path)
+    cgroup.enter(cgroup_path, pid)
+    (directory / "ns").mkdir(mode=0o700, exist_ok=True)
+    namespace.pin_existing(f"/proc/{pid}/ns/pid", directory / "ns" / NAME)
+    return pid
+
+
+def end(pid: int) -> None:
+    """End the init, and with it whatever else is in its namespace."""
+    with process.pin(pid, None) as pinned:
+        if pinned is not None:
+            pinned.send(signal.SIGKILL)
+
+
+def _in_between(tell: int) -> None:
+    """In a child that ends at once: only its children are in the new namespace (unshare(2))."""
+    try:
+        namespace.unshare(namespace.CLONE_NEWPID)
+        child = os.fork()
+        if child == 0:
+            _be_init()
+        os.write(tell, str(child).encode())
+    finally:
+        os._exit(0)
+
+
+def _be_init() -> None:
+    try:
+        os.setsid()
+        process.set_name("hf-pod-init")
+        process.close_fds_except([0, 1, 2])
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        while True:
+            signal.sigwait({signal.SIGCHLD})
+            while process.peek_exited() is not None:
+                os.waitpid(-1, 0)
+    finally:
+        os._exit(1)
