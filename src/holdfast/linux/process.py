@@ -18,6 +18,8 @@ CLONE_NEWNS: Final = 0x00020000
 PR_SET_NAME: Final = 15
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 PIDFD_GET_INFO: Final = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes), linux/pidfd.h
 PIDFD_INFO_EXIT: Final = 1 << 3
 _PIDFD_INFO: Final = "=QQ11Ii"  # mask, cgroup id, pid, tgid, ppid, eight user and group ids, exit code
@@ -228,6 +230,20 @@ def hide_mounts(targets: Iterable[str]) -> None:
             number = ctypes.get_errno()
             if number not in (errno.EINVAL, errno.ENOENT):
                 raise OSError(number, f"umount2: {os.strerror(number)}", target)
+
+
+def drop_capabilities(keep: Iterable[int]) -> None:
+    """Keep only these capabilities, by number, for good (capabilities(7), capset(2), PR_SET_NO_NEW_PRIVS)."""
+    kept = set(keep)
+    for number in range(64):
+        if number not in kept and libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
+            break  # EINVAL: there are no more
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    bits = sum(1 << number for number in kept)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    data = struct.pack("=IIIIII", low, low, 0, high, high, 0)  # effective, permitted, inheritable; twice
+    check(libc.capset(header, data), "capset")
 
 
 def close_fds_except(keep: Iterable[int]) -> None:

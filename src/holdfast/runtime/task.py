@@ -1,29 +1,33 @@
-"""The Task API, typed, for the daemon: one method a call, each with its own deadline."""
+"""The Task API of a shim, typed, with a deadline for every call; its errors as those of the model."""
 
+import contextlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from holdfast.linux import sockets
+from holdfast.linux.mount import MountLike
 from holdfast.model import errors
-from holdfast.model.spec import Mount
 from holdfast.proto import containerd_types_pb2, task_pb2
 from holdfast.ttrpc.client import Client, ConnectionLost, TtrpcError
 
 M = TypeVar("M", bound=Message)
 
-SERVICE: Final = "containerd.task.v2.Task"
+V2: Final = "containerd.task.v2.Task"
+V3: Final = "containerd.task.v3.Task"
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
-CONNECT_SECONDS: Final = 2.0
-QUICK_SECONDS: Final = 10.0
-RUNTIME_SECONDS: Final = 60.0  # calls that run a command of the OCI runtime
+PROCESS_TYPE: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+RESOURCES_TYPE: Final = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+
+# Seconds. What runs an OCI runtime command is given long; what only asks the shim is not.
+ASK: Final = 5.0
+ACT: Final = 30.0
+RUN: Final = 120.0
 
 _ERRORS: Final[dict[int, type[errors.HoldfastError]]] = {
     3: errors.InvalidArgument,
@@ -38,6 +42,8 @@ _ERRORS: Final[dict[int, type[errors.HoldfastError]]] = {
 
 
 class Status(IntEnum):
+    """A task's state as containerd.v1.types.Status numbers it."""
+
     UNKNOWN = 0
     CREATED = 1
     RUNNING = 2
@@ -48,30 +54,32 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """A task or an exec as its shim sees it; times are ns since the epoch."""
+    """What State answers. `exited_at` is ns since the epoch, 0 while it runs."""
 
     status: Status
     pid: int
     exit_status: int
     exited_at: int
-
-
-class RuntimeFailed(errors.HoldfastError):
-    """The OCI runtime said no; the text is its own."""
+    bundle: str
+    terminal: bool
 
 
 class TaskClient:
-    """One shim. Raises model.errors; Unavailable when the connection was lost."""
+    """One connection to one shim. Every call raises the model's errors.
 
-    def __init__(self, client: Client) -> None:
+    NotFound, AlreadyExists, FailedPrecondition, InvalidArgument and Unimplemented are the shim's own words;
+    DeadlineExceeded means that it has not answered in time (the act may still succeed), Unavailable that the
+    connection is lost; any other failure of the shim or of the OCI runtime is a plain HoldfastError with its text.
+    """
+
+    def __init__(self, client: Client, service: str = V2) -> None:
         self._client = client
+        self._service = service
 
     @classmethod
-    async def connect(cls, path: Path) -> "TaskClient":
-        """Raises OSError when nobody listens."""
-        connection = sockets.connect(path, timeout=CONNECT_SECONDS)
-        connection.setblocking(False)
-        return cls(await Client.over(connection))
+    async def connect(cls, path: str | os.PathLike[str], service: str = V2) -> "TaskClient":
+        """Raises OSError when nobody listens there."""
+        return cls(await Client.connect(path), service)
 
     @property
     def closed(self) -> bool:
@@ -82,118 +90,140 @@ class TaskClient:
 
     async def create(
         self,
-        task_id: str,
+        container_id: str,
         *,
-        bundle: Path,
-        rootfs: Iterable[Mount],
-        terminal: bool,
-        stdin: str,
-        stdout: str,
-        stderr: str,
+        bundle: str | os.PathLike[str],
+        rootfs: Iterable[MountLike] = (),
+        terminal: bool = False,
+        stdin: str = "",
+        stdout: str = "",
+        stderr: str = "",
+        seconds: float = RUN,
     ) -> int:
-        """Returns the pid of the init."""
-        mounts = [
-            containerd_types_pb2.Mount(type=one.type, source=one.source, target=one.target, options=one.options)
-            for one in rootfs
-        ]
+        """Create the task from its bundle, without starting it. Returns the pid of its init."""
+        mounts = [containerd_types_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in rootfs]
         request = task_pb2.CreateTaskRequest(
-            id=task_id,
-            bundle=str(bundle),
+            id=container_id,
+            bundle=os.fspath(bundle),
             rootfs=mounts,
             terminal=terminal,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
         )
-        return (await self._call("Create", request, task_pb2.CreateTaskResponse, RUNTIME_SECONDS)).pid
+        return (await self._call("Create", request, task_pb2.CreateTaskResponse, seconds)).pid
 
-    async def start(self, task_id: str, exec_id: str = "") -> int:
-        """Start a created task, or an exec. Returns its pid."""
-        request = task_pb2.StartRequest(id=task_id, exec_id=exec_id)
-        return (await self._call("Start", request, task_pb2.StartResponse, RUNTIME_SECONDS)).pid
+    async def start(self, container_id: str, exec_id: str = "", seconds: float = RUN) -> int:
+        """Start the task, or a process that `exec` has prepared. Returns its pid."""
+        request = task_pb2.StartRequest(id=container_id, exec_id=exec_id)
+        return (await self._call("Start", request, task_pb2.StartResponse, seconds)).pid
 
     async def exec(
-        self, task_id: str, exec_id: str, process: dict[str, object], *, stdin: str, stdout: str, stderr: str,
-        terminal: bool,
-    ) -> None:  # fmt: skip
-        """Make a process known that `start` will run; `process` is an OCI process object."""
-        spec = Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/Process")
-        spec.value = json.dumps(process).encode()
+        self,
+        container_id: str,
+        exec_id: str,
+        process: Mapping[str, Any],
+        *,
+        stdin: str = "",
+        stdout: str = "",
+        stderr: str = "",
+        terminal: bool = False,
+        seconds: float = ACT,
+    ) -> None:
+        """Prepare a process in the container; `process` is as the OCI spec has it. `start` runs it."""
         request = task_pb2.ExecProcessRequest(
-            id=task_id, exec_id=exec_id, terminal=terminal, stdin=stdin, stdout=stdout, stderr=stderr, spec=spec
+            id=container_id, exec_id=exec_id, terminal=terminal, stdin=stdin, stdout=stdout, stderr=stderr
         )
-        await self._call("Exec", request, Empty, QUICK_SECONDS)
+        request.spec.type_url = PROCESS_TYPE
+        request.spec.value = json.dumps(process).encode()
+        await self._call("Exec", request, Empty, seconds)
 
-    async def delete(self, task_id: str, exec_id: str = "") -> tuple[int, int]:
-        """Returns (exit code, exited at)."""
-        request = task_pb2.DeleteRequest(id=task_id, exec_id=exec_id)
-        reply = await self._call("Delete", request, task_pb2.DeleteResponse, RUNTIME_SECONDS)
+    async def kill(
+        self, container_id: str, signal: int, exec_id: str = "", *, everything: bool = False, seconds: float = ACT
+    ) -> None:
+        """Send a signal; with `everything` to all processes of the container. NotFound when it has ended."""
+        request = task_pb2.KillRequest(id=container_id, exec_id=exec_id, signal=signal, all=everything)
+        await self._call("Kill", request, Empty, seconds)
+
+    async def delete(self, container_id: str, exec_id: str = "", seconds: float = RUN) -> tuple[int, int]:
+        """Delete what does not run. Returns (exit code, when it ended in ns since the epoch)."""
+        request = task_pb2.DeleteRequest(id=container_id, exec_id=exec_id)
+        reply = await self._call("Delete", request, task_pb2.DeleteResponse, seconds)
         return reply.exit_status, reply.exited_at.ToNanoseconds()
 
-    async def wait(self, task_id: str, exec_id: str = "") -> tuple[int, int]:
-        """Wait for an exit, however long. Returns (exit code, exited at)."""
-        request = task_pb2.WaitRequest(id=task_id, exec_id=exec_id)
+    async def wait(self, container_id: str, exec_id: str = "") -> tuple[int, int]:
+        """Wait, for however long it takes, until it ends. Returns (exit code, when in ns since the epoch)."""
+        request = task_pb2.WaitRequest(id=container_id, exec_id=exec_id)
         reply = await self._call("Wait", request, task_pb2.WaitResponse, None)
         return reply.exit_status, reply.exited_at.ToNanoseconds()
 
-    async def state(self, task_id: str, exec_id: str = "") -> TaskState:
-        request = task_pb2.StateRequest(id=task_id, exec_id=exec_id)
-        reply = await self._call("State", request, task_pb2.StateResponse, QUICK_SECONDS)
-        return TaskState(Status(reply.status), reply.pid, reply.exit_status, reply.exited_at.ToNanoseconds())
+    async def state(self, container_id: str, exec_id: str = "", seconds: float = ASK) -> TaskState:
+        request = task_pb2.StateRequest(id=container_id, exec_id=exec_id)
+        reply = await self._call("State", request, task_pb2.StateResponse, seconds)
+        at = reply.exited_at.ToNanoseconds() if reply.HasField("exited_at") else 0
+        return TaskState(Status(reply.status), reply.pid, reply.exit_status, at, reply.bundle, reply.terminal)
 
-    async def kill(self, task_id: str, signal: int, exec_id: str = "", *, everybody: bool = False) -> None:
-        request = task_pb2.KillRequest(id=task_id, exec_id=exec_id, signal=signal, all=everybody)
-        await self._call("Kill", request, Empty, QUICK_SECONDS)
+    async def pids(self, container_id: str, seconds: float = ASK) -> list[int]:
+        """Every process of the container, as the host numbers them."""
+        reply = await self._call("Pids", task_pb2.PidsRequest(id=container_id), task_pb2.PidsResponse, seconds)
+        return [one.pid for one in reply.processes]
 
-    async def update(self, task_id: str, resources: dict[str, object]) -> None:
-        """Change limits; `resources` is an OCI resources object."""
-        packed = Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/LinuxResources")
-        packed.value = json.dumps(resources).encode()
-        request = task_pb2.UpdateTaskRequest(id=task_id, resources=packed)
-        await self._call("Update", request, Empty, RUNTIME_SECONDS)
+    async def pause(self, container_id: str, seconds: float = ACT) -> None:
+        await self._call("Pause", task_pb2.PauseRequest(id=container_id), Empty, seconds)
 
-    async def reopen_log(self, task_id: str) -> None:
-        """Have the shim write to the file that has the log's name now."""
-        request = task_pb2.UpdateTaskRequest(id=task_id, annotations={REOPEN_LOG: "1"})
-        await self._call("Update", request, Empty, QUICK_SECONDS)
+    async def resume(self, container_id: str, seconds: float = ACT) -> None:
+        await self._call("Resume", task_pb2.ResumeRequest(id=container_id), Empty, seconds)
 
-    async def pause(self, task_id: str) -> None:
-        await self._call("Pause", task_pb2.PauseRequest(id=task_id), Empty, RUNTIME_SECONDS)
+    async def close_io(self, container_id: str, exec_id: str = "", seconds: float = ASK) -> None:
+        """End of input for the process."""
+        await self._call(
+            "CloseIO", task_pb2.CloseIORequest(id=container_id, exec_id=exec_id, stdin=True), Empty, seconds
+        )
 
-    async def resume(self, task_id: str) -> None:
-        await self._call("Resume", task_pb2.ResumeRequest(id=task_id), Empty, RUNTIME_SECONDS)
+    async def resize_pty(
+        self, container_id: str, width: int, height: int, exec_id: str = "", seconds: float = ASK
+    ) -> None:
+        request = task_pb2.ResizePtyRequest(id=container_id, exec_id=exec_id, width=width, height=height)
+        await self._call("ResizePty", request, Empty, seconds)
 
-    async def pids(self, task_id: str) -> list[int]:
-        reply = await self._call("Pids", task_pb2.PidsRequest(id=task_id), task_pb2.PidsResponse, QUICK_SECONDS)
-        return [process.pid for process in reply.processes]
+    async def update(self, container_id: str, resources: Mapping[str, Any], seconds: float = ACT) -> None:
+        """Change limits; `resources` is linux.resources as the OCI spec has it."""
+        request = task_pb2.UpdateTaskRequest(id=container_id)
+        request.resources.type_url = RESOURCES_TYPE
+        request.resources.value = json.dumps(resources).encode()
+        await self._call("Update", request, Empty, seconds)
 
-    async def stats(self, task_id: str) -> Any:
-        reply = await self._call("Stats", task_pb2.StatsRequest(id=task_id), task_pb2.StatsResponse, QUICK_SECONDS)
-        return reply.stats
+    async def reopen_log(self, container_id: str, seconds: float = ACT) -> None:
+        """Have the log opened anew by its path. The Task API has no such call: it is an annotation of Update."""
+        request = task_pb2.UpdateTaskRequest(id=container_id, annotations={REOPEN_LOG: "1"})
+        await self._call("Update", request, Empty, seconds)
 
-    async def resize_pty(self, task_id: str, exec_id: str, width: int, height: int) -> None:
-        request = task_pb2.ResizePtyRequest(id=task_id, exec_id=exec_id, width=width, height=height)
-        await self._call("ResizePty", request, Empty, QUICK_SECONDS)
+    async def stats(self, container_id: str, seconds: float = ASK) -> tuple[str, bytes]:
+        """(type, serialized message): io.containerd.cgroups.v1.Metrics or io.containerd.cgroups.v2.Metrics."""
+        reply = await self._call("Stats", task_pb2.StatsRequest(id=container_id), task_pb2.StatsResponse, seconds)
+        return reply.stats.type_url, reply.stats.value
 
-    async def close_stdin(self, task_id: str, exec_id: str = "") -> None:
-        request = task_pb2.CloseIORequest(id=task_id, exec_id=exec_id, stdin=True)
-        await self._call("CloseIO", request, Empty, QUICK_SECONDS)
+    async def shim_pid(self, container_id: str = "", seconds: float = ASK) -> int:
+        """The pid of the shim itself (Connect)."""
+        request = task_pb2.ConnectRequest(id=container_id)
+        return (await self._call("Connect", request, task_pb2.ConnectResponse, seconds)).shim_pid
 
-    async def shim_pid(self, task_id: str = "") -> int:
-        request = task_pb2.ConnectRequest(id=task_id)
-        return (await self._call("Connect", request, task_pb2.ConnectResponse, QUICK_SECONDS)).shim_pid
-
-    async def shutdown(self, task_id: str, *, now: bool = False) -> None:
-        await self._call("Shutdown", task_pb2.ShutdownRequest(id=task_id, now=now), Empty, QUICK_SECONDS)
+    async def shutdown(self, pod_id: str, *, now: bool = False, seconds: float = ASK) -> None:
+        """Have the shim end: when it has no task, or `now`."""
+        await self._call("Shutdown", task_pb2.ShutdownRequest(id=pod_id, now=now), Empty, seconds)
 
     async def _call(self, method: str, request: Message, reply: type[M], seconds: float | None) -> M:
-        try:
-            return await self._client.call(SERVICE, method, request, reply, seconds)
-        except TtrpcError as exc:
-            raise _ERRORS.get(exc.code, RuntimeFailed)(f"cannot {method.lower()} task: {exc}") from exc
-        except ConnectionLost as exc:
-            raise errors.Unavailable(
-                f"cannot {method.lower()} task: the connection to its shim was lost: {exc}"
-            ) from exc
-        except TimeoutError as exc:
-            raise errors.DeadlineExceeded(f"cannot {method.lower()} task: no answer after {seconds:g} s") from exc
+        with _translated(method, getattr(request, "id", "")):
+            return await self._client.call(self._service, method, request, reply, seconds)
+
+
+@contextlib.contextmanager
+def _translated(method: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except TtrpcError as exc:
+        raise _ERRORS.get(exc.code, errors.HoldfastError)(str(exc)) from exc
+    except ConnectionLost as exc:
+        raise errors.Unavailable(f"cannot {method.lower()} task {what}: connection to its shim is lost: {exc}") from exc
+    except TimeoutError as exc:
+        raise errors.DeadlineExceeded(f"cannot {method.lower()} task {what}: its shim does not answer") from exc

@@ -2,18 +2,20 @@
 
 import asyncio
 import itertools
-import socket
+import os
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from holdfast.linux import sockets
 from holdfast.proto import ttrpc_pb2
 from holdfast.ttrpc.codec import REQUEST, RESPONSE, Decoder, Frame, ProtocolError, encode
 
 M = TypeVar("M", bound=Message)
 
-CHUNK: Final = 256 * 1024
 NS: Final = 1_000_000_000
+LAST_STREAM: Final = 0xFFFF_FFFF
+INTERNAL: Final = 13
 
 
 class TtrpcError(Exception):
@@ -28,22 +30,27 @@ class ConnectionLost(ConnectionError):
     """The connection ended before the answer came; what became of the call is not known."""
 
 
-class Client:
-    """One connection. Made by `over`, closed by `close` or by the peer."""
+class Client(asyncio.Protocol):
+    """One connection, made by `connect`; it ends with `close`, or when the server hangs up."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._decoder = Decoder()
         self._streams = itertools.count(1, 2)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._why = ""
-        self._task = asyncio.get_running_loop().create_task(self._read(), name="ttrpc client")
 
     @classmethod
-    async def over(cls, connection: socket.socket) -> "Client":
-        """A client over a connected, non-blocking unix socket."""
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
-        return cls(reader, writer)
+    async def connect(cls, path: str | os.PathLike[str]) -> "Client":
+        """Connect to a unix socket, of whatever length its path is. Raises OSError; EAGAIN when its backlog is full."""
+        # connect(2) on a unix socket ends at once or, with the server's backlog full, would block: never wait here.
+        connection = sockets.connect(path, timeout=0)
+        try:
+            _, client = await asyncio.get_running_loop().create_unix_connection(cls, sock=connection)
+        except BaseException:
+            connection.close()
+            raise
+        return client
 
     @property
     def closed(self) -> bool:
@@ -52,51 +59,62 @@ class Client:
     async def call(
         self, service: str, method: str, request: Message, reply: type[M], seconds: float | None = None
     ) -> M:
-        """One call. Raises TtrpcError, ConnectionLost, or TimeoutError after `seconds`."""
-        if self._why:
-            raise ConnectionLost(self._why)
+        """One call. Raises TtrpcError, ConnectionLost, or TimeoutError after `seconds`.
+
+        The server is told the deadline as well; an answer that comes later is dropped.
+        """
+        if self._why or self._transport is None:
+            raise ConnectionLost(self._why or "not connected")
         envelope = ttrpc_pb2.Request(service=service, method=method, payload=request.SerializeToString())
         if seconds is not None:
-            envelope.timeout_nano = int(seconds * NS)
+            envelope.timeout_nano = max(1, int(seconds * NS))
         stream = next(self._streams)
+        if stream > LAST_STREAM:
+            self._end("all stream ids are used up")
+            raise ConnectionLost(self._why)
+        data = encode(Frame(stream, REQUEST, envelope.SerializeToString()))
         future = self._waiting[stream] = asyncio.get_running_loop().create_future()
         try:
-            self._writer.write(encode(Frame(stream, REQUEST, envelope.SerializeToString())))
+            self._transport.write(data)
             async with asyncio.timeout(seconds):
                 payload = await future
         finally:
             self._waiting.pop(stream, None)
-        response = ttrpc_pb2.Response.FromString(payload)
-        if response.status.code:
-            raise TtrpcError(response.status.code, response.status.message)
-        return reply.FromString(response.payload)
+        try:
+            response = ttrpc_pb2.Response.FromString(payload)
+            if response.status.code:
+                raise TtrpcError(response.status.code, response.status.message)
+            return reply.FromString(response.payload)
+        except DecodeError as exc:
+            raise TtrpcError(INTERNAL, f"cannot read the answer to {method}: {exc}") from exc
 
     def close(self) -> None:
         self._end("closed")
-        self._task.cancel()
 
-    async def _read(self) -> None:
-        decoder = Decoder()
-        why = "the server has hung up"
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
         try:
-            while data := await self._reader.read(CHUNK):
-                for frame in decoder.feed(data):
-                    self._take(frame)
-        except (OSError, ProtocolError, DecodeError) as exc:
-            why = str(exc)
-        finally:
-            self._end(why)
+            for frame in self._decoder.feed(data):
+                future = self._waiting.get(frame.stream_id)
+                if frame.kind == RESPONSE and future is not None and not future.done():
+                    future.set_result(frame.payload)
+        except ProtocolError as exc:
+            self._end(str(exc))
 
-    def _take(self, frame: Frame) -> None:
-        future = self._waiting.get(frame.stream_id)
-        if frame.kind == RESPONSE and future is not None and not future.done():
-            future.set_result(frame.payload)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(str(exc or "the server has hung up"))
 
     def _end(self, why: str) -> None:
         if self._why:
             return
         self._why = why
-        self._writer.close()
+        if self._transport is not None:
+            self._transport.abort()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ConnectionLost(why))

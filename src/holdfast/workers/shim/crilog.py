@@ -48,7 +48,7 @@ class CriLog:
         *lines, rest = data.split(b"\n")
         now = timestamp(time.time_ns())
         full, partial = b" ".join((now, stream, b"F ")), b" ".join((now, stream, b"P "))
-        out = []
+        out: list[bytes] = []
         for line in lines:
             while len(line) > LINE_LIMIT:
                 out += (partial, line[:LINE_LIMIT], b"\n")

@@ -1,0 +1,152 @@
+"""Snapshots on overlayfs: committed layers that never change, and one writable or read-only view a key.
+
+    snapshots/<n>/fs     the layer itself, overlayfs's upper or lower directory
+    snapshots/<n>/work   overlayfs's own, for active snapshots
+
+Directories have short numbers for names because mount(2) takes one page of options. A directory is made before its
+row and deleted after it: a crash leaves a directory to sweep, never a row without one.
+"""
+
+import itertools
+import logging
+import os
+from pathlib import Path
+
+from holdfast.linux import files
+from holdfast.model.errors import AlreadyExists, FailedPrecondition, NotFound
+from holdfast.model.spec import Mount
+from holdfast.store import images as rows
+from holdfast.store.db import Store
+from holdfast.store.images import SnapshotRow
+
+log = logging.getLogger(__name__)
+
+
+class Snapshots:
+    """All snapshots of a node; the rows are kept in memory as well."""
+
+    def __init__(self, store: Store, directory: Path) -> None:
+        self._store = store
+        self._directory = directory
+        self._rows: dict[str, SnapshotRow] = {}
+        self._numbers = itertools.count(1)
+
+    async def load(self) -> None:
+        """Read the rows; to be called once, before anything else."""
+        files.make_private(self._directory)
+        self._rows = {row.key: row for row in await self._store.read(rows.load_snapshots)}
+        taken = [int(name) for name in os.listdir(self._directory) if name.isdigit()]
+        self._numbers = itertools.count(max([0, *taken, *(row.directory for row in self._rows.values())]) + 1)
+
+    def exists(self, key: str) -> bool:
+        return key in self._rows
+
+    def keys(self) -> list[str]:
+        return sorted(self._rows)
+
+    async def prepare(self, key: str, parent: str | None) -> list[Mount]:
+        """A writable snapshot on top of a committed one, or on nothing. Raises AlreadyExists, NotFound."""
+        await self._make(key, "active", parent)
+        return await self.mounts(key)
+
+    async def view(self, key: str, parent: str) -> list[Mount]:
+        """A read-only snapshot of a committed one."""
+        await self._make(key, "view", parent)
+        return await self.mounts(key)
+
+    async def commit(self, name: str, key: str, size: int = 0, inodes: int = 0) -> None:
+        """Make an active snapshot immutable, under `name`. Its content must be on disk already."""
+        row = self._row(key)
+        if row.kind != "active":
+            raise FailedPrecondition(f"cannot commit snapshot {key}: it is {row.kind}")
+        committed = SnapshotRow(name, "committed", row.parent, row.directory, size, inodes)
+        await self._store.write(lambda tx: rows.commit_snapshot(tx, key, committed))
+        del self._rows[key]
+        self._rows[name] = committed
+
+    async def mounts(self, key: str) -> list[Mount]:
+        """How to see a snapshot; performed by whoever wants to."""
+        row = self._row(key)
+        lowers = self.layers(row.parent)
+        if row.kind == "committed":
+            lowers = self.layers(key)
+        own = self._place(row)
+        if row.kind != "active":
+            if len(lowers) == 1:
+                return [Mount("bind", str(lowers[0]), options=("bind", "ro"))]
+            return [Mount("overlay", "overlay", options=(f"lowerdir={_joined(lowers)}",))]
+        if not lowers:
+            return [Mount("bind", str(own / "fs"), options=("bind", "rw"))]
+        options = (f"lowerdir={_joined(lowers)}", f"upperdir={own / 'fs'}", f"workdir={own / 'work'}")
+        return [Mount("overlay", "overlay", options=options)]
+
+    def place(self, key: str) -> Path:
+        """The directory of one layer by itself."""
+        return self._place(self._row(key)) / "fs"
+
+    def layers(self, key: str | None) -> list[Path]:
+        """The directories of a committed snapshot and its ancestors, the topmost first."""
+        found = []
+        while key is not None:
+            row = self._row(key)
+            found.append(self._place(row) / "fs")
+            key = row.parent
+        return found
+
+    async def remove(self, key: str) -> None:
+        """Remove a snapshot, its row first. Idempotent. Raises FailedPrecondition while others stand on it."""
+        row = self._rows.get(key)
+        if row is None:
+            return
+        if self.has_children(key):
+            raise FailedPrecondition(f"cannot remove snapshot {key}: another one stands on it")
+        await self._store.write(lambda tx: rows.delete_snapshot(tx, key))
+        self._rows.pop(key, None)
+        try:
+            files.remove_tree(self._place(row))
+        except OSError as exc:
+            log.warning("directory of snapshot %s is left for the next sweep: %s", key, exc)
+
+    def has_children(self, key: str) -> bool:
+        return any(other.parent == key for other in self._rows.values())
+
+    def usage(self) -> tuple[int, int]:
+        """(bytes, inodes) of all committed layers, as they were when they were unpacked."""
+        committed = [row for row in self._rows.values() if row.kind == "committed"]
+        return sum(row.bytes for row in committed), sum(row.inodes for row in committed)
+
+    async def sweep(self) -> list[str]:
+        """Delete directories that no row owns. Returns what was deleted."""
+        owned = {str(row.directory) for row in self._rows.values()}
+        removed = []
+        for name in sorted(os.listdir(self._directory)):
+            if name.isdigit() and name not in owned:
+                files.remove_tree(self._directory / name)
+                removed.append(f"snapshot directory {name}")
+        return removed
+
+    async def _make(self, key: str, kind: str, parent: str | None) -> None:
+        if key in self._rows:
+            raise AlreadyExists(f"cannot make snapshot {key}: it exists", key)
+        if parent is not None:
+            self._row(parent)
+        row = SnapshotRow(key, kind, parent, next(self._numbers))
+        place = self._place(row)
+        place.mkdir(mode=0o711)
+        (place / "fs").mkdir(mode=0o755)
+        os.chmod(place / "fs", 0o755)
+        (place / "work").mkdir(mode=0o711)
+        await self._store.write(lambda tx: rows.insert_snapshot(tx, row))
+        self._rows[key] = row
+
+    def _place(self, row: SnapshotRow) -> Path:
+        return self._directory / str(row.directory)
+
+    def _row(self, key: str) -> SnapshotRow:
+        if (row := self._rows.get(key)) is None:
+            raise NotFound(f"cannot find snapshot {key}")
+        return row
+
+
+def _joined(layers: list[Path]) -> str:
+    return ":".join(map(str, layers))

@@ -1,0 +1,108 @@
+"""Rows of images, their names, blobs and snapshots: functions on a connection, for use inside Store.write and read."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apsw
+
+Tx = apsw.Connection
+
+SCHEMA: Final = """
+CREATE TABLE images (id TEXT PRIMARY KEY, config BLOB NOT NULL, size INTEGER NOT NULL) STRICT;
+CREATE TABLE image_names (
+  name TEXT PRIMARY KEY,
+  image_id TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE TABLE blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE image_blobs (
+  image_id TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+  digest TEXT NOT NULL REFERENCES blobs (digest),
+  PRIMARY KEY (image_id, digest)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE snapshots (
+  key TEXT PRIMARY KEY,
+  kind TEXT NOT NULL,
+  parent TEXT REFERENCES snapshots (key),
+  directory INTEGER NOT NULL UNIQUE,
+  bytes INTEGER NOT NULL,
+  inodes INTEGER NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """`kind` is "active", "view" or "committed"; `parent` is the key of a committed one, or None."""
+
+    key: str
+    kind: str
+    parent: str | None
+    directory: int
+    bytes: int = 0
+    inodes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """`names` are references by tag and by digest."""
+
+    id: str
+    config: bytes
+    size: int
+    names: tuple[str, ...]
+
+
+def insert_snapshot(tx: Tx, row: SnapshotRow) -> None:
+    """Raises apsw.ConstraintError for a key that is taken or a parent that does not exist."""
+    values = (row.key, row.kind, row.parent, row.directory, row.bytes, row.inodes)
+    tx.execute("INSERT INTO snapshots (key, kind, parent, directory, bytes, inodes) VALUES (?, ?, ?, ?, ?, ?)", values)
+
+
+def commit_snapshot(tx: Tx, key: str, row: SnapshotRow) -> None:
+    """Turn an active snapshot into a committed one under another key."""
+    values = (row.key, row.kind, row.bytes, row.inodes, key)
+    tx.execute("UPDATE snapshots SET key = ?, kind = ?, bytes = ?, inodes = ? WHERE key = ?", values)
+
+
+def delete_snapshot(tx: Tx, key: str) -> None:
+    tx.execute("DELETE FROM snapshots WHERE key = ?", (key,))
+
+
+def load_snapshots(tx: Tx) -> list[SnapshotRow]:
+    query = "SELECT key, kind, parent, directory, bytes, inodes FROM snapshots"
+    found: list[tuple[Any, ...]] = tx.execute(query).fetchall()
+    return [SnapshotRow(*row) for row in found]
+
+
+def put_image(tx: Tx, row: ImageRow, blobs: dict[str, int]) -> None:
+    """Insert an image with its names and blobs; a name that another image has moves to this one."""
+    tx.execute("INSERT OR IGNORE INTO images (id, config, size) VALUES (?, ?, ?)", (row.id, row.config, row.size))
+    for name in row.names:
+        tx.execute("INSERT OR REPLACE INTO image_names (name, image_id) VALUES (?, ?)", (name, row.id))
+    for digest, size in blobs.items():
+        tx.execute("INSERT OR IGNORE INTO blobs (digest, size) VALUES (?, ?)", (digest, size))
+        tx.execute("INSERT OR IGNORE INTO image_blobs (image_id, digest) VALUES (?, ?)", (row.id, digest))
+
+
+def delete_image(tx: Tx, image_id: str) -> list[str]:
+    """Delete an image with its names. Returns the digests of blobs that nobody refers to any more."""
+    tx.execute("DELETE FROM images WHERE id = ?", (image_id,))
+    query = "SELECT digest FROM blobs WHERE digest NOT IN (SELECT digest FROM image_blobs)"
+    unused = [str(digest) for (digest,) in tx.execute(query)]
+    for digest in unused:
+        tx.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+    return unused
+
+
+def load_images(tx: Tx) -> list[ImageRow]:
+    names: dict[str, list[str]] = {}
+    found: list[tuple[Any, ...]] = tx.execute("SELECT name, image_id FROM image_names ORDER BY name").fetchall()
+    for name, image_id in found:
+        names.setdefault(image_id, []).append(name)
+    rows: list[tuple[Any, ...]] = tx.execute("SELECT id, config, size FROM images").fetchall()
+    return [ImageRow(image_id, config, size, tuple(names.get(image_id, ()))) for image_id, config, size in rows]
+
+
+def load_blobs(tx: Tx) -> dict[str, int]:
+    found: list[tuple[Any, ...]] = tx.execute("SELECT digest, size FROM blobs").fetchall()
+    return dict(found)
