@@ -24,6 +24,7 @@ from holdfast.cri.node_service import NodeService
 from holdfast.cri.runtime_service import RuntimeService
 from holdfast.images.content import Content
 from holdfast.images.service import Images
+from holdfast.lifecycle import facts
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
@@ -31,7 +32,6 @@ from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.node import Node
-from holdfast.lifecycle.oci_spec import HostFacts
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.recover import Recovery
 from holdfast.lifecycle.stop import Stopper
@@ -107,15 +107,16 @@ class Daemon:
         handlers = await in_thread(
             runtime_handlers.find, config.runtime_binaries(), config.default_runtime, config.state, mode
         )
-        facts = HostFacts.detect(mode)
+        host = await in_thread(facts.detect)
         network = LoopbackOnly()
         world = World(store, Clock())
         snapshots = Snapshots(store, config.root / "snapshots")
-        content = Content(store, config.root)
-        images = Images(store, content, snapshots, unpack.through(keeper), insecure=config.insecure_registries)
+        await snapshots.load()
+        insecure = frozenset(config.insecure_registries)
+        images = Images(store, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure)
         await images.load()
         cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root)
-        bundles = Bundles(snapshots, images, layout, facts)
+        bundles = Bundles(snapshots, images, layout, host)
         stopper = Stopper(world, cleanup, background)
         monitor = Monitor(world, shims, cleanup, background, layout)
         containers = Containers(world, shims, images, snapshots, bundles, monitor, stopper, cleanup, layout)

@@ -42,7 +42,8 @@ def configure(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(LEVELS[level])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "httpcore", "grpc", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _ids(record: logging.LogRecord) -> dict[str, str]:

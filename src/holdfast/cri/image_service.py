@@ -20,7 +20,7 @@ class ImageService(ImageServiceServicer):  # type: ignore[misc]  # the generated
     async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:
         wanted = request.filter.image.image
         if not wanted:
-            return pb.ListImagesResponse(images=[convert.image_item(image) for image in self._images.list()])
+            return pb.ListImagesResponse(images=[convert.image_item(image) for image in self._images.all()])
         try:
             return pb.ListImagesResponse(images=[convert.image_item(self._images.find(wanted))])
         except NotFound:

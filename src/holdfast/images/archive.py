@@ -162,4 +162,7 @@ async def _adopt(
 
 
 def _digest(file: IO[bytes]) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256()
+    while data := file.read(1024 * 1024):
+        found.update(data)
+    return found.hexdigest()

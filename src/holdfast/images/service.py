@@ -68,7 +68,7 @@ class Images:
             if digest not in blobs:
                 self._content.remove(digest)
 
-    def list(self) -> list[Image]:
+    def all(self) -> list[Image]:
         return sorted(self._images.values(), key=lambda image: image.tags or (image.id,))
 
     def find(self, wanted: str) -> Image:
@@ -90,7 +90,7 @@ class Images:
             running.add_done_callback(lambda _: self._pulls.pop(str(ref), None))
         return await asyncio.shield(running)
 
-    async def import_archive(self, path: Path, progress: Progress = _silent) -> "list[Image]":
+    async def import_archive(self, path: Path, progress: Progress = _silent) -> list[Image]:
         """Take in every image of an archive file. Raises InvalidArgument for one that is none."""
         async with self._changing:
             found = await archive.load(path, self._content, progress)
@@ -111,7 +111,20 @@ class Images:
             self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
             for digest in unused:
                 self._content.remove(digest)
-            await self._collect_layers(image)
+        await self.collect()
+
+    async def collect(self) -> list[str]:
+        """Remove layers that no image has and nothing stands on; left for later while an image is coming in."""
+        if self._changing.locked():
+            return []
+        async with self._changing:
+            removed: list[str] = []
+            used = {chain for image in self._images.values() for chain in chain_ids(image.diff_ids)}
+            while loose := [key for key in self._snapshots.loose() if key not in used]:
+                for key in loose:
+                    await self._snapshots.remove(key)
+                removed += loose
+            return removed
 
     async def usage(self) -> Usage:
         """Compressed blobs and unpacked layers together."""
@@ -129,9 +142,7 @@ class Images:
         async with self._changing:
             return await self._install(document, blobs, names, progress)
 
-    async def _install(
-        self, document: Manifest, blobs: dict[str, int], names: "list[str]", progress: Progress
-    ) -> Image:
+    async def _install(self, document: Manifest, blobs: dict[str, int], names: list[str], progress: Progress) -> Image:
         """Unpack what is not unpacked yet, then make the image visible."""
         config = self._content.read(document.config.digest, CONFIG_LIMIT)
         size = sum(blobs.values())
@@ -167,14 +178,6 @@ class Images:
         except BaseException:
             await self._snapshots.remove(key)
             raise
-
-    async def _collect_layers(self, image: Image) -> None:
-        """Remove an image's layers from the top down, as far as nobody else stands on them."""
-        used = {chain for other in self._images.values() for chain in chain_ids(other.diff_ids)}
-        for chain_id in reversed(chain_ids(image.diff_ids)):
-            if chain_id in used or self._snapshots.has_children(chain_id):
-                return
-            await self._snapshots.remove(chain_id)
 
     def _remember(self, row: ImageRow) -> Image:
         for name in row.names:
@@ -213,7 +216,7 @@ class Images:
         return matches[0] if len(matches) == 1 else None
 
 
-def chain_ids(diff_ids: tuple[str, ...]) -> "list[str]":
+def chain_ids(diff_ids: tuple[str, ...]) -> list[str]:
     """The names of a stack's layers (OCI image-spec, config.md, "Layer ChainID")."""
     chain: list[str] = []
     for diff_id in diff_ids:

@@ -8,7 +8,7 @@ from typing import Final
 from holdfast.images.service import Images
 from holdfast.lifecycle.cleanup import container_cgroup
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.oci_spec import HostFacts, ImageConfig, SpecRequest, build, resources_to_oci
+from holdfast.lifecycle.oci_spec import HostFacts, SpecRequest, build, resources_to_oci
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.users import ResolvedUser, resolve_user
 from holdfast.lifecycle.world import Container, Pod
@@ -97,15 +97,7 @@ class Bundles:
             container_id=container.meta.id,
             pod=pod.config,
             container=container.config,
-            image=ImageConfig(
-                entrypoint=image.entrypoint,
-                cmd=image.cmd,
-                env=image.env,
-                workdir=image.workdir,
-                user=image.user,
-                stop_signal=image.stop_signal,
-                volumes=image.volumes,
-            ),
+            image=image,
             namespaces=self._namespaces(pod),
             cgroups_path=container_cgroup(container),
             hostname=hostname(pod.config),

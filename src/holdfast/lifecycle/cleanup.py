@@ -15,6 +15,8 @@ from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.model.errors import NotFound, Unavailable
+from holdfast.model.spec import PodMetadata
+from holdfast.model.witness import EXIT_FILE, INIT_FILE
 from holdfast.network.network import Network
 from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.shims import Shims, alive
@@ -29,6 +31,11 @@ CGROUP_PAUSE: Final = 0.01  # an ended process leaves its cgroup a moment after 
 
 def container_cgroup(container: Container) -> str:
     return f"{container.pod.meta.cgroup_parent.rstrip('/')}/{container.meta.id}"
+
+
+def init_cgroup(meta: PodMetadata) -> str:
+    """Where the init of a shared pid namespace is, so that it can be found and ended without its shim."""
+    return f"{meta.cgroup_parent.rstrip('/')}/{meta.id}"
 
 
 class Cleanup:
@@ -72,6 +79,12 @@ class Cleanup:
         await self._remove_cgroup(container_cgroup(container))
         container.cleaned.set()
 
+    async def discard(self, container: Container) -> None:
+        """Delete a task that was created but never started, with every sign that it ever was."""
+        await self.task(container)
+        for name in (INIT_FILE, EXIT_FILE):
+            (self._bundle(container) / name).unlink(missing_ok=True)
+
     async def container(self, container: Container) -> None:
         """Remove every trace of a container that has no task: bundle, snapshot, and last its row."""
         bundle = self._bundle(container)
@@ -87,6 +100,7 @@ class Cleanup:
             where = Path(pod.status.netns)
             await within(STEP_SECONDS, self._network.delete(pod_id, where), f"delete network of pod {pod_id}")
         await self._shims.end(pod_id, pod.status.shim)
+        await self._remove_cgroup(init_cgroup(pod.meta), kill=True)
         await in_thread(self._unpin, pod_id)
         if pod.meta.owns_cgroup:
             await self._remove_cgroup(pod.meta.cgroup_parent)
@@ -109,7 +123,11 @@ class Cleanup:
         if self._layout.shm(pod_id).exists():
             mount.unmount_tree(self._layout.shm(pod_id))
 
-    async def _remove_cgroup(self, path: str) -> None:
+    async def _remove_cgroup(self, path: str, *, kill: bool = False) -> None:
+        if not await in_thread(cgroup.exists, path):
+            return
+        if kill:
+            await in_thread(cgroup.kill, path)
         for _ in range(CGROUP_TRIES):
             try:
                 return await in_thread(cgroup.remove, path)

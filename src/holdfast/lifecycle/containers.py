@@ -13,9 +13,10 @@ from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor, read_init
-from holdfast.lifecycle.oci_spec import resources_to_oci, validate_container
+from holdfast.lifecycle.oci_spec import resources_to_oci
 from holdfast.lifecycle.stop import Stopper, signal_number
 from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.model.errors import FailedPrecondition, HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, new_id
@@ -138,9 +139,11 @@ class Containers:
             what = f"clean up after container {container.meta.id}"
             await within(CLEAN_SECONDS, container.cleaned.wait(), what)
             await self._cleanup.container(container)
+        await self._images.collect()
 
     async def update_resources(self, container_id: str, resources: pb.LinuxContainerResources) -> None:
         """Apply new resource limits now, and remember them for the status and for a later start."""
+        validate_resources(resources, "linux")
         container = await self._acknowledged(container_id)
         async with container.lock:
             if container.state is ContainerState.CREATED:

@@ -62,6 +62,8 @@ class Monitor:
             log.info("container %s: %s, was %s: %s", container.meta.id, container.state, before, found.why)
         elif "start" in container.intents and Action.PROBE not in found.actions:
             await self._world.end(container, "start")
+        if Action.DISCARD_TASK in found.actions:
+            await self._cleanup.discard(container)
         self._begin(container, found)
         return found
 
@@ -81,7 +83,7 @@ class Monitor:
             self._background.start(name, self.until_done(name, lambda: self._cleanup.kill(container)))
         if Action.DELETE_TASK in actions:
             self.clean(container)
-        elif container_state(found.status) is not ContainerState.RUNNING and not actions:
+        elif container_state(found.status) is not ContainerState.RUNNING and Action.PROBE not in actions:
             container.cleaned.set()
 
     async def settle_until_done(self, container: Container) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle.bundle import hostname
-from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.cleanup import Cleanup, init_cgroup
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.oci_spec import validate_pod
 from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.validate import validate_pod
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.model.errors import NotFound
@@ -129,7 +129,7 @@ class Pods:
         if config.log_directory:
             Path(config.log_directory).mkdir(parents=True, exist_ok=True)
         shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
-        done = await asyncio.gather(
+        done: list[None | BaseException] = await asyncio.gather(
             self._start_shim(pod, handler, shared_pid),
             in_thread(self._make_namespaces, pod),
             in_thread(cgroup.create, pod.meta.cgroup_parent),
@@ -144,7 +144,7 @@ class Pods:
             pod.status = replace(pod.status, network=result.to_json())
 
     async def _start_shim(self, pod: Pod, handler: Handler, pid_namespace: bool) -> None:
-        shim = await self._shims.start(pod.meta.id, handler, pid_namespace)
+        shim = await self._shims.start(pod.meta.id, handler, pid_namespace, init_cgroup(pod.meta))
         options = pod.config.linux.security_context.namespace_options
         netns = "" if options.network == pb.NODE else str(self._layout.namespaces(pod.meta.id) / "net")
         await self._world.update_pod(pod, lambda status: replace(status, shim=shim, netns=netns))

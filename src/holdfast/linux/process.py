@@ -1,6 +1,5 @@
 """Processes: identities that survive pid reuse, pidfds, reaping, and cheap fork+exec for single-threaded workers."""
 
-import ctypes
 import errno
 import fcntl
 import functools
@@ -12,7 +11,7 @@ from types import TracebackType
 from typing import Final
 
 from holdfast.linux.libc import check, libc
-from holdfast.linux.mount import MNT_DETACH, MS_PRIVATE, UMOUNT_NOFOLLOW, mount
+from holdfast.linux.mount import MS_PRIVATE, mount
 
 CLONE_NEWNS: Final = 0x00020000
 PR_SET_NAME: Final = 15
@@ -217,7 +216,11 @@ def _become(
 
 
 def hide_mounts(targets: Iterable[str]) -> None:
-    """Put the calling process into a mount namespace without these mounts; all other mounts stay as they are."""
+    """Put the calling process into a mount namespace where these mounts are covered by empty ones.
+
+    Covered, not detached: what a program writes there then vanishes with the namespace. Their parents are made
+    private first, so that nothing happens outside; all other mounts, and how they propagate, stay as they are.
+    """
     check(libc.unshare(CLONE_NEWNS), "unshare")
     for target in targets:
         parent = os.path.dirname(target)
@@ -226,10 +229,7 @@ def hide_mounts(targets: Iterable[str]) -> None:
         except OSError as exc:
             if exc.errno != errno.EINVAL:  # not a mount point of its own, so nothing propagates from it
                 raise
-        if libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW) < 0:
-            number = ctypes.get_errno()
-            if number not in (errno.EINVAL, errno.ENOENT):
-                raise OSError(number, f"umount2: {os.strerror(number)}", target)
+        mount("none", target, "tmpfs")
 
 
 def drop_capabilities(keep: Iterable[int]) -> None:
@@ -250,4 +250,5 @@ def close_fds_except(keep: Iterable[int]) -> None:
     """Close every descriptor but these."""
     kept = sorted({-1, *keep})
     for low, high in zip(kept, [*kept[1:], 1 << 20], strict=True):
-        os.closerange(low + 1, high)
+        if low + 1 < high:  # an empty range, handed to close_range(2) as 0 to -1, would be all of them
+            os.closerange(low + 1, high)

@@ -91,9 +91,9 @@ def works(handler: Handler) -> bool:
     """Whether the runtime can run /bin/true here, in a cgroup of its own that is removed afterwards."""
     name = f"holdfast-probe-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix=name) as bundle:
-        Path(bundle, "config.json").write_text(json.dumps(_probe_spec(name)))
+        Path(bundle, "config.json").write_text(json.dumps(_probe_spec(name, Path(bundle, "rootfs"))))
         command = [handler.binary, "--root", f"{bundle}/root", "run", "--bundle", bundle, name]
-        hidden = [f"umount -l {mount}" for mount in handler.hide]
+        hidden = [f"mount -t tmpfs none {target}" for target in handler.hide]
         if hidden:
             script = " && ".join(["mount --make-rprivate /", *hidden, 'exec "$@"'])
             command = ["unshare", "-m", "sh", "-c", script, "sh", *command]
@@ -106,11 +106,26 @@ def works(handler: Handler) -> bool:
         return done.returncode == 0
 
 
-def _probe_spec(name: str) -> dict[str, object]:
+def _probe_spec(name: str, rootfs: Path) -> dict[str, object]:
+    """The host's own programs, read-only, in a root of its own; made of links where the host's are links."""
+    mounts: list[dict[str, object]] = [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+    ]
+    rootfs.mkdir()
+    for place in ("proc", "dev"):
+        (rootfs / place).mkdir()
+    for top in ("usr", "bin", "lib", "lib64"):
+        source = Path("/", top)
+        if source.is_symlink():
+            (rootfs / top).symlink_to(source.readlink())
+        elif source.is_dir():
+            (rootfs / top).mkdir()
+            mounts.append({"destination": f"/{top}", "source": str(source), "type": "bind", "options": ["rbind", "ro"]})
     return {
         "ociVersion": "1.0.2",
-        "root": {"path": "/", "readonly": True},
+        "root": {"path": str(rootfs), "readonly": True},
         "process": {"args": ["/bin/true"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/usr/bin:/bin"]},
-        "mounts": [],
+        "mounts": mounts,
         "linux": {"cgroupsPath": f"/{name}", "namespaces": [{"type": "mount"}, {"type": "pid"}]},
     }

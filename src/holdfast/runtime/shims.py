@@ -55,13 +55,14 @@ class Shims:
         self._clients: dict[str, TaskClient] = {}
         self._connecting: dict[str, asyncio.Lock] = {}
 
-    async def start(self, pod_id: str, handler: Handler, pid_namespace: bool) -> ProcessRef:
+    async def start(self, pod_id: str, handler: Handler, pid_namespace: bool, init_cgroup: str) -> ProcessRef:
         """Have the keeper fork this pod's shim; it is ready when this returns. Raises Unavailable."""
         args = {
             "id": pod_id,
             "directory": str(self._pods / pod_id),
             "runtime": handler.to_args(),
             "pid_namespace": pid_namespace,
+            "init_cgroup": init_cgroup,
         }
         return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id))
 

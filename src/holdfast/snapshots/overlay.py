@@ -110,6 +110,11 @@ class Snapshots:
     def has_children(self, key: str) -> bool:
         return any(other.parent == key for other in self._rows.values())
 
+    def loose(self) -> list[str]:
+        """Committed snapshots on which nothing stands."""
+        parents = {row.parent for row in self._rows.values()}
+        return [row.key for row in self._rows.values() if row.kind == "committed" and row.key not in parents]
+
     def usage(self) -> tuple[int, int]:
         """(bytes, inodes) of all committed layers, as they were when they were unpacked."""
         committed = [row for row in self._rows.values() if row.kind == "committed"]

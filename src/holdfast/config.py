@@ -1,0 +1,195 @@
+"""Settings, each declared once: the table feeds the TOML file, the flags of holdfastd, `config show` and the docs."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from holdfast.model.errors import InvalidArgument
+
+_SIZE: Final = re.compile(r"^([0-9]+)\s*([KMGT]i?B?|B)?$")
+_UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_RUNTIME_KEYS: Final = frozenset({"binary"})
+
+
+def setting(
+    default: Any, help: str, *, parse: Callable[[str, Any], Any], reloadable: bool = False, flag: bool = False
+) -> Any:
+    """One row of the table: a field of Config with how to read it and what to say of it."""
+    meta = {"help": help, "parse": parse, "reloadable": reloadable, "flag": flag}
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def _path(key: str, value: Any) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value).startswith("/"):
+        raise InvalidArgument(f"{key}: {value!r} is not an absolute path")
+    return Path(value)
+
+
+def _word(*allowed: str) -> Callable[[str, Any], str]:
+    def parse(key: str, value: Any) -> str:
+        if value not in allowed:
+            raise InvalidArgument(f"{key}: {value!r} is not one of {', '.join(allowed)}")
+        return str(value)
+
+    return parse
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidArgument(f"{key}: {value!r} is not a text")
+    return value
+
+
+def _cgroup(key: str, value: Any) -> str:
+    text = _text(key, value)
+    if not text.startswith("/") or text == "/" or ".." in text.split("/"):
+        raise InvalidArgument(f"{key}: {value!r} is not a path below the cgroup root")
+    return text.rstrip("/")
+
+
+def _size(key: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise InvalidArgument(f"{key}: {value!r} is not a size such as 8388608 or '8MiB'")
+    return int(match[1]) * _UNITS.get((match[2] or "B")[0], 1)
+
+
+def _hosts(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
+        raise InvalidArgument(f"{key}: {value!r} is not a list of host names")
+    return tuple(value)
+
+
+def _runtimes(key: str, value: Any) -> dict[str, dict[str, str]]:
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"{key}: {value!r} is not a table")
+    for name, table in value.items():
+        if not isinstance(table, Mapping):
+            raise InvalidArgument(f"{key}.{name}: {table!r} is not a table")
+        for unknown in table.keys() - _RUNTIME_KEYS:
+            raise InvalidArgument(f"{key}.{name}.{unknown}: there is no such setting")
+        _text(f"{key}.{name}.binary", table.get("binary"))
+    return {name: dict(table) for name, table in value.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one daemon."""
+
+    root: Path = setting(
+        Path("/var/lib/holdfast"), "Persistent state: the store, images, writable layers.", parse=_path, flag=True
+    )
+    state: Path = setting(
+        Path("/run/holdfast"),
+        "Volatile state: sockets, namespaces, bundles. Should be a tmpfs.",
+        parse=_path,
+        flag=True,
+    )
+    socket: Path = setting(
+        Path("/run/holdfast/holdfast.sock"),
+        "The CRI socket; by default holdfast.sock in `state`.",
+        parse=_path,
+        flag=True,
+    )
+    log_level: str = setting(
+        "info", "debug, info, warning or error.", parse=_word("debug", "info", "warning", "error"), reloadable=True,
+        flag=True,
+    )  # fmt: skip
+    log_format: str = setting("text", "text or json.", parse=_word("text", "json"), reloadable=True)
+    log_root: Path = setting(
+        Path("/var/log/holdfast/pods"), "Where `holdfast run` puts the logs of its containers.", parse=_path
+    )
+    cgroup_root: str = setting("/holdfast", "Parent cgroup of pods that name none.", parse=_cgroup)
+    default_runtime: str = setting(
+        "auto", "The runtime handler for pods that name none; auto is the first that works here.", parse=_text
+    )
+    insecure_registries: tuple[str, ...] = setting(
+        (), "Registries spoken to over plain http, beside those on loopback.", parse=_hosts
+    )
+    exec_output_limit: int = setting(16 << 20, "Bytes of each stream that ExecSync returns.", parse=_size)
+    reserve_bytes: int = setting(8 << 20, "Space the store keeps for itself on its disk.", parse=_size)
+    runtimes: dict[str, dict[str, str]] = setting(
+        {}, "OCI runtimes by handler name, e.g. [runtimes.crun] binary = '/usr/bin/crun'.", parse=_runtimes
+    )
+
+    def runtime_binaries(self) -> dict[str, str]:
+        return {name: table["binary"] for name, table in self.runtimes.items()}
+
+
+FIELDS: Final = {field.name: field for field in dataclasses.fields(Config)}
+
+
+def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Defaults, then the file, then `overrides`. Raises InvalidArgument that names the key and the file."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as exc:
+            raise InvalidArgument(f"cannot read configuration {path}: {exc.strerror}") from exc
+        except ValueError as exc:
+            raise InvalidArgument(f"cannot read configuration {path}: {exc}") from exc
+    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    for key in values:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(key, FIELDS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InvalidArgument(f"{key}: there is no such setting{hint}")
+    parsed = {key: FIELDS[key].metadata["parse"](key, value) for key, value in values.items()}
+    if "socket" not in parsed and "state" in parsed:
+        parsed["socket"] = parsed["state"] / "holdfast.sock"
+    return Config(**parsed)
+
+
+def from_command_line(arguments: Sequence[str]) -> Callable[[], Config]:
+    """A function that reads the configuration anew, as the flags of holdfastd say. Exits on --help."""
+    parser = argparse.ArgumentParser(prog="holdfastd", description="The Holdfast container runtime's daemon.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
+    for name, field in FIELDS.items():
+        if field.metadata["flag"]:
+            text = f"{field.metadata['help']} Default: {field.default}."
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=text)
+    given = vars(parser.parse_args(arguments))
+    path = given.pop("config")
+    return lambda: load(path, given)
+
+
+def changed_unreloadable(old: Config, new: Config) -> list[str]:
+    """Keys that differ and take effect only at the next start."""
+    return [
+        name
+        for name, field in FIELDS.items()
+        if getattr(old, name) != getattr(new, name) and not field.metadata["reloadable"]
+    ]
+
+
+def render(config: Config) -> str:
+    """The configuration as the TOML file that would give it, with what each setting means."""
+    lines = []
+    for name, field in FIELDS.items():
+        note = " Read again on SIGHUP." if field.metadata["reloadable"] else ""
+        lines.append(f"# {field.metadata['help']}{note}")
+        value = getattr(config, name)
+        if name == "runtimes":
+            lines += [f"[runtimes.{key}]\nbinary = {json.dumps(table['binary'])}" for key, table in value.items()]
+        else:
+            lines.append(f"{name} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(str(value) if isinstance(value, Path) else value)

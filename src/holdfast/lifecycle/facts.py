@@ -1,0 +1,42 @@
+"""What this host and this daemon can do, found once at start."""
+
+import os
+import stat
+from pathlib import Path
+
+from holdfast.lifecycle.oci_spec import HostFacts
+from holdfast.lifecycle.validate import CAPABILITIES
+from holdfast.linux import cgroup
+
+CAP_SYS_RESOURCE = CAPABILITIES.index("SYS_RESOURCE")
+
+
+def detect() -> HostFacts:
+    """Missing capabilities are worked around, never fatal."""
+    held = _bounding_set()
+    lowest = -1000 if held >> CAP_SYS_RESOURCE & 1 else int(Path("/proc/self/oom_score_adj").read_text())
+    return HostFacts(
+        cgroup_mode=cgroup.mode(),
+        oom_score_adj_min=lowest,
+        capabilities=frozenset(name for number, name in enumerate(CAPABILITIES) if held >> number & 1),
+        devices=tuple(_devices()),
+    )
+
+
+def _bounding_set() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("CapBnd:"))
+
+
+def _devices() -> list[tuple[str, str, int, int]]:
+    """Device nodes below /dev, but for terminals, shared memory and message queues, which containers get anew."""
+    found = []
+    for directory, names, files in os.walk("/dev"):
+        names[:] = [name for name in names if name not in ("pts", "shm", "mqueue", "fd")]
+        for name in files:
+            path = os.path.join(directory, name)
+            status = os.lstat(path)
+            if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+                kind = "c" if stat.S_ISCHR(status.st_mode) else "b"
+                found.append((path, kind, os.major(status.st_rdev), os.minor(status.st_rdev)))
+    return sorted(found)

@@ -1,0 +1,137 @@
+"""Who a container's process is: CRI fields and the image's user, looked up in the image's own files. Pure.
+
+Files come through a reader that is bounded: an image may hold a passwd file of any size (CVE-2026-47262). Ids are at
+most 2^31 - 1, so that none wraps around to root (CVE-2024-40635).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from holdfast.model.errors import InvalidArgument
+from holdfast.proto import runtime_v1_pb2 as pb
+
+ID_LIMIT: Final = 2**31 - 1
+FILE_LIMIT: Final = 1024 * 1024
+
+Read = Callable[[str, int], bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedUser:
+    """`home` is "" when the image does not know the user."""
+
+    uid: int
+    gid: int
+    additional_gids: tuple[int, ...] = ()
+    home: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A line of passwd(5) or group(5): of the first `home`, of the second `members`."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str = ""
+    members: tuple[str, ...] = ()
+
+
+def resolve_user(config: pb.ContainerConfig, image_user: str, read: Read) -> ResolvedUser:
+    """`read(path, limit)` gives at most `limit` bytes of a file in the image, None when it has no such file.
+
+    Raises InvalidArgument that names the field, or the file that is too large.
+    """
+    context = config.linux.security_context
+    users = _Users(read)
+    if context.HasField("run_as_user"):
+        entry = users.by_uid(context.run_as_user.value)
+        uid, gid = context.run_as_user.value, entry.gid if entry else 0
+    elif context.run_as_username:
+        entry = users.by_name(context.run_as_username)
+        if entry is None:
+            raise InvalidArgument(
+                f"linux.security_context.run_as_username: {context.run_as_username!r} is not in the image"
+            )
+        uid, gid = entry.uid, entry.gid
+    else:
+        uid, gid, entry = _image_user(image_user, users)
+    if context.HasField("run_as_group"):
+        gid = context.run_as_group.value
+    groups = set(context.supplemental_groups)
+    if context.supplemental_groups_policy == pb.Merge and entry is not None:
+        groups |= users.groups_of(entry.name)
+    home = entry.home if entry is not None else ""
+    return ResolvedUser(uid, gid, tuple(sorted({gid, *groups})), home)
+
+
+def _image_user(text: str, users: "_Users") -> tuple[int, int, _Entry | None]:
+    """uid, gid and passwd entry for an image's "user[:group]", each by name or by number."""
+    name, colon, group = text.partition(":")
+    if name.isdigit() or not name:
+        uid = _checked(name or "0", "user")
+        entry = users.by_uid(uid)
+        gid = entry.gid if entry else 0
+    else:
+        entry = users.by_name(name)
+        if entry is None:
+            raise InvalidArgument(f"image: its user {name!r} is not in its own /etc/passwd")
+        uid, gid = entry.uid, entry.gid
+    if colon and group:
+        gid = _checked(group, "group") if group.isdigit() else users.group(group)
+    return uid, gid, entry
+
+
+def _checked(text: str, what: str) -> int:
+    if not 0 <= (number := int(text)) <= ID_LIMIT:
+        raise InvalidArgument(f"image: its {what} {text} is out of range")
+    return number
+
+
+class _Users:
+    """The image's passwd and group files, read when first needed."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._lines: dict[str, list[list[str]]] = {}
+
+    def by_uid(self, uid: int) -> _Entry | None:
+        return next((entry for entry in self._passwd() if entry.uid == uid), None)
+
+    def by_name(self, name: str) -> _Entry | None:
+        return next((entry for entry in self._passwd() if entry.name == name), None)
+
+    def group(self, name: str) -> int:
+        for entry in self._groups():
+            if entry.name == name:
+                return entry.gid
+        raise InvalidArgument(f"image: its group {name!r} is not in its own /etc/group")
+
+    def groups_of(self, name: str) -> set[int]:
+        return {entry.gid for entry in self._groups() if name in entry.members}
+
+    def _passwd(self) -> list[_Entry]:
+        rows = [row for row in self._file("/etc/passwd") if len(row) >= 6 and _is_id(row[2]) and _is_id(row[3])]
+        return [_Entry(row[0], int(row[2]), int(row[3]), _home(row[5])) for row in rows]
+
+    def _groups(self) -> list[_Entry]:
+        rows = [row for row in self._file("/etc/group") if len(row) >= 4 and _is_id(row[2])]
+        return [_Entry(row[0], 0, int(row[2]), members=tuple(row[3].split(","))) for row in rows]
+
+    def _file(self, path: str) -> list[list[str]]:
+        if path not in self._lines:
+            data = self._read(path, FILE_LIMIT + 1) or b""
+            if len(data) > FILE_LIMIT:
+                raise InvalidArgument(f"image: its {path} has more than {FILE_LIMIT} bytes")
+            self._lines[path] = [line.split(":") for line in data.decode(errors="replace").splitlines()]
+        return self._lines[path]
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= ID_LIMIT
+
+
+def _home(text: str) -> str:
+    """A home directory fit for an environment variable (CVE-2022-4318)."""
+    return text if text.startswith("/") and text.isprintable() else ""
