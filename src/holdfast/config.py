@@ -56,7 +56,7 @@ def _cgroup(key: str, value: Any) -> str:
     return text.rstrip("/")
 
 
-def _size(key: str, value: Any) -> int:
+def size_value(key: str, value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     match = _SIZE.match(value) if isinstance(value, str) else None
@@ -117,8 +117,8 @@ class Config:
     insecure_registries: tuple[str, ...] = setting(
         (), "Registries spoken to over plain http, beside those on loopback.", parse=_hosts
     )
-    exec_output_limit: int = setting(16 << 20, "Bytes of each stream that ExecSync returns.", parse=_size)
-    reserve_bytes: int = setting(8 << 20, "Space the store keeps for itself on its disk.", parse=_size)
+    exec_output_limit: int = setting(16 << 20, "Bytes of each stream that ExecSync returns.", parse=size_value)
+    reserve_bytes: int = setting(8 << 20, "Space the store keeps for itself on its disk.", parse=size_value)
     runtimes: dict[str, dict[str, str]] = setting(
         {}, "OCI runtimes by handler name, e.g. [runtimes.crun] binary = '/usr/bin/crun'.", parse=_runtimes
     )

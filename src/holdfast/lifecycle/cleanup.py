@@ -125,7 +125,7 @@ class Cleanup:
 
     async def _remove_cgroup(self, path: str, *, kill: bool = False) -> None:
         if not await in_thread(cgroup.exists, path):
-            return
+            return None
         if kill:
             await in_thread(cgroup.kill, path)
         for _ in range(CGROUP_TRIES):

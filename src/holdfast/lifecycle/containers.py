@@ -98,6 +98,7 @@ class Containers:
                 raise FailedPrecondition(f"cannot start container {container.meta.id}: its pod sandbox is not ready")
             await self._world.begin(container, "start")
             container.cleaned.clear()
+            now = self._world.clock.now()  # before the act: a process may be over before we hear that it runs
             try:
                 process = await self._run(container)
             except Unavailable:
@@ -107,7 +108,6 @@ class Containers:
             except (HoldfastError, OSError) as exc:
                 await self._start_failed(container, str(exc))
                 raise
-            now = self._world.clock.now()
             started = lambda status: replace(status, started_at=status.started_at or now, process=process)  # noqa: E731
             await self._world.update_container(container, started, end="start")
             self._monitor.watch(container)

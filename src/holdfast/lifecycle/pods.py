@@ -129,7 +129,7 @@ class Pods:
         if config.log_directory:
             Path(config.log_directory).mkdir(parents=True, exist_ok=True)
         shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
-        done: list[None | BaseException] = await asyncio.gather(
+        done: list[BaseException | None] = await asyncio.gather(
             self._start_shim(pod, handler, shared_pid),
             in_thread(self._make_namespaces, pod),
             in_thread(cgroup.create, pod.meta.cgroup_parent),

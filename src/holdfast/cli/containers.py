@@ -1,0 +1,124 @@
+"""ps, start, stop, rm, exec."""
+
+import sys
+
+import click
+
+from holdfast.cli.client import CommandError, client, each
+from holdfast.cli.completion import container_names
+from holdfast.cli.output import ago, as_dict, output_option, short, show, table
+from holdfast.proto import runtime_v1_pb2 as pb
+
+STATES = {pb.CONTAINER_CREATED: "Created", pb.CONTAINER_RUNNING: "Running", pb.CONTAINER_EXITED: "Exited"}
+names_argument = click.argument("containers", nargs=-1, shell_complete=container_names)
+
+
+@click.command("ps")
+@click.option("--all", "-a", "everything", is_flag=True, help="Show containers in every state, not only running ones.")
+@click.option("--quiet", "-q", is_flag=True, help="Print ids only.")
+@click.option("--no-trunc", is_flag=True, help="Print ids in full.")
+@click.option("--name", default="", help="Only containers whose name has this in it.")
+@click.option("--pod", "-p", default="", help="Only containers of this pod.")
+@click.option("--state", type=click.Choice(["created", "running", "exited", "unknown"]), help="Only in this state.")
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only with this label.")
+@output_option
+@click.pass_context
+def ps_command(
+    ctx: click.Context, everything: bool, quiet: bool, no_trunc: bool, name: str, pod: str, state: str | None,
+    label: tuple[str, ...], output: str,
+) -> None:  # fmt: skip
+    """List containers: the running ones, or with -a all of them."""
+    daemon = client(ctx)
+    wanted: dict[str, object] = {"label_selector": dict(part.partition("=")[::2] for part in label)}
+    pods = {one.id: one for one in daemon.pods()}
+    if pod:
+        wanted["pod_sandbox_id"] = daemon.find_pod(pod).id
+    if state or not everything:
+        number = pb.ContainerState.Value(f"CONTAINER_{(state or 'running').upper()}")
+        wanted["state"] = pb.ContainerStateValue(state=number)
+    found = [one for one in daemon.containers(**wanted) if name in one.metadata.name]
+    found.sort(key=lambda one: -one.created_at)
+    if output != "table":
+        show({"containers": [as_dict(one) for one in found]}, output)
+    elif quiet:
+        click.echo("".join(f"{one.id}\n" for one in found), nl=False)
+    else:
+        cut = str if no_trunc else short
+        rows = [
+            (
+                cut(one.id), one.image.user_specified_image or one.image.image, ago(one.created_at),
+                STATES.get(one.state, "Unknown"), one.metadata.name, str(one.metadata.attempt),
+                cut(one.pod_sandbox_id), pods[one.pod_sandbox_id].metadata.name if one.pod_sandbox_id in pods else "",
+            )
+            for one in found
+        ]  # fmt: skip
+        table(("CONTAINER", "IMAGE", "CREATED", "STATE", "NAME", "ATTEMPT", "POD ID", "POD"), rows)
+
+
+@click.command("start")
+@names_argument
+@click.pass_context
+def start_command(ctx: click.Context, containers: tuple[str, ...]) -> int:
+    """Start created containers."""
+    daemon = client(ctx)
+
+    def start(name: str) -> None:
+        found = daemon.find_container(name)
+        daemon.call(daemon.runtime.StartContainer, pb.StartContainerRequest(container_id=found.id))
+        click.echo(name)
+
+    return each(containers, start)
+
+
+@click.command("stop")
+@names_argument
+@click.option("--timeout", "-t", default=10, show_default=True, help="Seconds to wait before it is killed.")
+@click.pass_context
+def stop_command(ctx: click.Context, containers: tuple[str, ...], timeout: int) -> int:
+    """Stop containers: their stop signal first, SIGKILL after the timeout."""
+    daemon = client(ctx)
+
+    def stop(name: str) -> None:
+        request = pb.StopContainerRequest(container_id=daemon.find_container(name).id, timeout=timeout)
+        daemon.call(daemon.runtime.StopContainer, request, timeout + 60)
+        click.echo(name)
+
+    return each(containers, stop)
+
+
+@click.command("rm")
+@names_argument
+@click.option("--force", "-f", is_flag=True, help="Kill it if it runs.")
+@click.option("--all", "-a", "everything", is_flag=True, help="All containers.")
+@click.pass_context
+def rm_command(ctx: click.Context, containers: tuple[str, ...], force: bool, everything: bool) -> int:
+    """Remove containers. A running one is refused without --force."""
+    daemon = client(ctx)
+    if everything:
+        containers = tuple(one.id for one in daemon.containers())
+
+    def remove(name: str) -> None:
+        found = daemon.find_container(name)
+        if found.state == pb.CONTAINER_RUNNING and not force:
+            raise CommandError(f"cannot remove container {name}: it is running (hint: stop it first, or use --force)")
+        daemon.call(daemon.runtime.RemoveContainer, pb.RemoveContainerRequest(container_id=found.id))
+        click.echo(name)
+
+    return each(containers, remove)
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--timeout", default=0, help="Seconds after which the command is killed; 0 is never.")
+@click.argument("container", shell_complete=container_names)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def exec_command(ctx: click.Context, timeout: int, container: str, command: tuple[str, ...]) -> int:
+    """Run a command in a running container and end with its exit status."""
+    daemon = client(ctx)
+    found = daemon.find_container(container)
+    request = pb.ExecSyncRequest(container_id=found.id, cmd=command, timeout=timeout)
+    reply = daemon.call(daemon.runtime.ExecSync, request, timeout + 10 if timeout else 365 * 86400)
+    sys.stdout.buffer.write(reply.stdout)
+    sys.stdout.flush()
+    sys.stderr.buffer.write(reply.stderr)
+    return reply.exit_code

@@ -1,0 +1,46 @@
+"""inspect: everything about one thing, whatever it is."""
+
+import json
+from typing import Any
+
+import click
+
+from holdfast.cli.client import Client, CommandError, client
+from holdfast.cli.completion import container_names
+from holdfast.cli.output import as_dict, output_option, show
+from holdfast.proto import runtime_v1_pb2 as pb
+
+
+@click.command("inspect")
+@click.argument("name", shell_complete=container_names)
+@output_option
+@click.pass_context
+def inspect_command(ctx: click.Context, name: str, output: str) -> None:
+    """Show everything about a container, a pod or an image, in this order of preference."""
+    daemon = client(ctx)
+    for look in (_container, _pod, _image):
+        try:
+            found = look(daemon, name)
+        except CommandError:
+            continue
+        show(found, "json" if output == "table" else output)
+        return
+    raise CommandError(f"cannot find {name!r}: there is no container, pod or image of that name or id")
+
+
+def _container(daemon: Client, name: str) -> dict[str, Any]:
+    request = pb.ContainerStatusRequest(container_id=daemon.find_container(name).id, verbose=True)
+    reply = daemon.call(daemon.runtime.ContainerStatus, request)
+    return {"status": as_dict(reply.status), "info": json.loads(reply.info["info"])}
+
+
+def _pod(daemon: Client, name: str) -> dict[str, Any]:
+    request = pb.PodSandboxStatusRequest(pod_sandbox_id=daemon.find_pod(name).id, verbose=True)
+    reply = daemon.call(daemon.runtime.PodSandboxStatus, request)
+    return {"status": as_dict(reply.status), "info": json.loads(reply.info["info"])}
+
+
+def _image(daemon: Client, name: str) -> dict[str, Any]:
+    from holdfast.cli.images import image_details
+
+    return image_details(daemon, name)

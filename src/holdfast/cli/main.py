@@ -1,0 +1,84 @@
+"""holdfast, the command line: a client of the CRI socket. Verbs are imported only when they are used."""
+
+import importlib
+import sys
+from typing import Any, Final
+
+import click
+
+VERBS: Final = {
+    "run": ("run", "Run a container in a pod of its own."),
+    "pods": ("pods", "List pods."),
+    "stopp": ("pods", "Stop pods."),
+    "rmp": ("pods", "Remove pods."),
+    "ps": ("containers", "List containers."),
+    "inspect": ("inspect", "Show everything about a container, pod or image."),
+    "logs": ("logs", "Print the log of a container."),
+    "exec": ("containers", "Run a command in a running container."),
+    "start": ("containers", "Start created containers."),
+    "stop": ("containers", "Stop running containers."),
+    "rm": ("containers", "Remove containers."),
+    "image": ("images", "Manage images."),
+    "info": ("node", "Show the state of the runtime."),
+    "config": ("node", "Show the configuration of the daemon."),
+    "recovery": ("node", "Show what the last start has recovered."),
+    "version": ("node", "Show the versions of client and daemon."),
+    "completion": ("completion", "Print a shell completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its verbs by name, and imports a verb's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        module = importlib.import_module(f"holdfast.cli.{VERBS[name][0]}")
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--socket",
+    envvar="HOLDFAST_SOCKET",
+    default="/run/holdfast/holdfast.sock",
+    show_default=True,
+    help="The daemon's socket. [env: HOLDFAST_SOCKET]",
+)
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for one answer.")
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+@click.pass_context
+def root(ctx: click.Context, socket: str, timeout: float, debug: bool) -> None:
+    """Run and look after containers on this node.
+
+    Containers live in pods; `run` makes both. Ids may be shortened, and names will do, as long as they are unique.
+    Exit status: 0 done, 1 failed, 2 wrong usage; `run` and `exec` end with the command's own status.
+    """
+    ctx.obj = {"socket": socket, "timeout": timeout, "debug": debug}
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr."""
+    from holdfast.cli.client import CommandError
+
+    try:
+        status: Any = root.main(standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except CommandError as exc:
+        print(f"holdfast: {exc}", file=sys.stderr)
+        sys.exit(exc.status)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    sys.exit(status if isinstance(status, int) else 0)
