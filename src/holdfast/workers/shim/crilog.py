@@ -1,15 +1,20 @@
-"""Container logs in the CRI's format: "<RFC3339Nano> <stream> <F|P> <line>".
+"""Container logs in the CRI's format: "<RFC3339Nano> <stdout|stderr> <F|P> <line>".
 
-A container never waits for its log, and no line is lost silently: what cannot be written is counted, and one line
-says how much and from when to when as soon as writing works again.
+A container never waits for its log, and nothing is lost silently: what cannot be written is counted, and one line
+says how much, from when to when and why, as soon as writing works again.
 """
 
 import os
 import time
+from collections.abc import Callable
 from typing import Final
 
 LINE_LIMIT: Final = 16 * 1024
-_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+RETRY_SECONDS: Final = 1.0
+_WINDOW: Final = LINE_LIMIT // 2
+# O_NOFOLLOW: whoever may write to the log directory shall not choose which file of the host we append to.
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+_MODE: Final = 0o640
 
 
 def timestamp(moment: int) -> bytes:
@@ -18,22 +23,94 @@ def timestamp(moment: int) -> bytes:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).encode() + b".%09dZ" % rest
 
 
-class CriLog:
-    """One log file, written by both streams of a container."""
+class Records:
+    """Turns the bytes of one stream, in whatever pieces they come, into log records. No I/O.
 
-    def __init__(self, path: str) -> None:
+    A line of more than LINE_LIMIT bytes becomes records tagged P, and its end one tagged F. What has no newline yet
+    waits for it, at most LINE_LIMIT bytes.
+    """
+
+    def __init__(self, stream: str) -> None:
+        self._full = f" {stream} F ".encode()
+        self._partial = f" {stream} P ".encode()
+        self._rest = b""
+
+    def feed(self, data: bytes, moment: int) -> bytes:
+        """The records that are complete now, all with the time at which their bytes were read."""
+        if self._rest:
+            data = self._rest + data
+        end = data.rfind(b"\n")
+        self._rest = data[end + 1 :]
+        now = timestamp(moment)
+        if end < 0:
+            out = b""
+        elif _are_short(data, end):
+            full = now + self._full
+            out = full + data[:end].replace(b"\n", b"\n" + full) + b"\n"
+        else:
+            out = self._long(data[:end], now)
+        return out + self._cut(now) if len(self._rest) > LINE_LIMIT else out
+
+    def finish(self, moment: int) -> bytes:
+        """The stream has ended: what had no newline is a record tagged P."""
+        rest, self._rest = self._rest, b""
+        return timestamp(moment) + self._partial + rest + b"\n" if rest else b""
+
+    def _long(self, body: bytes, now: bytes) -> bytes:
+        full, partial = now + self._full, now + self._partial
+        out: list[bytes] = []
+        for line in body.split(b"\n"):
+            start = 0
+            while len(line) - start > LINE_LIMIT:
+                out += (partial, line[start : start + LINE_LIMIT], b"\n")
+                start += LINE_LIMIT
+            out += (full, line[start:], b"\n")
+        return b"".join(out)
+
+    def _cut(self, now: bytes) -> bytes:
+        """Portions of a line whose end has not come yet."""
+        partial, rest = now + self._partial, self._rest
+        out: list[bytes] = []
+        start = 0
+        while len(rest) - start > LINE_LIMIT:
+            out += (partial, rest[start : start + LINE_LIMIT], b"\n")
+            start += LINE_LIMIT
+        self._rest = rest[start:]
+        return b"".join(out)
+
+
+def _are_short(data: bytes, end: int) -> bool:
+    """Whether no line before `end` is over the limit: so it is when every half limit's worth of bytes has a newline.
+
+    Far cheaper than looking at each line, and wrong only towards the slow path.
+    """
+    return all(data.find(b"\n", at, at + _WINDOW) >= 0 for at in range(0, end - _WINDOW + 1, _WINDOW))
+
+
+class CriLog:
+    """One log file, appended to by both streams of a container.
+
+    `later(seconds, callback)` is the loop's timer: with it a loss is reported even if the container says nothing more.
+    """
+
+    def __init__(self, path: str, later: Callable[[float, Callable[[], None]], object]) -> None:
         self._path = path
+        self._later = later
         self._fd = -1
-        self._pending: dict[bytes, bytes] = {}
-        self._lost_lines = 0
-        self._lost_bytes = 0
-        self._lost_from = b""
-        self._lost_to = b""
+        self._lines = 0  # lost and not yet reported, as are the next four
+        self._bytes = 0
+        self._since = 0
+        self._until = 0
+        self._why = ""
         self.reopen()
 
     def reopen(self) -> None:
         """Write to the file that has the path's name now. Raises OSError, and then goes on with the old one."""
-        fd = os.open(self._path, _FLAGS, 0o640)
+        try:
+            fd = os.open(self._path, _FLAGS)
+        except FileNotFoundError:
+            fd = os.open(self._path, _FLAGS | os.O_CREAT, _MODE)
+            os.fchmod(fd, _MODE)  # whatever the umask is: log collectors are not root
         self.close()
         self._fd = fd
 
@@ -42,63 +119,55 @@ class CriLog:
             os.close(self._fd)
             self._fd = -1
 
-    def write(self, stream: bytes, data: bytes) -> None:
-        """Take bytes as they were read; whole lines are written, the rest waits for its end."""
-        data = self._pending.pop(stream, b"") + data
-        *lines, rest = data.split(b"\n")
-        now = timestamp(time.time_ns())
-        full, partial = b" ".join((now, stream, b"F ")), b" ".join((now, stream, b"P "))
-        out: list[bytes] = []
-        for line in lines:
-            while len(line) > LINE_LIMIT:
-                out += (partial, line[:LINE_LIMIT], b"\n")
-                line = line[LINE_LIMIT:]
-            out += (full, line, b"\n")
-        while len(rest) > LINE_LIMIT:
-            out += (partial, rest[:LINE_LIMIT], b"\n")
-            rest = rest[LINE_LIMIT:]
-        if rest:
-            self._pending[stream] = rest
-        if out:
-            self._append(b"".join(out), now)
-
-    def finish(self, stream: bytes) -> None:
-        """The stream has ended: what had no newline is written as a partial line."""
-        if rest := self._pending.pop(stream, b""):
-            now = timestamp(time.time_ns())
-            self._append(b" ".join((now, stream, b"P ")) + rest + b"\n", now)
-
-    def _append(self, data: bytes, now: bytes) -> None:
-        """All of it or nothing: a torn line is cut off again, which needs no space."""
-        if self._lost_lines and not self._put(self._marker(now)):
-            self._count(data, now)
+    def append(self, records: bytes, moment: int) -> None:
+        """Write records, or count them as lost. Never raises."""
+        if self._lines and not self._report(moment):
+            self._lose(records, moment)
             return
-        self._lost_lines = self._lost_bytes = 0
-        if not self._put(data):
-            self._count(data, now)
+        written = self._put(records)
+        if written < len(records):
+            self._lose(records[written:], moment)
 
-    def _put(self, data: bytes) -> bool:
+    def _put(self, records: bytes) -> int:
+        """Write whole records. Returns how many bytes of them are in the file; a torn one is cut off again."""
+        done = 0
         try:
-            before = os.fstat(self._fd).st_size
-            written = os.write(self._fd, data)
-            while written < len(data):
-                written += os.write(self._fd, data[written:])
-        except OSError:
+            while done < len(records):
+                done += os.write(self._fd, records[done:] if done else records)
+            return done
+        except OSError as exc:
+            self._why = exc.strerror or str(exc)
+        whole = records.rfind(b"\n", 0, done) + 1
+        if whole < done:
             try:
-                os.ftruncate(self._fd, before)
-            except (OSError, UnboundLocalError):
-                return False
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - (done - whole))  # needs no space
+            except OSError:
+                return whole
+        return whole
+
+    def _lose(self, records: bytes, moment: int) -> None:
+        if not self._lines:
+            self._since = moment
+            self._later(RETRY_SECONDS, self._retry)
+        self._until = moment
+        self._lines += records.count(b"\n")
+        self._bytes += len(records)
+
+    def _retry(self) -> None:
+        if self._lines and self._fd >= 0 and not self._report(time.time_ns()):
+            self._later(RETRY_SECONDS, self._retry)
+
+    def _report(self, moment: int) -> bool:
+        """Say what was lost. Returns whether that could be written."""
+        text = b"%s stderr F holdfast: lost %d log lines (%d bytes) from %s to %s: %s\n" % (
+            timestamp(moment),
+            self._lines,
+            self._bytes,
+            timestamp(self._since),
+            timestamp(self._until),
+            self._why.encode(),
+        )
+        if self._put(text) < len(text):
             return False
+        self._lines = self._bytes = 0
         return True
-
-    def _count(self, data: bytes, now: bytes) -> None:
-        if not self._lost_lines:
-            self._lost_from = now
-        self._lost_to = now
-        self._lost_lines += data.count(b"\n")
-        self._lost_bytes += len(data)
-
-    def _marker(self, now: bytes) -> bytes:
-        text = b"holdfast: %d lines (%d bytes) could not be written to this log from %s to %s"
-        lost = text % (self._lost_lines, self._lost_bytes, self._lost_from, self._lost_to)
-        return b" ".join((now, b"stderr", b"F ")) + lost + b"\n"

@@ -1,82 +1,237 @@
-"""The shim's event loop: descriptors, children, and operations that wait for children. One thread, nothing blocks.
+"""The shim's event loop: descriptors, timers, children, and coroutines that wait for any of them. Nothing blocks it.
 
-An operation is a generator that yields the pid of a child and is resumed with its exit status. Operations of one
-container follow each other; those of different containers do not wait for one another.
+`async def` without asyncio, which would cost a shim twice its memory: a coroutine awaits a `Pause`, and whoever the
+pause was arranged with resumes it. What can block in the kernel (mounting, unmounting) goes to a thread by one door,
+`in_thread`.
 """
 
+import _thread
 import collections
+import heapq
+import itertools
 import os
 import selectors
 import signal
-from collections.abc import Callable, Generator
-from typing import Any, Final
+import time
+import traceback
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Final, Protocol, TypeVar
 
 from holdfast.linux import process
 
-Operation = Generator[int, int, Any]
+T = TypeVar("T")
+Resume = Callable[[Any], None]
 Done = Callable[[Any, Exception | None], None]
 
-UNCLAIMED: Final = 256
+CALM: Final = 0.01  # after a callback has failed: it may be called again at once, for ever
+
+
+class Pause:
+    """Awaiting it hands `resume` to `arrange`; the value that resume is called with is the result."""
+
+    __slots__ = ("arrange",)
+
+    def __init__(self, arrange: Callable[[Resume], None]) -> None:
+        self.arrange = arrange
+
+    def __await__(self) -> Generator["Pause", Any, Any]:
+        return (yield self)
+
+
+class Clock(Protocol):
+    """Something that wants to be called at a time of its own."""
+
+    def next_deadline(self) -> float | None: ...
+    def expire(self) -> None: ...
+
+
+class Timer:
+    """A callback that is due later; `cancel` makes it nothing."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    @property
+    def pending(self) -> bool:
+        return self.callback is not None
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Timers:
+    """Callbacks in the order of their times on time.monotonic()."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._number = itertools.count()
+
+    def add(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(callback)
+        heapq.heappush(self._heap, (time.monotonic() + seconds, next(self._number), timer))
+        return timer
+
+    def next_deadline(self) -> float | None:
+        while self._heap and self._heap[0][2].callback is None:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def expire(self) -> None:
+        now = time.monotonic()
+        while self._heap and self._heap[0][0] <= now:
+            timer = heapq.heappop(self._heap)[2]
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                callback()
 
 
 class Loop:
-    """Dispatches readiness to callbacks and exits to whoever waits for that child."""
+    """Dispatches readiness to callbacks `data(events)` of its selector, and exits to whoever waits for that child.
+
+    `orphan(pid, code, status)` is called for a zombie that nobody waits for, before it is reaped; it must reap it.
+    """
 
     def __init__(self, orphan: Callable[[int, int, int], None]) -> None:
-        """`orphan(pid, code, status)` is called for a zombie that no operation waits for; it must reap it."""
         self.selector = selectors.DefaultSelector()
         self.running = True
+        self.timers = Timers()
+        self.clocks: list[Clock] = [self.timers]
         self._orphan = orphan
-        self._waiting: dict[int, tuple[str, Operation, Done]] = {}
-        self._queues: dict[str, collections.deque[tuple[Operation, Done]]] = {}
-        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._ready: collections.deque[Callable[[], None]] = collections.deque()
+        self._children: dict[int, Callable[[int], None]] = {}
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._wake = wake_read
-        self.selector.register(wake_read, selectors.EVENT_READ, self._woken)
+        self.selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
 
     def run(self) -> None:
+        """Until `running` is made False."""
         while self.running:
-            for key, events in self.selector.select():
-                if key.fd in self.selector.get_map():  # not closed by what came before it
-                    key.data(events)
+            self.turn()
 
-    def submit(self, key: str, operation: Operation, done: Done) -> None:
-        """Run an operation after those that were submitted under the same key. `done` gets its result or its error."""
-        queue = self._queues.setdefault(key, collections.deque())
-        queue.append((operation, done))
-        if len(queue) == 1:
-            self._step(key, operation, done, None)
+    def turn(self) -> None:
+        """Wait for something to happen, and see to all that has."""
+        for key, events in self.selector.select(self._patience()):
+            now = self.selector.get_map().get(key.fd)
+            if now is not None and now.data == key.data:  # not gone by what an earlier one of these has done
+                self._guard(key.data, events)
+        for clock in self.clocks:
+            self._guard(clock.expire)
+        for _ in range(len(self._ready)):
+            self._guard(self._ready.popleft())
 
-    def busy(self) -> bool:
-        return bool(self._queues)
+    def start(self, coroutine: Coroutine[Pause, Any, Any], done: Done) -> None:
+        """Run a coroutine; `done` gets its result or its error. It begins at once and may end before this returns."""
+
+        def step(value: Any = None) -> None:
+            try:
+                pause = coroutine.send(value)
+            except StopIteration as stop:
+                done(stop.value, None)
+            except Exception as exc:
+                done(None, exc)
+            else:
+                pause.arrange(step)
+
+        step()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        self._ready.append(callback)
+
+    async def sleep(self, seconds: float) -> None:
+        await Pause(lambda resume: void(self.timers.add(seconds, lambda: resume(None))))
+
+    async def exited(self, pid: int, seconds: float) -> int | None:
+        """Wait for a child just made. Returns its exit status, 128 + signal for a signal; None after `seconds`."""
+
+        def arrange(resume: Resume) -> None:
+            def late() -> None:
+                self._children[pid] = lambda _: None  # it is still ours to reap
+                resume(None)
+
+            def ended(status: int) -> None:
+                timer.cancel()
+                resume(status)
+
+            timer = self.timers.add(seconds, late)
+            self._children[pid] = ended
+
+        status: int | None = await Pause(arrange)
+        return status
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """The door for what may block. The result, or the exception, is the function's."""
+        outcome: list[Any] = [None, None]
+
+        def arrange(resume: Resume) -> None:
+            def run() -> None:
+                try:
+                    outcome[0] = function()
+                except Exception as exc:
+                    outcome[1] = exc
+                self._ready.append(lambda: resume(None))
+                os.write(self._wake_write, b"\0")
+
+            _thread.start_new_thread(run, ())
+
+        await Pause(arrange)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+    def _patience(self) -> float | None:
+        """How long nothing may happen."""
+        if self._ready:
+            return 0
+        times = [when for clock in self.clocks if (when := clock.next_deadline()) is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _woken(self, _: int) -> None:
-        os.read(self._wake, 4096)
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            return
         while (found := process.peek_exited()) is not None:
             pid, code, status = found
-            waiting = self._waiting.pop(pid, None)
+            waiting = self._children.pop(pid, None)
             if waiting is None:
                 self._orphan(pid, code, status)
             else:
                 process.reap(pid)
-                self._step(*waiting, status if code == os.CLD_EXITED else 128 + status)
+                waiting(status if code == os.CLD_EXITED else 128 + status)
 
-    def _step(self, key: str, operation: Operation, done: Done, status: int | None) -> None:
-        result, error = None, None
+    def _guard(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Whatever goes wrong in one callback, the containers of this pod keep their shim."""
         try:
-            pid = next(operation) if status is None else operation.send(status)
-        except StopIteration as stop:
-            result = stop.value
-        except Exception as exc:
-            error = exc
+            callback(*arguments)
+        except Exception:
+            traceback.print_exc()
+            time.sleep(CALM)
+
+
+class Lock:
+    """Lets one coroutine at a time pass, in the order in which they came."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._held = False
+        self._queue: collections.deque[Resume] = collections.deque()
+
+    async def __aenter__(self) -> None:
+        if self._held:
+            await Pause(self._queue.append)
+        self._held = True
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._queue:
+            resume = self._queue.popleft()
+            self._loop.soon(lambda: resume(None))  # it is still held, now by the next one
         else:
-            self._waiting[pid] = (key, operation, done)
-            return
-        done(result, error)
-        queue = self._queues[key]
-        queue.popleft()
-        if queue:
-            self._step(key, *queue[0], None)
-        else:
-            del self._queues[key]
+            self._held = False
+
+
+def void(_: object) -> None:
+    """For a lambda that has to return nothing."""

@@ -1,49 +1,78 @@
-"""Command lines of OCI runtimes (crun, runc), and what their error logs say."""
+"""Commands of OCI runtimes (crun, runc): run without blocking, with a limit, and with the error from their own log."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from holdfast.linux import files, process
+from holdfast.workers.shim.loop import Loop
+from holdfast.workers.shim.spawn import spawn
 
 ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-LOG_LIMIT: Final = 1024 * 1024
+COMMAND_SECONDS: Final = 120.0
+KILL_SECONDS: Final = 5.0
+LOG_LIMIT: Final = 256 * 1024
+_STANDARD: Final = frozenset({0, 1, 2})
+
+
+class RuntimeFailed(Exception):
+    """The OCI runtime could not do it; the text is its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """One OCI runtime as the daemon configured it. `hide` are mounts that it must not see."""
+    """One OCI runtime as the daemon configured it.
+
+    `hide` are mounts that it must not see. `image` is a descriptor of its binary as a sealed memfd, or -1: crun and
+    runc clone themselves into one before they do anything, and execute themselves again, unless they already are one.
+    """
 
     name: str
     binary: str
     root: str
-    hide: tuple[str, ...]
+    hide: tuple[str, ...] = ()
+    image: int = -1
 
-    def run(self, log: Path, fds: Mapping[int, int], *arguments: str) -> int:
-        """Start one command; returns its pid. Raises OSError when the binary cannot be run."""
-        log.unlink(missing_ok=True)
-        command = [self.binary, "--root", self.root, "--log", str(log), "--log-format", "json", *arguments]
-        return process.spawn(command, env=ENVIRONMENT, fds=fds, hide=self.hide)
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any], image: int) -> "Runtime":
+        return cls(args["name"], args["binary"], args["root"], tuple(args.get("hide", ())), image)
 
-    def quietly(self, log: Path, *arguments: str) -> int:
-        """The same with no input and no output."""
-        nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            return self.run(log, {0: nothing, 1: nothing, 2: nothing}, *arguments)
-        finally:
-            os.close(nothing)
+    async def run(self, loop: Loop, *arguments: str, fds: Mapping[int, int] | None = None) -> None:
+        """Run one command to its end; descriptors that are not given are /dev/null. Raises RuntimeFailed.
+
+        A command that does not end within COMMAND_SECONDS is killed: nobody waits for it for ever.
+        """
+        with memory_file("log") as log, _null() as null:
+            command = [self.binary, "--root", self.root, "--log", path_of(log), "--log-format", "json", *arguments]
+            streams = {**dict.fromkeys(_STANDARD, null), **(fds or {})}
+            try:
+                pid = spawn(command, env=ENVIRONMENT, fds=streams, hide=self.hide, executable=self._executable)
+            except OSError as exc:
+                raise RuntimeFailed(f"cannot run {self.binary}: {exc.strerror}") from exc
+            status = await loop.exited(pid, COMMAND_SECONDS)
+            if status is None:
+                await self._give_up(loop, pid, arguments[0])
+            if status:
+                said = error_text(os.pread(log, LOG_LIMIT, 0))
+                raise RuntimeFailed(said or f"{self.name} {arguments[0]} ended with status {status}")
+
+    @property
+    def _executable(self) -> str | None:
+        return f"/proc/self/fd/{self.image}" if self.image >= 0 else None
+
+    async def _give_up(self, loop: Loop, pid: int, verb: str) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # it leads a session of its own, which a container's init has left
+        await loop.exited(pid, KILL_SECONDS)
+        raise RuntimeFailed(f"{self.name} {verb} did not end within {COMMAND_SECONDS:g} s and was killed")
 
 
-def error_text(log: Path) -> str:
-    """The last error in a runtime's JSON log; "" when it says nothing."""
-    try:
-        lines = files.read_bounded(log, LOG_LIMIT).splitlines()
-    except OSError:
-        return ""
-    for line in reversed(lines):
+def error_text(log: bytes) -> str:
+    """The last error in a runtime's JSON log; "" when it has none."""
+    for line in reversed(log.splitlines()):
         try:
             entry = json.loads(line)
         except ValueError:
@@ -51,3 +80,30 @@ def error_text(log: Path) -> str:
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal") and entry.get("msg"):
             return str(entry["msg"])
     return ""
+
+
+@contextlib.contextmanager
+def memory_file(name: str, content: bytes = b"") -> Iterator[int]:
+    """A file that exists only as long as it is needed and that another process can open by `path_of`."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        if content:
+            os.write(fd, content)
+            os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def path_of(fd: int) -> str:
+    """A path by which another process can open one of our descriptors while we have it."""
+    return f"/proc/{os.getpid()}/fd/{fd}"
+
+
+@contextlib.contextmanager
+def _null() -> Iterator[int]:
+    fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,12 +1,15 @@
-"""What the shim does with the OCI runtime: create, start, exec, delete and the rest, each a generator.
+"""What the shim does to containers through the OCI runtime: create, start, exec, pause, update, delete.
 
-An operation yields the pid of a runtime command and is resumed with its exit status; see loop.py.
+Each operation is a coroutine that runs under its task's lock, so that commands on one container follow each other,
+while other containers, signals, states and logs go on.
 """
 
-import json
+import contextlib
+import errno
 import os
-import signal
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,221 +17,309 @@ from holdfast.linux import cgroup, files, mount, process
 from holdfast.model.spec import Mount
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, encode
 from holdfast.proto import task_pb2
-from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, CallError
+from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, CallError
 from holdfast.workers.context import Context
-from holdfast.workers.shim.loop import UNCLAIMED, Loop, Operation
-from holdfast.workers.shim.oci import Runtime, error_text
+from holdfast.workers.shim import grace, remains
+from holdfast.workers.shim.loop import Lock, Loop, Pause, Resume
+from holdfast.workers.shim.oci import Runtime, RuntimeFailed, memory_file, path_of
 from holdfast.workers.shim.stdio import Stdio
 from holdfast.workers.shim.task import Process, State, Task
 
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
-_Empty = task_pb2.StartResponse  # no fields set: the same bytes as google.protobuf.Empty
+PID_LIMIT: Final = 64
+END_SECONDS: Final = 10.0
 
 
 class Operations:
     """The shim's hands."""
 
-    def __init__(self, loop: Loop, runtime: Runtime, context: Context, tasks: dict[str, Task]) -> None:
+    def __init__(self, loop: Loop, runtime: Runtime, context: Context) -> None:
         self._loop = loop
         self._runtime = runtime
         self._context = context
-        self._tasks = tasks
+        self._starting = 0
         self._unclaimed: dict[int, tuple[int, int]] = {}
+        self.tasks: dict[str, Task] = {}
 
-    def create(self, request: task_pb2.CreateTaskRequest) -> Operation:
-        """Mount the rootfs, open the streams, have the runtime create the container, write init.json."""
-        bundle = Path(request.bundle)
-        paths = (request.stdin, request.stdout, request.stderr)
-        stdio = Stdio(self._loop.selector, bundle)
-        task = Task(request.id, bundle, Process("", stdio, paths=paths, terminal=request.terminal))
-        self._tasks[task.id] = task
-        try:
-            for name in (INIT_FILE, EXIT_FILE):
-                (bundle / name).unlink(missing_ok=True)
-            self._mount_rootfs(task, request)
-            stdio.open_container(*paths, request.terminal)
-            pid_file = bundle / "init.pid"
-            options = ["--console-socket", stdio.console] if request.terminal else []
-            arguments = ["create", "--bundle", str(bundle), "--pid-file", str(pid_file), *options, task.id]
-            status = yield self._runtime.run(task.log, stdio.fds, *arguments)
-            if status:
-                raise CallError(INTERNAL, error_text(task.log) or f"{self._runtime.name} create ended with {status}")
-            if request.terminal:
-                stdio.take_console()
-            self._created(task, int(pid_file.read_text()))
-        except BaseException:
-            yield from self._undo_create(task)
-            raise
-        stdio.given()
-        for key, fd in stdio.kept.items():
-            self._context.hold(f"{task.id}/{key}", [fd])
-        return task_pb2.CreateTaskResponse(pid=task.process.pid)
+    def unclaimed(self, pid: int, code: int) -> None:
+        """Somebody has ended whom nobody knows: he may be the one whose pid a runtime command is about to tell us."""
+        if self._starting:
+            self._unclaimed[pid] = (code, time.time_ns())
 
-    def start(self, task: Task) -> Operation:
+    # -- the life of a task
+
+    async def create(self, request: task_pb2.CreateTaskRequest) -> task_pb2.CreateTaskResponse:
+        """Mount the rootfs, open the streams, have the runtime create the container, leave init.json.
+
+        A failure undoes all of it.
+        """
+        if request.id in self.tasks:
+            raise CallError(ALREADY_EXISTS, f"task {request.id} exists")
+        stdio = Stdio(self._loop, bundle := Path(request.bundle))
+        init = Process("", stdio, (request.stdin, request.stdout, request.stderr), request.terminal)
+        task = self.tasks[request.id] = Task(request.id, bundle, init, Lock(self._loop))
+        async with task.lock:
+            try:
+                await self._create(task, request)
+            except Exception as exc:
+                error = _as_call_error(exc, f"cannot create task {task.id}")
+                task.discarded = True
+                try:
+                    await self._discard(task)
+                except (CallError, OSError) as left:  # the task stays, for a delete to try again
+                    raise CallError(error.code, f"{error}; and then: {left}") from exc
+                raise error from exc
+        return task_pb2.CreateTaskResponse(pid=task.init.pid)
+
+    async def start(self, task: Task) -> task_pb2.StartResponse:
         """init.json says that the start was reached before the runtime is told to."""
-        if task.process.state is not State.CREATED or task.init is None:
-            raise CallError(FAILED_PRECONDITION, f"cannot start task {task.id}: it is {task.process.state.name}")
-        old = task.init
-        task.init = InitRecord(old.pid, old.start_time, old.boot_id, old.cgroup, old.oom_kills, True)
-        files.write_atomic(task.bundle / INIT_FILE, encode(task.init), sync=False)
-        status = yield self._runtime.quietly(task.log, "start", task.id)
-        if status:
-            raise CallError(INTERNAL, error_text(task.log) or f"{self._runtime.name} start ended with {status}")
-        if task.process.state is State.CREATED:
-            task.process.state = State.RUNNING
-        return task_pb2.StartResponse(pid=task.process.pid)
+        async with task.lock:
+            if task.init.state is not State.CREATED or task.record is None:
+                raise CallError(FAILED_PRECONDITION, f"cannot start task {task.id}: {_condition(task)}")
+            task.record = replace(task.record, started=True)
+            files.write_atomic(task.bundle / INIT_FILE, encode(task.record), sync=False)
+            await self._command(f"start task {task.id}", "start", task.id)
+            if task.init.state is State.CREATED:
+                task.init.state = State.RUNNING
+            return task_pb2.StartResponse(pid=task.init.pid)
 
-    def delete(self, task: Task) -> Operation:
-        """Runtime state, mounts, FIFOs; what was never started leaves no witness that it ever ran."""
-        if task.process.state in (State.RUNNING, State.PAUSED):
-            raise CallError(FAILED_PRECONDITION, f"cannot delete task {task.id}: it is {task.process.state.name}")
-        never_started = task.process.state is State.CREATED
-        if never_started:
-            task.process.exited_at = time.time_ns()  # its end, which comes with the deletion, is nobody's exit
-        status = yield self._runtime.quietly(task.log, "delete", "--force", task.id)
-        if status and Path(self._runtime.root, task.id).exists():
-            raise CallError(INTERNAL, error_text(task.log) or f"{self._runtime.name} delete ended with {status}")
-        if never_started:
-            (task.bundle / INIT_FILE).unlink(missing_ok=True)
-        self._let_go(task)
-        reply = task_pb2.DeleteResponse(pid=task.process.pid, exit_status=task.process.exit_code)
-        reply.exited_at.FromNanoseconds(task.process.exited_at)
-        return reply
+    async def delete(self, task: Task) -> task_pb2.DeleteResponse:
+        """Remove what the runtime knows, the rootfs mount, the FIFOs. exit.json stays for whoever comes later."""
+        async with task.lock:
+            if task.deleted:
+                raise CallError(NOT_FOUND, f"task {task.id} does not exist")
+            if task.init.alive:
+                raise CallError(FAILED_PRECONDITION, f"cannot delete task {task.id}: {_condition(task)}")
+            if task.init.state is State.CREATED:
+                task.discarded = True
+                (task.bundle / INIT_FILE).unlink(missing_ok=True)
+            await self._discard(task)
+        return _deleted(task.init)
 
-    def freeze(self, task: Task, verb: str, before: State, after: State) -> Operation:
-        if task.process.state is not before:
-            raise CallError(FAILED_PRECONDITION, f"cannot {verb} task {task.id}: it is {task.process.state.name}")
-        status = yield self._runtime.quietly(task.log, verb, task.id)
-        if status:
-            raise CallError(INTERNAL, error_text(task.log) or f"{self._runtime.name} {verb} ended with {status}")
-        if task.process.state is before:
-            task.process.state = after
-        return _Empty()
+    async def freeze(self, task: Task, verb: str) -> None:
+        """Pause or resume. What is so already stays so."""
+        async with task.lock:
+            if not task.init.alive:
+                raise CallError(FAILED_PRECONDITION, f"cannot {verb} task {task.id}: {_condition(task)}")
+            after = State.PAUSED if verb == "pause" else State.RUNNING
+            if task.init.state is not after:
+                await self._command(f"{verb} task {task.id}", verb, task.id)
+                if task.init.alive:
+                    task.init.state = after
 
-    def update(self, task: Task, request: task_pb2.UpdateTaskRequest) -> Operation:
+    async def update(self, task: Task, request: task_pb2.UpdateTaskRequest) -> None:
         """Change limits; with the annotation REOPEN_LOG, which no other call has room for, open the log anew."""
-        if REOPEN_LOG in request.annotations and task.process.stdio.log is not None:
-            task.process.stdio.log.reopen()
-        if request.resources.value:
-            path = task.bundle / "resources.json"
-            files.write_atomic(path, request.resources.value, sync=False)
-            status = yield self._runtime.quietly(task.log, "update", "--resources", str(path), task.id)
-            if status:
-                raise CallError(INTERNAL, error_text(task.log) or f"{self._runtime.name} update ended with {status}")
-        return _Empty()
+        if REOPEN_LOG in request.annotations and task.init.stdio.log is not None:
+            try:
+                task.init.stdio.log.reopen()
+            except OSError as exc:
+                raise CallError(FAILED_PRECONDITION, f"cannot reopen log of task {task.id}: {exc}") from exc
+        if not request.resources.value:
+            return
+        async with task.lock:
+            if task.init.state is State.STOPPED:
+                raise CallError(FAILED_PRECONDITION, f"cannot update task {task.id}: {_condition(task)}")
+            with memory_file("resources", request.resources.value) as resources:
+                arguments = ("update", "--resources", path_of(resources), task.id)
+                await self._command(f"update task {task.id}", *arguments)
 
-    def add_exec(self, task: Task, request: task_pb2.ExecProcessRequest) -> Operation:
-        """Remember a process to be executed; `start` runs it."""
-        if not request.exec_id or "/" in request.exec_id:
-            raise CallError(INVALID_ARGUMENT, f"exec_id: {request.exec_id!r} is not an id")
+    # -- processes executed in it
+
+    def prepare_exec(self, task: Task, request: task_pb2.ExecProcessRequest) -> None:
         if request.exec_id in task.execs:
             raise CallError(ALREADY_EXISTS, f"process {request.exec_id} of task {task.id} exists")
+        if task.init.state is not State.RUNNING:
+            raise CallError(FAILED_PRECONDITION, f"cannot exec in task {task.id}: {_condition(task)}")
         paths = (request.stdin, request.stdout, request.stderr)
-        directory = task.bundle / "exec" / request.exec_id
-        files.make_private(directory)
-        one = Process(request.exec_id, Stdio(self._loop.selector, directory), State.CREATED, paths=paths)
-        one.terminal, one.spec = request.terminal, json.loads(request.spec.value)
-        task.execs[request.exec_id] = one
-        return _Empty()
-        yield  # a generator like the others
+        stdio = Stdio(self._loop, task.bundle / "exec" / request.exec_id)
+        task.execs[request.exec_id] = Process(request.exec_id, stdio, paths, request.terminal, request.spec.value)
 
-    def start_exec(self, task: Task, one: Process) -> Operation:
-        if one.state is not State.CREATED or one.pid:
-            raise CallError(FAILED_PRECONDITION, f"cannot start process {one.exec_id}: it is {one.state.name}")
-        if task.process.state is not State.RUNNING:
-            raise CallError(FAILED_PRECONDITION, f"cannot exec in task {task.id}: it is {task.process.state.name}")
-        directory = task.bundle / "exec" / one.exec_id
-        log = directory / "oci.log"
+    async def start_exec(self, task: Task, one: Process) -> task_pb2.StartResponse:
+        """Run it. Execs of one container start side by side: a slow one holds up none but itself."""
+        if one.state is not State.CREATED or one.starting:
+            raise CallError(
+                FAILED_PRECONDITION, f"cannot start process {one.exec_id} of task {task.id}: it was started"
+            )
+        if task.init.state is not State.RUNNING:
+            raise CallError(FAILED_PRECONDITION, f"cannot exec in task {task.id}: {_condition(task)}")
+        one.starting = True
+        pid_file = task.bundle / f"exec.{one.exec_id}.pid"
         try:
-            one.stdio.open_exec(*one.paths, one.terminal)
-            files.write_atomic(directory / "process.json", json.dumps(one.spec).encode(), sync=False)
-            options = ["--console-socket", one.stdio.console, "--tty"] if one.terminal else []
-            places = ["--process", str(directory / "process.json"), "--pid-file", str(directory / "pid")]
-            arguments = ["exec", "--detach", *places, *options, task.id]
-            status = yield self._runtime.run(log, one.stdio.fds, *arguments)
-            if status:
-                raise CallError(INTERNAL, error_text(log) or f"{self._runtime.name} exec ended with {status}")
-            if one.terminal:
-                one.stdio.take_console()
-        except BaseException:
+            with memory_file("process", one.spec) as spec, self._expecting():
+                options = ["--process", path_of(spec), "--detach", "--pid-file", str(pid_file)]
+                if one.terminal:
+                    files.make_private(one.stdio.directory)
+                    options += ["--console-socket", one.stdio.open_terminal(*one.paths[:2])]
+                else:
+                    one.stdio.open(*one.paths)
+                await self._runtime.run(self._loop, "exec", *options, task.id, fds=one.stdio.fds)
+                one.stdio.given()
+                self._exec_started(one, _read_pid(pid_file))
+        except Exception as exc:
             one.stdio.close()
-            one.exited(126, time.time_ns())
-            raise
-        one.stdio.given()
-        one.pid = int((directory / "pid").read_text())
-        one.start_time = process.start_time(one.pid) or 0
-        one.state = State.RUNNING
-        self._claim(one)
+            raise _as_call_error(exc, f"cannot exec in task {task.id}") from exc
+        finally:
+            one.starting = False
+            pid_file.unlink(missing_ok=True)
         return task_pb2.StartResponse(pid=one.pid)
 
-    def delete_exec(self, task: Task, one: Process) -> Operation:
-        if one.state in (State.RUNNING, State.PAUSED):
-            raise CallError(FAILED_PRECONDITION, f"cannot delete process {one.exec_id}: it is {one.state.name}")
+    def delete_exec(self, task: Task, one: Process) -> task_pb2.DeleteResponse:
+        if one.alive or one.starting:
+            raise CallError(FAILED_PRECONDITION, f"cannot delete process {one.exec_id} of task {task.id}: it runs")
         one.stdio.close()
         del task.execs[one.exec_id]
-        reply = task_pb2.DeleteResponse(pid=one.pid, exit_status=one.exit_code)
-        reply.exited_at.FromNanoseconds(one.exited_at)
-        return reply
-        yield  # a generator like the others
+        one.exited(0, 0)  # for those who wait for one that was never started
+        with contextlib.suppress(OSError):  # there is none, or it is the caller's and not empty
+            os.rmdir(one.stdio.directory)
+        return _deleted(one)
 
-    def unclaimed(self, pid: int, code: int, status: int) -> None:
-        """Remember the end of a child that nobody knows (yet): it may be an exec whose command has not returned."""
-        self._unclaimed[pid] = (code, status)
-        while len(self._unclaimed) > UNCLAIMED:
-            del self._unclaimed[next(iter(self._unclaimed))]
+    def close_stdin(self, task: Task, one: Process) -> None:
+        """End of input for a process: nobody of ours has its stdin open for writing any more."""
+        if not one.exec_id and "stdin" in one.stdio.kept:
+            self._context.drop(f"{task.id}/stdin")
+        one.stdio.close_stdin()
 
-    def pids(self, task: Task) -> set[int]:
-        return cgroup.pids(task.init.cgroup) if task.init is not None else set()
+    # -- steps
 
-    def signal_all(self, task: Task, number: int) -> None:
-        """Signal every process in the container's cgroup, once."""
-        for pid in self.pids(task):
-            with process.pin(pid, None) as pinned:
-                if pinned is not None and pid in self.pids(task):
-                    pinned.send(number)
-
-    def _claim(self, one: Process) -> None:
-        ended = self._unclaimed.pop(one.pid, None)
-        if ended is None:
-            return
-        code, status = ended
-        one.stdio.drain()
-        one.exited(status if code == os.CLD_EXITED else 128 + status, time.time_ns())
+    async def _create(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
+        for name in (INIT_FILE, EXIT_FILE):
+            (task.bundle / name).unlink(missing_ok=True)
+        grace.begin()
+        mounts = [Mount(one.type, one.source, one.target, tuple(one.options)) for one in request.rootfs]
+        if mounts:
+            await self._loop.in_thread(lambda: _mount_rootfs(task.rootfs, mounts))
+        stdio = task.init.stdio
+        pid_file = task.bundle / "init.pid"
+        options = ["--bundle", str(task.bundle), "--pid-file", str(pid_file)]
+        if request.terminal:
+            options += ["--console-socket", stdio.open_terminal(request.stdin, request.stdout)]
+        else:
+            stdio.open(request.stdin, request.stdout, request.stderr)
+        with self._expecting():
+            await self._runtime.run(self._loop, "create", *options, task.id, fds=stdio.fds)
+            stdio.given()
+            self._created(task, _read_pid(pid_file))
+        for name, fd in stdio.kept.items():
+            self._context.hold(f"{task.id}/{name}", [fd])
 
     def _created(self, task: Task, pid: int) -> None:
+        """Know the init, and say so in init.json."""
         started = process.start_time(pid)
-        if started is None or pid in self._unclaimed:
-            raise CallError(INTERNAL, f"init of task {task.id} ended before it was started")
+        if pid in self._unclaimed or started is None:
+            raise RuntimeFailed("its init ended before it was")
+        if task.init.terminal:
+            task.init.stdio.take_terminal()
+        task.init.pid = pid
+        task.own_pids = remains.is_first_in_namespace(pid)
         path = cgroup.of_process(pid)
-        task.init = InitRecord(pid, started, process.boot_id(), path, cgroup.oom_kills(path))
-        files.write_atomic(task.bundle / INIT_FILE, encode(task.init), sync=False)
-        task.process.pid, task.process.start_time, task.process.state = pid, started, State.CREATED
+        task.record = InitRecord(pid, started, process.boot_id(), path, cgroup.oom_kills(path))
+        files.write_atomic(task.bundle / INIT_FILE, encode(task.record), sync=False)
 
-    def _mount_rootfs(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
-        if not request.rootfs:
-            return
-        task.rootfs.mkdir(mode=0o711, exist_ok=True)
-        mount.unmount_tree(task.rootfs)
-        for one in request.rootfs:
-            described = Mount(one.type, one.source, one.target, tuple(one.options))
-            mount.mount_one(described, task.rootfs / one.target if one.target else task.rootfs)
+    def _exec_started(self, one: Process, pid: int) -> None:
+        one.pid = pid
+        if one.terminal:
+            one.stdio.take_terminal()
+        one.state = State.RUNNING
+        if pid in self._unclaimed:
+            one.stdio.finish()
+            one.exited(*self._unclaimed.pop(pid))
 
-    def _undo_create(self, task: Task) -> Operation:
-        status = yield self._runtime.quietly(task.bundle / "undo.log", "delete", "--force", task.id)
-        del status  # it says nothing: there may be nothing to delete
-        if task.init is not None:
-            (task.bundle / INIT_FILE).unlink(missing_ok=True)
-        self._let_go(task)
-
-    def _let_go(self, task: Task) -> None:
-        for key in task.process.stdio.kept:
-            self._context.drop(f"{task.id}/{key}")
-        task.process.stdio.close()
-        for one in task.execs.values():
+    async def _discard(self, task: Task) -> None:
+        """Undo everything but the bundle's files. Raises when something would not go, to be tried again."""
+        await self._forget(task)
+        if task.init.pid and not await self._ended(task.init, END_SECONDS):
+            raise CallError(INTERNAL, f"cannot delete task {task.id}: its init, pid {task.init.pid}, does not die")
+        if task.record is not None and not task.own_pids:
+            await remains.kill(self._loop, task.record.cgroup)
+        await self._loop.in_thread(lambda: _unmount(task.rootfs))
+        for one in (task.init, *task.execs.values()):
             one.stdio.close()
-        if task.rootfs.is_dir():
-            mount.unmount_tree(task.rootfs)
-        if not task.process.exited_at:
-            task.process.exited_at = time.time_ns()
-        self._tasks.pop(task.id, None)
-        task.process.exited(task.process.exit_code or 128 + signal.SIGKILL, task.process.exited_at)
+            one.exited(0, 0)  # what never ran has nothing to tell those who wait for it
+        for name in task.init.stdio.kept:
+            self._context.drop(f"{task.id}/{name}")
+        task.deleted = True
+        del self.tasks[task.id]
+
+    async def _forget(self, task: Task) -> None:
+        """Have the runtime delete the container; one that it does not know is deleted."""
+        force = () if task.init.state is State.STOPPED else ("--force",)
+        try:
+            await self._runtime.run(self._loop, "delete", *force, task.id)
+        except RuntimeFailed as exc:
+            if Path(self._runtime.root, task.id).exists():
+                raise CallError(INTERNAL, f"cannot delete task {task.id}: {exc}") from exc
+
+    async def _ended(self, one: Process, seconds: float) -> bool:
+        """Wait until a process has been reaped, for at most `seconds`."""
+
+        def arrange(resume: Resume) -> None:
+            timer = self._loop.timers.add(seconds, lambda: resume(False))
+
+            def ended() -> None:
+                timer.cancel()
+                self._loop.soon(lambda: resume(True))
+
+            one.when_exited(ended, lambda: timer.pending)
+
+        result: bool = await Pause(arrange)
+        return result
+
+    async def _command(self, what: str, *arguments: str) -> None:
+        try:
+            await self._runtime.run(self._loop, *arguments)
+        except RuntimeFailed as exc:
+            raise CallError(INTERNAL, f"cannot {what}: {exc}") from exc
+
+    @contextlib.contextmanager
+    def _expecting(self) -> Iterator[None]:
+        """While a command runs that will tell a pid: he of whom it tells may end before it has told us."""
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
+            if not self._starting:
+                self._unclaimed.clear()
+
+
+def _as_call_error(error: Exception, what: str) -> CallError:
+    """What the caller is told; the text of a failed command is the runtime's own."""
+    return error if isinstance(error, CallError) else CallError(INTERNAL, f"{what}: {error}")
+
+
+def _condition(task: Task) -> str:
+    if task.record is None:
+        return "it is being created"
+    return f"it is {task.init.state.name.lower()}"
+
+
+def _deleted(one: Process) -> task_pb2.DeleteResponse:
+    reply = task_pb2.DeleteResponse(pid=one.pid, exit_status=one.exit_code)
+    reply.exited_at.FromNanoseconds(one.exited_at)
+    return reply
+
+
+def _read_pid(path: Path) -> int:
+    """The pid that the runtime has written; the file is not needed again."""
+    pid = int(files.read_bounded(path, PID_LIMIT))
+    path.unlink()
+    return pid
+
+
+def _mount_rootfs(target: Path, mounts: list[Mount]) -> None:
+    target.mkdir(mode=0o700, exist_ok=True)
+    for one in mounts:
+        mount.mount_one(one, target)
+
+
+def _unmount(target: Path) -> None:
+    """Take away what is mounted at `target`, however often; what is busy goes when its last user goes."""
+    while True:
+        try:
+            mount.unmount(target)
+        except OSError as exc:
+            if exc.errno in (errno.EINVAL, errno.ENOENT):  # not a mount (any more)
+                return
+            if exc.errno != errno.EBUSY:
+                raise
+            mount.detach(target)

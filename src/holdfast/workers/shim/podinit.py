@@ -10,10 +10,11 @@ from holdfast.linux import cgroup, namespace, process
 NAME: Final = "pid"
 
 
-def start(directory: Path, cgroup_path: str) -> int:
+def start(directory: Path, cgroup_path: str = "") -> int:
     """Fork the init, put it into a cgroup of its own and pin its namespace at ns/pid. Returns its pid.
 
-    The init belongs to whoever reaps the shim's children: it lives on when the shim dies.
+    It becomes a child of the caller, who has to be a subreaper, and lives on under the next one when the caller dies;
+    the cgroup is how it can be found then. Raises OSError.
     """
     told, tell = os.pipe2(os.O_CLOEXEC)
     between = os.fork()
@@ -24,9 +25,10 @@ def start(directory: Path, cgroup_path: str) -> int:
         pid = int(answer.read() or b"0")
     os.waitpid(between, 0)
     if not pid:
-        raise OSError("unshare: no init for the pod's pid namespace")
-    cgroup.create(cgroup_path)
-    cgroup.enter(cgroup_path, pid)
+        raise OSError("cannot make an init for the pod's pid namespace")
+    if cgroup_path:
+        cgroup.create(cgroup_path)
+        cgroup.enter(cgroup_path, pid)
     (directory / "ns").mkdir(mode=0o700, exist_ok=True)
     namespace.pin_existing(f"/proc/{pid}/ns/pid", directory / "ns" / NAME)
     return pid
@@ -34,9 +36,8 @@ def start(directory: Path, cgroup_path: str) -> int:
 
 def end(pid: int) -> None:
     """End the init, and with it whatever else is in its namespace."""
-    with process.pin(pid, None) as pinned:
-        if pinned is not None:
-            pinned.send(signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)  # a child that has not been reaped: the number is its own
+    process.reap(pid)
 
 
 def _in_between(tell: int) -> None:
@@ -52,15 +53,13 @@ def _in_between(tell: int) -> None:
 
 
 def _be_init() -> None:
+    """With SIGCHLD ignored the kernel reaps whatever is left to this process (wait(2)): nothing is to be done."""
     try:
         os.setsid()
         process.set_name("hf-pod-init")
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         process.close_fds_except([0, 1, 2])
-        signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         while True:
-            signal.sigwait({signal.SIGCHLD})
-            while process.peek_exited() is not None:
-                os.waitpid(-1, 0)
+            signal.pause()
     finally:
         os._exit(1)

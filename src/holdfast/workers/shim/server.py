@@ -1,22 +1,26 @@
-"""The shim: containerd's Runtime v2 Task API for the containers of one pod. Forked by the keeper; outlives the daemon.
+"""The shim: containerd's Task API, version 2 and 3, for the containers of one pod, on one thread.
 
-Exits: a dead init stays a zombie until its exit file is written; only then is it reaped and anybody told. So if the
-shim dies in between, the keeper inherits the zombie and does the same.
+It owns the pod's containers: their stdio, their logs, their exit codes. It needs the daemon for nothing: what nobody
+asks for goes on, and what has happened is in exit.json before anybody is told.
 """
 
 import os
 import re
 import signal
+import sys
 import time
+import traceback
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
+from holdfast import __version__
 from holdfast.linux import process
-from holdfast.proto import task_pb2
+from holdfast.proto import containerd_task_pb2, task_pb2
 from holdfast.ttrpc.server import (
-    ALREADY_EXISTS,
     FAILED_PRECONDITION,
     INTERNAL,
     INVALID_ARGUMENT,
@@ -28,114 +32,97 @@ from holdfast.ttrpc.server import (
 )
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import podinit
-from holdfast.workers.shim.loop import Loop, Operation
+from holdfast.workers.shim import podinit, remains, stats
+from holdfast.workers.shim.loop import Loop, Pause
 from holdfast.workers.shim.oci import Runtime
 from holdfast.workers.shim.operations import Operations
-from holdfast.workers.shim.task import Process, State, Task, has_own_pid_namespace
+from holdfast.workers.shim.stdio import LOG_SCHEME
+from holdfast.workers.shim.task import Process, State, Task
 
 SERVICES: Final = frozenset({"containerd.task.v2.Task", "containerd.task.v3.Task"})
-VERSION: Final = "v2"
-ID: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-Answer = Message | Operation | None
+SIGNALS: Final = range(1, signal.SIGRTMAX + 1)
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
-REQUESTS: Final[dict[str, type[Message]]] = {
-    "State": task_pb2.StateRequest,
-    "Create": task_pb2.CreateTaskRequest,
-    "Start": task_pb2.StartRequest,
-    "Delete": task_pb2.DeleteRequest,
-    "Pids": task_pb2.PidsRequest,
-    "Pause": task_pb2.PauseRequest,
-    "Resume": task_pb2.ResumeRequest,
-    "Kill": task_pb2.KillRequest,
-    "Exec": task_pb2.ExecProcessRequest,
-    "ResizePty": task_pb2.ResizePtyRequest,
-    "CloseIO": task_pb2.CloseIORequest,
-    "Update": task_pb2.UpdateTaskRequest,
-    "Wait": task_pb2.WaitRequest,
-    "Stats": task_pb2.StatsRequest,
-    "Connect": task_pb2.ConnectRequest,
-    "Shutdown": task_pb2.ShutdownRequest,
-}
+Handler = Callable[[Any, Call], Coroutine[Pause, Any, Message | None]]
 
 
 class Shim:
-    """One pod's shim."""
+    """Takes calls, notices exits."""
 
-    def __init__(self, context: Context) -> None:
-        runtime = context.args["runtime"]
-        self.loop = Loop(self._orphan)
-        self.tasks: dict[str, Task] = {}
-        self.operations = Operations(
-            self.loop,
-            Runtime(runtime["name"], runtime["binary"], runtime["root"], tuple(runtime["hide"])),
-            context,
-            self.tasks,
-        )
+    def __init__(self, context: Context, runtime: Runtime) -> None:
         assert context.listener is not None
-        self._server = Server(self.loop.selector, context.listener, self._handle)
+        self.loop = Loop(self._orphan)
+        self._operations = Operations(self.loop, runtime, context)
+        self._tasks = self._operations.tasks
+        self._server = Server(self.loop.selector, context.listener, self._take)
+        self.loop.clocks.append(self._server)
+        self._methods: dict[str, tuple[type[Message], Handler]] = {
+            "Create": (task_pb2.CreateTaskRequest, self._create),
+            "Start": (task_pb2.StartRequest, self._start),
+            "State": (task_pb2.StateRequest, self._state),
+            "Wait": (task_pb2.WaitRequest, self._wait),
+            "Kill": (task_pb2.KillRequest, self._kill),
+            "Delete": (task_pb2.DeleteRequest, self._delete),
+            "Exec": (task_pb2.ExecProcessRequest, self._exec),
+            "ResizePty": (task_pb2.ResizePtyRequest, self._resize),
+            "CloseIO": (task_pb2.CloseIORequest, self._close_io),
+            "Pids": (task_pb2.PidsRequest, self._pids),
+            "Pause": (task_pb2.PauseRequest, self._pause),
+            "Resume": (task_pb2.ResumeRequest, self._resume),
+            "Update": (task_pb2.UpdateTaskRequest, self._update),
+            "Stats": (task_pb2.StatsRequest, self._stats),
+            "Connect": (task_pb2.ConnectRequest, self._connect),
+            "Shutdown": (task_pb2.ShutdownRequest, self._shutdown),
+        }
+
+    def _take(self, call: Call) -> None:
+        """Begin to serve one request; it is answered when its handler ends."""
+        kind, handler = self._methods.get(call.method, (None, None))
+        if call.service not in SERVICES or kind is None or handler is None:
+            call.fail(UNIMPLEMENTED, f"{call.service}/{call.method} is not served")
+            return
+        try:
+            request = kind.FromString(call.payload)
+        except DecodeError as exc:
+            call.fail(INVALID_ARGUMENT, f"cannot read the request of {call.method}: {exc}")
+            return
+        self.loop.start(handler(request, call), lambda reply, error: _finish(call, reply, error))
 
     # -- calls
 
-    def _handle(self, call: Call) -> None:
-        request_type = REQUESTS.get(call.method)
-        if call.service not in SERVICES or request_type is None:
-            call.fail(UNIMPLEMENTED, f"{call.service}/{call.method} is not implemented")
-            return
-        try:
-            request = request_type.FromString(call.payload)
-            answer: Answer = getattr(self, f"_{call.method.lower()}")(request, call)
-        except DecodeError as exc:
-            call.fail(INVALID_ARGUMENT, f"cannot read {call.method} request: {exc}")
-        except Exception as exc:
-            _fail(call, exc)
-        else:
-            if isinstance(answer, Message):
-                call.answer(answer)
-            elif answer is not None:
-                self.loop.submit(request.id, answer, lambda result, error: _finish(call, result, error))  # type: ignore[attr-defined]
+    async def _create(self, request: task_pb2.CreateTaskRequest, _call: Call) -> Message:
+        _check_id("id", request.id)
+        _check_path("bundle", request.bundle)
+        if request.checkpoint or request.parent_checkpoint:
+            raise CallError(UNIMPLEMENTED, "checkpoint: a task cannot be restored yet")
+        for one in request.rootfs:
+            if one.target:
+                raise CallError(INVALID_ARGUMENT, f"rootfs: a mount below it, at {one.target}, is not supported")
+        _check_streams(request)
+        return await self._operations.create(request)
 
-    def _create(self, request: task_pb2.CreateTaskRequest, call: Call) -> Answer:
-        if not ID.match(request.id):
-            raise CallError(INVALID_ARGUMENT, f"id: {request.id!r} is not an id")
-        if not os.path.isabs(request.bundle):
-            raise CallError(INVALID_ARGUMENT, f"bundle: {request.bundle!r} is not absolute")
-        if request.checkpoint:
-            raise CallError(UNIMPLEMENTED, "checkpoint: restoring is not implemented")
-        if request.id in self.tasks:
-            raise CallError(ALREADY_EXISTS, f"task {request.id} exists")
-        return self.operations.create(request)
-
-    def _start(self, request: task_pb2.StartRequest, call: Call) -> Answer:
+    async def _start(self, request: task_pb2.StartRequest, _call: Call) -> Message:
         task, one = self._find(request.id, request.exec_id)
-        return self.operations.start_exec(task, one) if request.exec_id else self.operations.start(task)
+        return await (self._operations.start_exec(task, one) if request.exec_id else self._operations.start(task))
 
-    def _delete(self, request: task_pb2.DeleteRequest, call: Call) -> Answer:
+    async def _state(self, request: task_pb2.StateRequest, _call: Call) -> Message:
         task, one = self._find(request.id, request.exec_id)
-        return self.operations.delete_exec(task, one) if request.exec_id else self.operations.delete(task)
-
-    def _pause(self, request: task_pb2.PauseRequest, call: Call) -> Answer:
-        return self.operations.freeze(self._task(request.id), "pause", State.RUNNING, State.PAUSED)
-
-    def _resume(self, request: task_pb2.ResumeRequest, call: Call) -> Answer:
-        return self.operations.freeze(self._task(request.id), "resume", State.PAUSED, State.RUNNING)
-
-    def _update(self, request: task_pb2.UpdateTaskRequest, call: Call) -> Answer:
-        return self.operations.update(self._task(request.id), request)
-
-    def _exec(self, request: task_pb2.ExecProcessRequest, call: Call) -> Answer:
-        return self.operations.add_exec(self._task(request.id), request)
-
-    def _state(self, request: task_pb2.StateRequest, call: Call) -> Answer:
-        task, one = self._find(request.id, request.exec_id)
-        reply = task_pb2.StateResponse(id=task.id, bundle=str(task.bundle), pid=one.pid, status=int(one.state))  # type: ignore[arg-type]
+        reply = task_pb2.StateResponse(
+            id=task.id,
+            exec_id=one.exec_id,
+            bundle=str(task.bundle),
+            pid=one.pid,
+            status=containerd_task_pb2.Status.Name(one.state),
+            terminal=one.terminal,
+            exit_status=one.exit_code,
+        )
         reply.stdin, reply.stdout, reply.stderr = one.paths
-        reply.terminal, reply.exec_id, reply.exit_status = one.terminal, one.exec_id, one.exit_code
         if one.exited_at:
             reply.exited_at.FromNanoseconds(one.exited_at)
         return reply
 
-    def _wait(self, request: task_pb2.WaitRequest, call: Call) -> Answer:
+    async def _wait(self, request: task_pb2.WaitRequest, call: Call) -> Message | None:
+        """Answered when the process ends: by whoever notes that, not by this coroutine."""
         _, one = self._find(request.id, request.exec_id)
 
         def tell() -> None:
@@ -143,61 +130,96 @@ class Shim:
             reply.exited_at.FromNanoseconds(one.exited_at)
             call.answer(reply)
 
-        if one.state is State.STOPPED:
-            tell()
-        else:
-            one.waiters.append(tell)
+        one.when_exited(tell, lambda: call.open)
         return None
 
-    def _kill(self, request: task_pb2.KillRequest, call: Call) -> Answer:
+    async def _kill(self, request: task_pb2.KillRequest, _call: Call) -> Message:
+        """Signals go to the process itself, not through the runtime: nothing that hangs is in their way."""
         task, one = self._find(request.id, request.exec_id)
-        if request.all:
-            self.operations.signal_all(task, request.signal)
-            return task_pb2.StartResponse()
-        with process.pin(one.pid, one.start_time) as pinned:
-            if not one.pid or pinned is None or not pinned.send(request.signal):
-                raise CallError(NOT_FOUND, f"process {request.exec_id or request.id} has ended")
-        return task_pb2.StartResponse()
+        if request.signal not in SIGNALS:
+            raise CallError(INVALID_ARGUMENT, f"signal: {request.signal} is none")
+        if one.state is State.STOPPED:
+            raise CallError(NOT_FOUND, f"process {one.pid} of task {task.id} has ended")
+        if not one.pid:
+            raise CallError(FAILED_PRECONDITION, f"cannot signal task {task.id}: the process has not been started")
+        if request.all and task.record is not None:
+            remains.signal_all(task.record.cgroup, request.signal)
+        else:
+            os.kill(one.pid, request.signal)  # it is a child that we have not reaped: the number is its own
+        if request.signal == signal.SIGKILL and task.init.state is State.PAUSED:
+            await self._operations.freeze(task, "resume")  # the v1 freezer keeps even a killed process
+        return Empty()
 
-    def _pids(self, request: task_pb2.PidsRequest, call: Call) -> Answer:
-        reply = task_pb2.PidsResponse()
-        for pid in sorted(self.operations.pids(self._task(request.id))):
-            reply.processes.add(pid=pid)
+    async def _delete(self, request: task_pb2.DeleteRequest, _call: Call) -> Message:
+        task, one = self._find(request.id, request.exec_id)
+        if request.exec_id:
+            return self._operations.delete_exec(task, one)
+        return await self._operations.delete(task)
+
+    async def _exec(self, request: task_pb2.ExecProcessRequest, _call: Call) -> Message:
+        task = self._task(request.id)
+        _check_id("exec_id", request.exec_id)
+        _check_streams(request)
+        self._operations.prepare_exec(task, request)
+        return Empty()
+
+    async def _resize(self, request: task_pb2.ResizePtyRequest, _call: Call) -> Message:
+        _, one = self._find(request.id, request.exec_id)
+        try:
+            one.stdio.resize(request.width & 0xFFFF, request.height & 0xFFFF)
+        except OSError as exc:
+            raise CallError(FAILED_PRECONDITION, f"cannot resize terminal: {exc.strerror}") from exc
+        return Empty()
+
+    async def _close_io(self, request: task_pb2.CloseIORequest, _call: Call) -> Message:
+        task, one = self._find(request.id, request.exec_id)
+        if request.stdin:
+            self._operations.close_stdin(task, one)
+        return Empty()
+
+    async def _pids(self, request: task_pb2.PidsRequest, _call: Call) -> Message:
+        task = self._task(request.id)
+        found = remains.pids(task.record.cgroup) if task.record is not None else set()
+        processes = [containerd_task_pb2.ProcessInfo(pid=pid) for pid in sorted(found)]
+        return task_pb2.PidsResponse(processes=processes)
+
+    async def _pause(self, request: task_pb2.PauseRequest, _call: Call) -> Message:
+        await self._operations.freeze(self._task(request.id), "pause")
+        return Empty()
+
+    async def _resume(self, request: task_pb2.ResumeRequest, _call: Call) -> Message:
+        await self._operations.freeze(self._task(request.id), "resume")
+        return Empty()
+
+    async def _update(self, request: task_pb2.UpdateTaskRequest, _call: Call) -> Message:
+        await self._operations.update(self._task(request.id), request)
+        return Empty()
+
+    async def _stats(self, request: task_pb2.StatsRequest, _call: Call) -> Message:
+        task = self._task(request.id)
+        if task.record is None or task.init.state is State.STOPPED:
+            raise CallError(FAILED_PRECONDITION, f"task {task.id} has no process to measure")
+        reply = task_pb2.StatsResponse()
+        message = stats.read(task.record.cgroup)
+        reply.stats.type_url, reply.stats.value = message.DESCRIPTOR.full_name, message.SerializeToString()
         return reply
 
-    def _stats(self, request: task_pb2.StatsRequest, call: Call) -> Answer:
-        from holdfast.workers.shim.stats import collect
+    async def _connect(self, request: task_pb2.ConnectRequest, _call: Call) -> Message:
+        task = self._tasks.get(request.id)
+        return task_pb2.ConnectResponse(
+            shim_pid=os.getpid(), task_pid=task.init.pid if task is not None else 0, version=__version__
+        )
 
-        task = self._task(request.id)
-        if task.init is None:
-            raise CallError(FAILED_PRECONDITION, f"task {task.id} has no cgroup yet")
-        return task_pb2.StatsResponse(stats=collect(task.init.cgroup))
+    async def _shutdown(self, request: task_pb2.ShutdownRequest, _call: Call) -> Message:
+        if request.now or not self._tasks:
+            self.loop.soon(self._stop)  # after the answer has been sent
+        return Empty()
 
-    def _resizepty(self, request: task_pb2.ResizePtyRequest, call: Call) -> Answer:
-        _, one = self._find(request.id, request.exec_id)
-        if one.stdio.master < 0:
-            raise CallError(FAILED_PRECONDITION, f"process {request.exec_id or request.id} has no terminal")
-        one.stdio.resize(request.width, request.height)
-        return task_pb2.StartResponse()
-
-    def _closeio(self, request: task_pb2.CloseIORequest, call: Call) -> Answer:
-        _, one = self._find(request.id, request.exec_id)
-        if request.stdin:
-            one.stdio.close_stdin()
-        return task_pb2.StartResponse()
-
-    def _connect(self, request: task_pb2.ConnectRequest, call: Call) -> Answer:
-        task = self.tasks.get(request.id)
-        pid = task.process.pid if task is not None else 0
-        return task_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=VERSION)
-
-    def _shutdown(self, request: task_pb2.ShutdownRequest, call: Call) -> Answer:
-        if not self.tasks or request.now:
-            self.loop.running = False
-        return task_pb2.StartResponse()
+    def _stop(self) -> None:
+        self.loop.running = False
 
     def _task(self, task_id: str) -> Task:
-        if (task := self.tasks.get(task_id)) is None:
+        if (task := self._tasks.get(task_id)) is None:
             raise CallError(NOT_FOUND, f"task {task_id} does not exist")
         return task
 
@@ -210,58 +232,88 @@ class Shim:
     # -- exits
 
     def _orphan(self, pid: int, code: int, status: int) -> None:
-        """A zombie that no operation waits for: an init, an exec, or somebody's grandchild."""
-        for task in self.tasks.values():
-            if task.init is not None and task.init.pid == pid:
-                self._init_ended(task, code, status)
-                return
-            for one in task.execs.values():
-                if one.pid == pid:
-                    process.reap(pid)
-                    self._exec_ended(one, code, status)
+        """A zombie that no command waits for: an init, an exec, or somebody's grandchild."""
+        try:
+            for task in self._tasks.values():
+                if task.record is not None and task.record.pid == pid:
+                    self._init_ended(task, code, status)
                     return
-        self.operations.unclaimed(pid, code, status)
-        process.reap(pid)
+                for one in task.execs.values():
+                    if one.pid == pid:
+                        one.stdio.finish()
+                        process.reap(pid)
+                        one.exited(_exit_code(code, status), time.time_ns())
+                        return
+            self._operations.unclaimed(pid, _exit_code(code, status))
+        finally:
+            process.reap(pid)
 
     def _init_ended(self, task: Task, code: int, status: int) -> None:
-        """Write it down, see to the rest of the container, finish its log, reap, tell: in this order."""
-        assert task.init is not None
-        record = exits.describe(task.init, code, status, "shim")
-        if not task.process.exited_at:
-            exits.write(task.bundle, record)
-        if not has_own_pid_namespace(task.bundle):
-            self.operations.signal_all(task, signal.SIGKILL)
-        task.process.stdio.drain()
-        process.reap(task.init.pid)
-        task.process.exited(record.code, record.finished_at)
-
-    def _exec_ended(self, one: Process, code: int, status: int) -> None:
-
-        one.stdio.drain()
-        one.exited(status if code == os.CLD_EXITED else 128 + status, time.time_ns())
+        """Write it down, see to the rest of the container, complete its log, reap, tell: in this order."""
+        assert task.record is not None
+        record = exits.describe(task.record, code, status, "shim")
+        try:
+            if not task.discarded:
+                exits.write(task.bundle, record)
+            if not task.own_pids:
+                self.loop.start(remains.kill(self.loop, task.record.cgroup), _report)
+            task.init.stdio.finish()
+        except OSError:
+            traceback.print_exc()  # the exit itself is not in doubt: whoever asks us is told
+        process.reap(task.record.pid)
+        task.init.exited(record.code, record.finished_at)
 
 
-def _finish(call: Call, result: Any, error: Exception | None) -> None:
-    if error is not None:
-        _fail(call, error)
-    else:
-        call.answer(result)
-
-
-def _fail(call: Call, error: Exception) -> None:
+def _finish(call: Call, reply: Message | None, error: Exception | None) -> None:
     if isinstance(error, CallError):
         call.fail(error.code, str(error))
-    else:
-        call.fail(INTERNAL, f"{type(error).__name__}: {error}")
+    elif error is not None:
+        traceback.print_exception(error)
+        call.fail(INTERNAL, f"cannot serve {call.method}: {type(error).__name__}: {error}")
+    elif reply is not None:
+        call.answer(reply)
+
+
+def _report(_: object, error: Exception | None) -> None:
+    if error is not None:
+        traceback.print_exception(error)
+
+
+def _exit_code(code: int, status: int) -> int:
+    return status if code == os.CLD_EXITED else 128 + status
+
+
+def _check_id(field: str, value: str) -> None:
+    if _ID.fullmatch(value) is None:
+        raise CallError(INVALID_ARGUMENT, f"{field}: {value!r} is not an id")
+
+
+def _check_path(field: str, value: str) -> None:
+    if not value.startswith("/") or "\0" in value or ".." in value.split("/"):
+        raise CallError(INVALID_ARGUMENT, f"{field}: {value!r} is not an absolute path")
+
+
+def _check_streams(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest) -> None:
+    """Streams are paths of FIFOs; those of a container may also be logs."""
+    for field in ("stdin", "stdout", "stderr"):
+        value: str = getattr(request, field)
+        if value.startswith(LOG_SCHEME) and field != "stdin" and isinstance(request, task_pb2.CreateTaskRequest):
+            value = value.removeprefix(LOG_SCHEME)
+        if value:
+            _check_path(field, value)
 
 
 def main(context: Context) -> None:
     """A worker's life: be the reaper of what the OCI runtime leaves, serve until told to shut down."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
     process.set_child_subreaper()
-    directory = Path(context.args["directory"])
-    init = podinit.start(directory, context.args["init_cgroup"]) if context.args["pid_namespace"] else 0
-    shim = Shim(context)
+    arguments = context.args
+    shared = arguments.get("pid_namespace", False)
+    init = podinit.start(Path(arguments["directory"]), arguments.get("init_cgroup", "")) if shared else 0
+    shim = Shim(context, Runtime.from_args(arguments["runtime"], context.fds[0] if context.fds else -1))
     context.ready()
     shim.loop.run()
     if init:
         podinit.end(init)
+    sys.stderr.flush()

@@ -1,234 +1,203 @@
-"""Where a process's stdin, stdout and stderr go: named pipes that outlive their readers, a terminal, or nowhere.
+"""Where a process's stdin, stdout and stderr go: a log, somebody's FIFO, a terminal, or nowhere.
 
-A container's FIFOs are opened read-write for it: with nobody at the other end it sees neither EPIPE nor EOF (fifo(7)).
+log        the process writes to a FIFO of 1 MiB in the bundle, opened read-write for it: with nobody at the other
+           end it sees neither EPIPE nor EOF (fifo(7)), whoever dies. The shim reads it and writes the CRI log.
+FIFO       a path given by the caller is opened the same way and is the process's own; nothing is copied.
+terminal   the OCI runtime sends the master over a socket; what it says is copied to the log or to a FIFO. The shim
+           keeps the other side open too, so that a terminal nobody has open at the moment is quiet, not at its end.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
 import selectors
 import socket
+import stat
 import struct
 import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from holdfast.linux import files, sockets
-from holdfast.workers.shim.crilog import CriLog
+from holdfast.workers.shim.crilog import CriLog, Records
+from holdfast.workers.shim.loop import Loop, void
 
 PIPE_BYTES: Final = 1024 * 1024
-CHUNK: Final = 256 * 1024
+CHUNK: Final = 64 * 1024
 LOG_SCHEME: Final = "cri://"
-_NULL: Final = "/dev/null"
+CONSOLE: Final = "console.sock"
+TIOCGPTPEER: Final = 0x5441
+_READ: Final = selectors.EVENT_READ
+_WRITE: Final = selectors.EVENT_WRITE
 
 Sink = Callable[[bytes], None]
 
 
-def fifo_pair(path: Path) -> tuple[int, int]:
-    """Make a FIFO. Returns (our end to read, not blocking; the container's end, opened read-write)."""
-    files.fifo(path)
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    writer = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    # Refused when this user's pipes have reached pipe-user-pages-soft (pipe(7)); a smaller one does as well.
-    with contextlib.suppress(PermissionError):
-        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    return reader, writer
-
-
 class Pump:
-    """Moves what a descriptor has to say to a sink, as it comes; `drain` takes all there is at the end."""
+    """Moves what a descriptor has to say to a sink, one portion a turn. Owns the descriptor."""
 
-    def __init__(self, selector: selectors.BaseSelector, source: int, sink: Sink, finish: Callable[[], None]) -> None:
-        self._selector = selector
+    def __init__(self, loop: Loop, source: int, sink: Sink) -> None:
+        self._loop = loop
         self._source = source
         self._sink = sink
-        self._finish = finish
         os.set_blocking(source, False)
-        selector.register(source, selectors.EVENT_READ, self._readable)
-
-    def _readable(self, _: int) -> None:
-        if not self._take():
-            self.close()
-
-    def _take(self) -> bool:
-        """Take one portion. Returns False at the end: of a pipe, or of a terminal that nobody has open (EIO)."""
-        try:
-            data = os.read(self._source, CHUNK)
-        except BlockingIOError:
-            return True
-        except OSError as exc:
-            if exc.errno == errno.EIO:
-                return False
-            raise
-        if data:
-            self._sink(data)
-        return bool(data)
+        loop.selector.register(source, _READ, self._readable)
 
     def drain(self) -> None:
-        """Take what is there now; the end of a log is the exit and a drained pipe, not EOF."""
-        if self._source < 0:
-            return
-        waiting = struct.pack("i", 0)
-        while self._source >= 0 and struct.unpack("i", fcntl.ioctl(self._source, termios.FIONREAD, waiting))[0]:
-            if not self._take():
-                break
-        self.close()
+        """Take what is there now: at most what the pipe can hold, as somebody may go on writing."""
+        left = 2 * PIPE_BYTES
+        while left > 0 and (taken := self._take()) > 0:
+            left -= taken
 
     def close(self) -> None:
         if self._source >= 0:
-            self._selector.unregister(self._source)
+            self._loop.selector.unregister(self._source)
             os.close(self._source)
             self._source = -1
-            self._finish()
 
+    def _readable(self, _: int) -> None:
+        if self._take() == 0:
+            self.close()
 
-class Outlet:
-    """Writes to somebody's FIFO without ever waiting for him; what does not fit waits here, within a bound."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._unsent = bytearray()
-
-    def __call__(self, data: bytes) -> None:
-        self._unsent += data[: max(0, 4 * PIPE_BYTES - len(self._unsent))]
+    def _take(self) -> int:
+        """How many bytes were taken; 0 at the end, -1 when there is nothing now."""
+        if self._source < 0:
+            return -1
         try:
-            while self._unsent:
-                del self._unsent[: os.write(self._fd, self._unsent[:65536])]
+            data = os.read(self._source, CHUNK)
         except BlockingIOError:
-            return
+            return -1
+        except OSError as exc:
+            if exc.errno == errno.EIO:  # a terminal whose other side has been hung up
+                return 0
+            raise
+        if data:
+            self._sink(data)
+        return len(data)
+
+
+class Copier:
+    """Copies from one descriptor to another with one portion in between: a target that is full stops the source.
+
+    Owns both. At the end of the source, or after `finish` when it has nothing more, the target is closed.
+    """
+
+    def __init__(self, loop: Loop, source: int, target: int) -> None:
+        self._selector = loop.selector
+        self._source = source
+        self._target = target
+        self._portion = b""
+        self._full = False
+        self._finishing = False
+        for fd in (source, target):
+            os.set_blocking(fd, False)
+        self._selector.register(source, _READ, self._ready)
+
+    def finish(self) -> None:
+        """Copy what is there, and close both once it is delivered."""
+        self._finishing = True
+        self._ready(0)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._source >= 0:
+            self._selector.unregister(self._target if self._full else self._source)
+            os.close(self._source)
+            os.close(self._target)
+            self._source = -1
+
+    def _ready(self, _: int) -> None:
+        while self._source >= 0 and (self._portion or self._read()) and self._write() and self._finishing:
+            pass
+
+    def _read(self) -> bool:
+        """Whether there is a portion to write now."""
+        try:
+            self._portion = os.read(self._source, CHUNK)
+        except BlockingIOError:
+            if self._finishing:
+                self.close()
+            return False
+        except OSError:  # EIO: a terminal whose other side has been hung up
+            self._portion = b""
+        if not self._portion:
+            self.close()
+        return bool(self._portion)
+
+    def _write(self) -> bool:
+        """Whether the portion is gone. While it is not, the target is watched instead of the source."""
+        try:
+            self._portion = self._portion[os.write(self._target, self._portion) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return False
+        if bool(self._portion) is not self._full:
+            self._full = not self._full
+            self._selector.unregister(self._source if self._full else self._target)
+            waiting, event = (self._target, _WRITE) if self._full else (self._source, _READ)
+            self._selector.register(waiting, event, self._ready)
+        return not self._full
 
 
 class Stdio:
-    """The three streams of one process. `fds` are for the OCI runtime to inherit; close them once it runs."""
+    """The three streams of one process.
 
-    def __init__(self, selector: selectors.BaseSelector, directory: Path) -> None:
-        self._selector = selector
-        self._directory = directory
+    `fds` are what the OCI runtime is to inherit; `given` closes them once it has. `kept` are what the keeper is to
+    hold copies of, by name: "stdout", "stderr", "stdin", "tty".
+    """
+
+    def __init__(self, loop: Loop, directory: Path) -> None:
+        self._loop = loop
+        self.directory = directory
         self._pumps: list[Pump] = []
-        self._outlets: list[Outlet] = []
-        self._paths: list[Path] = []
+        self._copiers: list[Copier] = []
+        self._records: list[Records] = []
+        self._own_fifos: list[Path] = []
         self._stdin = -1
-        self._console: socket.socket | None = None
-        self._stdin_path = ""
-        self._sinks: tuple[Sink, Callable[[], None]] | None = None
+        self._master = -1
+        self._slave = -1
+        self._input: Copier | None = None  # to a terminal
+        self._sink: Sink = void  # from it
+        self._ends: dict[int, int] = {}  # FIFOs that wait for it
+        self._socket: socket.socket | None = None
+        self._directory_fd = -1
         self.log: CriLog | None = None
-        self.master = -1
         self.fds: dict[int, int] = {}
-        self.kept: dict[str, int] = {}  # by key: what the keeper is to hold copies of
+        self.kept: dict[str, int] = {}
 
-    # -- set-up
-
-    def open_container(self, stdin: str, stdout: str, stderr: str, terminal: bool) -> None:
-        """FIFOs in the bundle, their output going to a CRI log, to FIFOs of the caller, or nowhere."""
-        if terminal:
-            self._open_console(stdout, stdin)
-            return
+    def open(self, stdin: str, stdout: str, stderr: str) -> None:
+        """Without a terminal. Raises OSError."""
         self._open_input(stdin)
         for number, name, target in ((1, "stdout", stdout), (2, "stderr", stderr)):
-            if not target:
-                self._null(number)
-                continue
-            reader, writer = fifo_pair(self._path(name))
-            self.fds[number] = writer
-            self.kept[name] = reader
-            sink, finish = self._sink(target, name.encode())
-            self._pumps.append(Pump(self._selector, reader, sink, finish))
-
-    def open_exec(self, stdin: str, stdout: str, stderr: str, terminal: bool) -> None:
-        """The caller's FIFOs themselves: nothing is copied, except for a terminal."""
-        if terminal:
-            self._open_console(stdout, stdin)
-            return
-        for number, path, flags in (
-            (0, stdin, os.O_RDONLY | os.O_NONBLOCK),
-            (1, stdout, os.O_RDWR),
-            (2, stderr, os.O_RDWR),
-        ):
-            if path:
-                self.fds[number] = os.open(path, flags | os.O_CLOEXEC)
-                os.set_blocking(self.fds[number], True)
+            if target.startswith(LOG_SCHEME):
+                self.fds[number] = self._open_log(name, target.removeprefix(LOG_SCHEME))
+            elif target:
+                self.fds[number] = open_fifo(target, os.O_RDWR)
             else:
-                self._null(number)
+                self.fds[number] = _open_null()
 
-    def _open_input(self, stdin: str) -> None:
-        """The container reads from a FIFO of which we keep the other end open until CloseIO."""
-        if not stdin:
-            self._null(0)
-            return
-        path = self._path("stdin")
-        files.fifo(path)
-        both = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # so that neither of the next two waits for the other
-        self.fds[0] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._stdin = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        os.close(both)
-        if stdin != str(path):
-            self._feed(stdin, self._stdin)
-
-    def _feed(self, source: str, target: int) -> None:
-        """Copy from somebody's FIFO into ours. Ours has 64 KiB and blocks nobody: what does not fit is read later."""
-        os.set_blocking(target, False)
-        fd = os.open(source, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-
-        def forward(data: bytes) -> None:
-            try:
-                os.write(target, data)
-            except BlockingIOError:
-                return
-
-        self._pumps.append(Pump(self._selector, fd, forward, lambda: None))
-
-    def _open_console(self, stdout: str, stdin: str) -> None:
-        for number in (0, 1, 2):
-            self._null(number)
-        path = self._path("console.sock")
-        self._console = sockets.listen(path)
-        self._console.setblocking(False)
-        self._sinks = self._sink(stdout, b"stdout") if stdout else ((lambda _: None), (lambda: None))
-        self._stdin_path = stdin
-
-    @property
-    def console(self) -> str:
-        """The path for --console-socket; "" without a terminal."""
-        return str(self._directory / "console.sock") if self._console is not None else ""
-
-    def take_console(self) -> None:
-        """Receive the terminal that the OCI runtime has sent. Raises OSError when it has not."""
-        assert self._console is not None and self._sinks is not None
-        with self._console.accept()[0] as peer:
-            _, (self.master, *_) = sockets.receive(peer, 4096)
-        self._console.close()
-        self.kept["tty"] = self.master
-        self._pumps.append(Pump(self._selector, os.dup(self.master), *self._sinks))
-        if self._stdin_path and self._stdin_path != str(self._directory / "stdin"):
-            self._feed(self._stdin_path, self.master)
-
-    def _sink(self, target: str, stream: bytes) -> tuple[Sink, Callable[[], None]]:
-        if target.startswith(LOG_SCHEME):
-            if self.log is None:
-                self.log = CriLog(target.removeprefix(LOG_SCHEME))
-            log = self.log
-            return (lambda data: log.write(stream, data)), (lambda: log.finish(stream))
-        outlet = Outlet(target)
-        self._outlets.append(outlet)
-        return outlet, outlet.close
-
-    def _null(self, number: int) -> None:
-        self.fds[number] = os.open(_NULL, os.O_RDWR | os.O_CLOEXEC)
-
-    def _path(self, name: str) -> Path:
-        path = self._directory / name
-        path.unlink(missing_ok=True)
-        self._paths.append(path)
-        return path
-
-    # -- afterwards
+    def close(self) -> None:
+        """Let go of everything, and of the FIFOs that are our own."""
+        self.given()
+        self.close_stdin()
+        for pump in self._pumps:
+            pump.close()
+        for copier in self._copiers:
+            copier.close()
+        if self.log is not None:
+            self.log.close()
+        if self._socket is not None:
+            self._close_socket()
+        for fd in (self._master, self._slave, *self._ends.values()):
+            if fd >= 0:
+                os.close(fd)
+        self._ends.clear()
+        self._master = self._slave = -1
+        for path in self._own_fifos:
+            path.unlink(missing_ok=True)
 
     def given(self) -> None:
         """The process has its ends: close ours of them."""
@@ -236,33 +205,147 @@ class Stdio:
             os.close(fd)
         self.fds.clear()
 
-    def resize(self, width: int, height: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-
     def close_stdin(self) -> None:
-        """End of input for the process."""
+        """End of input for the process, once nobody else has the FIFO open for writing either."""
         if self._stdin >= 0:
             os.close(self._stdin)
             self._stdin = -1
+            del self.kept["stdin"]
+        if self._input is not None:
+            self._input.close()
 
-    def drain(self) -> None:
-        """The process has ended: take what it has left, finish its log."""
+    def finish(self) -> None:
+        """The process has ended: take what it has left behind and complete its log."""
+        self.close_stdin()
         for pump in self._pumps:
             pump.drain()
+        for copier in self._copiers:
+            copier.finish()
         if self.log is not None:
-            self.log.close()
+            now = time.time_ns()
+            for records in self._records:
+                if rest := records.finish(now):
+                    self.log.append(rest, now)
 
-    def close(self) -> None:
-        """Let go of everything, and of the FIFOs' names."""
-        self.given()
-        self.close_stdin()
-        self.drain()
-        if self._console is not None:
-            self._console.close()
-        if self.master >= 0:
-            os.close(self.master)
-            self.master = -1
-        for outlet in self._outlets:
-            outlet.close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+    def resize(self, width: int, height: int) -> None:
+        """Raises OSError ENOTTY without a terminal."""
+        if self._master < 0:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    # -- with a terminal
+
+    def open_terminal(self, stdin: str, stdout: str) -> str:
+        """Listen for the terminal that the OCI runtime will send. Returns the path for --console-socket."""
+        for number in (0, 1, 2):
+            self.fds[number] = _open_null()
+        if stdout.startswith(LOG_SCHEME):
+            self._sink = self._to_log("stdout", stdout.removeprefix(LOG_SCHEME))
+        elif stdout:
+            self._ends[1] = open_fifo(stdout, os.O_RDWR)
+        if stdin:
+            self._own(stdin)
+            self._ends[0] = open_fifo(stdin, os.O_RDWR)
+        self._socket = sockets.listen(self.directory / CONSOLE)
+        self._socket.setblocking(False)
+        # runc refuses a socket path of more than 107 bytes, which a bundle's may well be.
+        self._directory_fd = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/{os.getpid()}/fd/{self._directory_fd}/{CONSOLE}"
+
+    def take_terminal(self) -> None:
+        """The OCI runtime has sent the terminal: connect it. Raises OSError when it has not."""
+        assert self._socket is not None
+        peer, _ = self._socket.accept()
+        with peer:
+            _, received = sockets.receive(peer, 4096, 1)
+        if not received:
+            raise OSError(errno.EBADMSG, "no terminal came over the console socket")
+        self._close_socket()
+        self._master = self.kept["tty"] = received[0]
+        self._slave = fcntl.ioctl(self._master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        source = _duplicate(self._master)  # an epoll knows a descriptor once, and each direction needs its own entry
+        if 1 in self._ends:
+            self._copiers.append(Copier(self._loop, source, self._ends.pop(1)))
+        else:
+            self._pumps.append(Pump(self._loop, source, self._sink))
+        if 0 in self._ends:
+            self._input = Copier(self._loop, self._ends.pop(0), _duplicate(self._master))
+
+    def _close_socket(self) -> None:
+        assert self._socket is not None
+        self._socket.close()
+        self._socket = None
+        os.unlink(CONSOLE, dir_fd=self._directory_fd)
+        os.close(self._directory_fd)
+
+    # -- without one
+
+    def _open_input(self, stdin: str) -> None:
+        """The process reads from a FIFO of which we keep the other end open until CloseIO."""
+        if not stdin:
+            self.fds[0] = _open_null()
+            return
+        self._own(stdin)
+        both = open_fifo(stdin, os.O_RDWR)  # so that neither of the next two waits for the other
+        try:
+            self.fds[0] = open_fifo(stdin, os.O_RDONLY)
+            self._stdin = self.kept["stdin"] = open_fifo(stdin, os.O_WRONLY)
+        finally:
+            os.close(both)
+
+    def _open_log(self, name: str, path: str) -> int:
+        """A FIFO whose content becomes log records. Returns the process's end."""
+        fifo = self.directory / name
+        fifo.unlink(missing_ok=True)
+        self._own(str(fifo))
+        writer = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
+        _enlarge(writer)
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.kept[name] = reader
+        self._pumps.append(Pump(self._loop, reader, self._to_log(name, path)))
+        return writer
+
+    def _to_log(self, name: str, path: str) -> Sink:
+        if self.log is None:
+            self.log = CriLog(path, self._loop.timers.add)
+        log, records = self.log, Records(name)
+        self._records.append(records)
+
+        def take(data: bytes) -> None:
+            now = time.time_ns()
+            log.append(records.feed(data, now), now)
+
+        return take
+
+    def _own(self, path: str) -> None:
+        """Make a FIFO that is to be in our directory; one that is somewhere else is the caller's."""
+        fifo = Path(path)
+        if fifo.parent == self.directory and not fifo.exists():
+            files.fifo(fifo)
+            self._own_fifos.append(fifo)
+
+
+def open_fifo(path: str, flags: int) -> int:
+    """Open a FIFO, and nothing but a FIFO. Never waits if opened read-write or if its other side is open."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a FIFO", path)
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _enlarge(fd: int) -> None:
+    """Best effort: refused when this user's pipes have reached pipe-user-pages-soft (pipe(7))."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except PermissionError:
+        return
+
+
+def _duplicate(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _open_null() -> int:
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)

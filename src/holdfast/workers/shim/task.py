@@ -1,20 +1,18 @@
 """A container's task inside its shim, and the processes executed in it: what exists, and in which state."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 from holdfast.model.witness import InitRecord
+from holdfast.workers.shim.loop import Lock
 from holdfast.workers.shim.stdio import Stdio
 
 
 class State(IntEnum):
-    """As the Task API numbers them; 0 is a task whose creation has not ended."""
+    """As containerd.v1.types.Status numbers them. What is still being created is CREATED, without a pid."""
 
-    CREATING = 0
     CREATED = 1
     RUNNING = 2
     STOPPED = 3
@@ -23,54 +21,60 @@ class State(IntEnum):
 
 @dataclass(slots=True)
 class Process:
-    """The init of a task (exec_id "") or a process executed in it."""
+    """The init of a task (exec_id "") or a process executed in it. Times are ns since the epoch, 0 for not yet."""
 
     exec_id: str
     stdio: Stdio
-    state: State = State.CREATING
+    paths: tuple[str, str, str]  # stdin, stdout, stderr as the caller gave them
+    terminal: bool
+    spec: bytes = b""  # of an exec: the OCI process as JSON
+    state: State = State.CREATED
+    starting: bool = False
     pid: int = 0
-    start_time: int = 0
     exit_code: int = 0
     exited_at: int = 0
-    spec: dict[str, Any] = field(default_factory=dict)
-    paths: tuple[str, str, str] = ("", "", "")
-    terminal: bool = False
-    waiters: list[Callable[[], None]] = field(default_factory=list)
+    waiters: list[tuple[Callable[[], None], Callable[[], bool]]] = field(default_factory=list)
+
+    @property
+    def alive(self) -> bool:
+        return self.state in (State.RUNNING, State.PAUSED)
+
+    def when_exited(self, tell: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Have `tell` called at the end, at once if that has come; not if it is no longer `wanted` by then."""
+        if self.state is State.STOPPED:
+            tell()
+            return
+        self.waiters = [waiter for waiter in self.waiters if waiter[1]()]
+        self.waiters.append((tell, wanted))
 
     def exited(self, code: int, at: int) -> None:
-        """The first exit that is noted is final; whoever waits is told."""
+        """Note the end and tell whoever waits; the first that is noted is final."""
         if self.state is State.STOPPED:
             return
         self.state, self.exit_code, self.exited_at = State.STOPPED, code, at
         waiters, self.waiters = self.waiters, []
-        for tell in waiters:
-            tell()
+        for tell, wanted in waiters:
+            if wanted():
+                tell()
 
 
 @dataclass(slots=True)
 class Task:
-    """One container: its bundle, its init, its execs."""
+    """One container: its bundle, its init, its execs. `lock` is held by whoever runs OCI runtime commands on it."""
 
     id: str
     bundle: Path
-    process: Process
-    init: InitRecord | None = None
+    init: Process
+    lock: Lock
+    record: InitRecord | None = None  # once the OCI runtime has created it
+    own_pids: bool = True  # its init is process 1 of a namespace: the kernel ends the rest with it
+    discarded: bool = False  # being deleted without ever having been started: its end is nobody's exit
+    deleted: bool = False
     execs: dict[str, Process] = field(default_factory=dict)
-
-    @property
-    def log(self) -> Path:
-        return self.bundle / "oci.log"
 
     @property
     def rootfs(self) -> Path:
         return self.bundle / "rootfs"
 
     def find(self, exec_id: str) -> Process | None:
-        return self.execs.get(exec_id) if exec_id else self.process
-
-
-def has_own_pid_namespace(bundle: Path) -> bool:
-    """Whether the kernel ends all of a container's processes with its init (pid_namespaces(7))."""
-    spec = json.loads((bundle / "config.json").read_bytes())
-    kinds = [entry for entry in spec.get("linux", {}).get("namespaces", []) if entry.get("type") == "pid"]
-    return any(not entry.get("path") for entry in kinds)
+        return self.execs.get(exec_id) if exec_id else self.init

@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up what they need on a fresh Debian 12 machine, as root, and do their job.
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+
+.PHONY: help setup demo test check lint bench soak proto lock clean
+
+help:    ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup:   ## packages and .venv; leaves .venv/bin/holdfast and .venv/bin/holdfastd
+	@sh scripts/setup.sh
+
+demo: setup  ## SIGKILL the daemon under three containers and find them as they were
+	$(PYTHON) demo/demo.py
+
+test: setup  ## all tests but the long ones
+	$(PYTEST) -q
+
+lint: setup  ## ruff and mypy
+	$(PYTHON) -m ruff check src tests demo bench
+	$(PYTHON) -m ruff format --check src tests demo bench
+	$(PYTHON) -m mypy
+
+check: lint test  ## all that CI runs
+
+bench: setup  ## figures against containerd, as ratios
+	$(PYTHON) bench/run.py
+
+soak: setup  ## the long tests
+	$(PYTEST) -q -m soak
+
+proto: setup  ## generate the message modules from the .proto files
+	sh scripts/gen_proto.sh
+
+lock:    ## write requirements.txt from requirements.in (needs pip-tools)
+	pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-trusted-host \
+	  --no-emit-find-links --strip-extras --no-header -o requirements.txt requirements.in
+
+clean:   ## what setup and the tests have made here
+	rm -rf .venv .setup-stamp .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

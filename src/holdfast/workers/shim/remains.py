@@ -1,0 +1,50 @@
+"""The other processes of a container: those that do not end with its init, and signals to all of them."""
+
+import signal
+from typing import Final
+
+from holdfast.linux import cgroup, process
+from holdfast.workers.shim.loop import Loop
+
+ROUNDS: Final = 500
+PAUSE: Final = 0.01
+
+
+def is_first_in_namespace(pid: int) -> bool:
+    """Whether a process is number 1 of its pid namespace, whose others die with it (pid_namespaces(7))."""
+    with open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith("NSpid:"):
+                return line.split()[-1] == "1"
+    return False
+
+
+def pids(path: str) -> set[int]:
+    """Whoever lives in a cgroup. None when it is gone."""
+    return {pid for pid in cgroup.pids(path) if process.state(pid) not in ("Z", "X", "")}
+
+
+def signal_all(path: str, number: int) -> int:
+    """Send a signal to every process in a cgroup. Returns how many there are."""
+    found = pids(path)
+    for pid in found:
+        with process.pin(pid, None) as pinned:
+            if pinned is not None and _is_below(pid, path):  # and not another process by now
+                pinned.send(number)
+    return len(found)
+
+
+def _is_below(pid: int, path: str) -> bool:
+    try:
+        return f"{cgroup.of_process(pid)}/".startswith(f"{path}/")
+    except OSError:
+        return False
+
+
+async def kill(loop: Loop, path: str) -> bool:
+    """End every process in a cgroup. Returns whether none is left; what the kernel holds on to is given up."""
+    for _ in range(ROUNDS):
+        if not signal_all(path, signal.SIGKILL):
+            return True
+        await loop.sleep(PAUSE)
+    return False

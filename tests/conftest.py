@@ -1,0 +1,58 @@
+"""Nothing a test makes may outlive it: processes, mounts, namespaces, cgroups and loop devices are counted."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+OURS = ("holdfast", "hf-", "crun", "runc", "containerd")
+
+
+def processes() -> set[str]:
+    """Processes that belong to a container runtime; zombies have ended."""
+    found = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                name = Path(entry.path, "comm").read_text().strip()
+                state = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if name.startswith(OURS) and state != "Z":
+                found.add(f"process {entry.name} ({name})")
+    return found
+
+
+def mounts() -> set[str]:
+    with open("/proc/self/mountinfo") as file:
+        return {f"mount {line.split()[4]}" for line in file}
+
+
+def cgroups() -> set[str]:
+    found = set()
+    for name in ("memory", "pids", "cpu", "systemd"):
+        top = Path("/sys/fs/cgroup", name)
+        if top.is_dir():
+            found |= {f"cgroup {entry.path}" for entry in os.scandir(top) if entry.is_dir()}
+    return found
+
+
+def loops() -> set[str]:
+    return {f"loop device {path.parent.parent.name}" for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+
+
+def belongings() -> set[str]:
+    return processes() | mounts() | cgroups() | loops()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that touch the kernel end as they began; what is left is named."""
+    if not {"root", "e2e"} & set(request.path.parts):
+        yield
+        return
+    before = belongings()
+    yield
+    left = sorted(belongings() - before)
+    assert not left, f"left behind: {left}"

@@ -1,0 +1,258 @@
+"""A real holdfastd in directories of its own, started, killed and asked as a user would."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from image import build_busybox_image
+
+from holdfast.linux import cgroup, mount
+from holdfast.proto import node_pb2, node_pb2_grpc
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
+from holdfast.runtime import keeper
+
+BIN = Path(sys.executable).parent
+IMAGE = "test/busybox:latest"
+SECONDS = 30.0
+
+
+def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = SECONDS) -> Any:
+    """Wait for a condition and return its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
+        time.sleep(0.005)
+    return value
+
+
+class Node:
+    """One daemon. `runtime` is the handler that its pods use."""
+
+    def __init__(self, runtime: str = "crun", base: Path | None = None, **settings: Any) -> None:
+        self.base = base or Path(tempfile.mkdtemp(prefix="hf-t-"))
+        self.root, self.state = self.base / "root", self.base / "state"
+        self.socket = self.state / "holdfast.sock"
+        self.cgroup = f"/{self.base.name}"
+        self.runtime = runtime
+        self.process: subprocess.Popen[bytes] | None = None
+        self.pods_made = 0
+        self._channel: grpc.Channel | None = None
+        settings = {"cgroup_root": self.cgroup, "default_runtime": runtime, "log_root": f"{self.base}/logs"} | settings
+        self.config = self.base / "config.toml"
+        self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+
+    # -- the daemon
+
+    def start(self, *arguments: str) -> float:
+        """Start it; returns the seconds from exec until it lists containers."""
+        began = time.monotonic()
+        command = [str(BIN / "holdfastd"), "--root", str(self.root), "--state", str(self.state)]
+        with open(self.base / "daemon.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--config", str(self.config), *arguments], stdout=log, stderr=log
+            )
+        until(self.answers, "the daemon to answer")
+        return time.monotonic() - began
+
+    def answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"holdfastd ended: {self.log()[-3000:]}"
+        if not self.socket.exists():
+            return False
+        try:
+            self.call("ListContainers", pb.ListContainersRequest())
+        except grpc.RpcError as exc:
+            assert exc.code() is grpc.StatusCode.UNAVAILABLE, exc
+            self.hang_up()
+            return False
+        return True
+
+    def end(self, number: int) -> int:
+        assert self.process is not None
+        self.hang_up()
+        self.process.send_signal(number)
+        return self.process.wait(timeout=SECONDS)
+
+    def kill(self) -> None:
+        self.end(signal.SIGKILL)
+
+    def restart(self, number: int = signal.SIGKILL) -> float:
+        self.end(number)
+        return self.start()
+
+    def log(self) -> str:
+        return (self.base / "daemon.log").read_text(errors="replace")
+
+    def hang_up(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    @property
+    def channel(self) -> grpc.Channel:
+        if self._channel is None:
+            options = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+            self._channel = grpc.insecure_channel(f"unix:{self.socket}", options=options)
+        return self._channel
+
+    def call(self, method: str, request: Any, seconds: float = SECONDS) -> Any:
+        return getattr(RuntimeServiceStub(self.channel), method)(request, timeout=seconds)
+
+    def images(self, method: str, request: Any, seconds: float = SECONDS) -> Any:
+        return getattr(ImageServiceStub(self.channel), method)(request, timeout=seconds)
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "holdfast"), "--socket", str(self.socket), *arguments]
+        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=SECONDS)
+
+    # -- pods and containers
+
+    def import_image(self, archive: Path) -> list[str]:
+        def chunks() -> Iterator[node_pb2.ImportChunk]:
+            with archive.open("rb") as file:
+                while data := file.read(1 << 20):
+                    yield node_pb2.ImportChunk(data=data)
+
+        steps = list(node_pb2_grpc.NodeStub(self.channel).ImportImage(chunks(), timeout=SECONDS))
+        return list(steps[-1].images)
+
+    def busybox(self, **config: Any) -> None:
+        self.import_image(build_busybox_image(self.base, IMAGE, **config))
+
+    def pod_config(self, name: str = "", **more: Any) -> pb.PodSandboxConfig:
+        self.pods_made += 1
+        name = name or f"pod-{self.pods_made}"
+        options = pb.NamespaceOption(
+            network=more.pop("network", pb.NODE), pid=more.pop("pid", pb.CONTAINER), ipc=more.pop("ipc", pb.POD)
+        )
+        context = pb.LinuxSandboxSecurityContext(namespace_options=options, privileged=more.pop("privileged", False))
+        return pb.PodSandboxConfig(
+            metadata=pb.PodSandboxMetadata(
+                name=name, namespace="test", uid=f"uid-{name}", attempt=more.pop("attempt", 0)
+            ),
+            log_directory=str(self.base / "logs" / name),
+            linux=pb.LinuxPodSandboxConfig(security_context=context),
+            **more,
+        )
+
+    def run_pod(self, config: pb.PodSandboxConfig | None = None) -> str:
+        config = config or self.pod_config()
+        return self.call("RunPodSandbox", pb.RunPodSandboxRequest(config=config)).pod_sandbox_id
+
+    def container_config(self, script: str | list[str], name: str = "main", **more: Any) -> pb.ContainerConfig:
+        command = ["/bin/sh", "-c", script] if isinstance(script, str) else script
+        linux = more.pop("linux", pb.LinuxContainerConfig())
+        if not linux.security_context.HasField("namespace_options"):
+            options = pb.NamespaceOption(network=more.pop("network", pb.NODE), pid=more.pop("pid", pb.CONTAINER))
+            linux.security_context.namespace_options.CopyFrom(options)
+        return pb.ContainerConfig(
+            metadata=pb.ContainerMetadata(name=name, attempt=more.pop("attempt", 0)),
+            image=pb.ImageSpec(image=more.pop("image", IMAGE)),
+            command=command,
+            log_path=f"{name}.log",
+            linux=linux,
+            **more,
+        )
+
+    def create(self, pod_id: str, config: pb.ContainerConfig) -> str:
+        request = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=config)
+        return self.call("CreateContainer", request).container_id
+
+    def start_container(self, container_id: str) -> None:
+        self.call("StartContainer", pb.StartContainerRequest(container_id=container_id))
+
+    def run(self, pod_id: str, script: str | list[str], name: str = "main", **more: Any) -> str:
+        container_id = self.create(pod_id, self.container_config(script, name, **more))
+        self.start_container(container_id)
+        return container_id
+
+    def stop_container(self, container_id: str, seconds: int = 0) -> None:
+        request = pb.StopContainerRequest(container_id=container_id, timeout=seconds)
+        self.call("StopContainer", request, seconds + SECONDS)
+
+    def status(self, container_id: str) -> pb.ContainerStatus:
+        return self.call("ContainerStatus", pb.ContainerStatusRequest(container_id=container_id)).status
+
+    def info(self, container_id: str) -> dict[str, Any]:
+        request = pb.ContainerStatusRequest(container_id=container_id, verbose=True)
+        found: dict[str, Any] = json.loads(self.call("ContainerStatus", request).info["info"])
+        return found
+
+    def pid(self, container_id: str) -> int:
+        return int(self.info(container_id)["pid"])
+
+    def exited(self, container_id: str) -> pb.ContainerStatus:
+        """Its status, once it has exited."""
+        until(lambda: self.status(container_id).state == pb.CONTAINER_EXITED, f"{container_id[:12]} to exit")
+        return self.status(container_id)
+
+    def exec(self, container_id: str, command: Iterable[str], seconds: int = 20) -> Any:
+        request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=seconds)
+        return self.call("ExecSync", request)
+
+    def container_log(self, container_id: str) -> bytes:
+        return Path(self.status(container_id).log_path).read_bytes()
+
+    def containers(self) -> list[pb.Container]:
+        return list(self.call("ListContainers", pb.ListContainersRequest()).containers)
+
+    def pods(self) -> list[pb.PodSandbox]:
+        return list(self.call("ListPodSandbox", pb.ListPodSandboxRequest()).items)
+
+    def remove_pod(self, pod_id: str) -> None:
+        self.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+        self.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+
+    # -- the end
+
+    def leftovers(self) -> list[str]:
+        """What belongs to no row, when there are no pods: everything but the image."""
+        left = [f"mount {entry.target}" for entry in mount.mountinfo() if str(self.base) in entry.target]
+        left += [f"shim {worker.id}" for worker in keeper.workers(self.state)]
+        left += [f"cgroup {name}" for name in cgroup.children(self.cgroup)]
+        for directory in ("pods", *(f"oci/{name}" for name in ("crun", "runc"))):
+            with contextlib.suppress(FileNotFoundError):
+                left += [f"{directory}/{name}" for name in os.listdir(self.state / directory)]
+        with contextlib.suppress(FileNotFoundError):
+            left += [f"ingest/{name}" for name in os.listdir(self.root / "ingest")]
+        return left
+
+    def purge(self) -> None:
+        """Remove everything, however the test has left it."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        for pod in self.pods():
+            self.remove_pod(pod.id)
+        left = self.leftovers()
+        self.end(signal.SIGTERM)
+        keeper.shut_down(self.state)
+        until(lambda: not keeper.workers(self.state), "the keeper to end")
+        until(lambda: not (self.state / "keeper.sock").exists(), "the keeper to end")
+        shutil.rmtree(self.base)  # noqa: TID251  (nothing is mounted below it any more, see above)
+        assert not left, f"left behind: {left}"
+
+
+@contextlib.contextmanager
+def node(runtime: str = "crun", **settings: Any) -> Iterator[Node]:
+    """A started node with the busybox image, taken apart at the end."""
+    one = Node(runtime, **settings)
+    try:
+        one.start()
+        one.busybox()
+        yield one
+    except BaseException:
+        sys.stderr.write(one.log()[-4000:])
+        raise
+    finally:
+        one.purge()
