@@ -105,8 +105,7 @@ class Cleanup:
         if pod.meta.owns_cgroup:
             await self._remove_cgroup(pod.meta.cgroup_parent)
             if Path(pod.meta.cgroup_parent).parent == Path(self._cgroup_root):
-                with contextlib.suppress(OSError):  # other pods are in it
-                    await in_thread(cgroup.remove, self._cgroup_root)
+                await in_thread(cgroup.remove_if_empty, self._cgroup_root)
 
     async def pod(self, pod: Pod) -> None:
         """Remove every trace of a stopped pod without containers, and last its row."""

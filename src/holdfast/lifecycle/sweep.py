@@ -94,6 +94,7 @@ class Sweeper:
                 removed.append(f"{orphan.kind} {orphan.where}")
             except (OSError, HoldfastError) as exc:
                 problems.append(f"cannot remove orphaned {orphan.kind} {orphan.where}: {exc}")
+        await in_thread(cgroup.remove_if_empty, self._cgroup_root)
         removed += [f"layer {chain_id}" for chain_id in await self._images.collect()]
         removed += await self._snapshots.sweep()
         return removed

@@ -1,5 +1,6 @@
 """Control groups by path below every hierarchy: cgroup v2, v1, and hosts that have both (cgroups(7))."""
 
+import contextlib
 import errno
 import functools
 import os
@@ -116,6 +117,13 @@ def remove(path: str) -> None:
                 os.rmdir(level)
             except FileNotFoundError:
                 continue
+
+
+def remove_if_empty(path: str) -> None:
+    """Remove the cgroup itself where nothing is in it or below it; where something is, it stays."""
+    for directory in _directories(path):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def pids(path: str) -> set[int]:
