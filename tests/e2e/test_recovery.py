@@ -155,12 +155,12 @@ def test_a_second_daemon_is_refused_and_told_who_has_the_root(life: Node) -> Non
 
 
 def test_a_killed_shim_does_not_end_its_container_and_its_exit_is_kept(life: Node) -> None:
+    gate = life.base / "gate"
+    gate.unlink(missing_ok=True)
     pod_id = life.run_pod()
     container_id = life.run(pod_id, wait_for_gate("exit 9"), mounts=[
         pb.Mount(host_path=str(life.base), container_path="/data")
     ])  # fmt: skip
-    gate = life.base / "gate"
-    gate.unlink(missing_ok=True)
     pid = life.pid(container_id)
     shim = next(worker.pid for worker in keeper.workers(life.state) if worker.id == pod_id)
     os.kill(shim, signal.SIGKILL)

@@ -85,7 +85,7 @@ class Pods:
     async def finish_stop(self, pod: Pod) -> None:
         """Carry out a stop, from wherever it stands."""
         async with pod.lock:
-            if pod.meta.id not in self._world.pods or (pod.state is PodState.NOTREADY and not pod.intents):
+            if pod.meta.id not in self._world.pods or (pod.status.stopped_at and not pod.intents):
                 return
             if "stop" not in pod.intents:
                 await self._world.begin(pod, "stop")

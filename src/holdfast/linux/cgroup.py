@@ -26,7 +26,7 @@ def hierarchies() -> dict[str, Path]:
             before, _, after = line.partition(" - ")
             target, (fstype, _, options) = before.split()[4], after.split()[:3]
             if fstype == "cgroup2":
-                found[""] = Path(target)
+                found.setdefault("", Path(target))  # the first: a later one is somebody's copy
             elif fstype == "cgroup":
                 names = [part for part in options.split(",") if part not in ("rw", "ro", "xattr", "clone_children")]
                 for name in names:
@@ -157,13 +157,24 @@ def kill(path: str, seconds: float = KILL_SECONDS) -> None:
     while alive := [pid for pid in pids(path) if process.state(pid) not in ("Z", "X", "")]:
         if mode() == "v2" and whole.exists():
             whole.write_text("1")
-        for pid in alive:
-            with process.pin(pid, None) as pinned:
-                if pinned is not None and pid in pids(path):  # checked again: the number may be another process by now
-                    pinned.send(signal.SIGKILL)
+        else:
+            _kill_each(path, alive)
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, f"processes outlive SIGKILL: {sorted(alive)}", path)
         time.sleep(KILL_PAUSE)
+
+
+def _kill_each(path: str, found: list[int]) -> None:
+    """Pin them, look again who is in the cgroup, then kill: a number may be another process by now."""
+    pinned = [one for one in (process.open_pinned(pid, None) for pid in found) if one is not None]
+    try:
+        still = pids(path)
+        for one in pinned:
+            if one.pid in still:
+                one.send(signal.SIGKILL)
+    finally:
+        for one in pinned:
+            one.close()
 
 
 def oom_kills(path: str) -> int:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux.libc import SYS_OPENAT2, check, libc, syscall
+from holdfast.linux.libc import SYS_OPENAT2, check, libc, path_bytes, syscall
 
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
+
+_OPEN_LEVELS: Final = 64  # of a tree that is being removed
 
 Path_ = str | os.PathLike[str]
 
@@ -31,7 +33,7 @@ def openat2(directory: int, path: Path_, flags: int, resolve: int, mode: int = 0
     """openat2(2); the descriptor closes on exec. Raises OSError: EXDEV at a mount, ELOOP at a symlink, if forbidden."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     size = ctypes.sizeof(how)
-    return syscall(SYS_OPENAT2, "openat2", directory, os.fsencode(path), ctypes.byref(how), size, paths=(path,))
+    return syscall(SYS_OPENAT2, "openat2", directory, path_bytes(path), ctypes.byref(how), size, paths=(path,))
 
 
 def open_beneath(directory: int, path: Path_, flags: int, mode: int = 0, *, in_root: bool = False) -> int:
@@ -44,9 +46,14 @@ def open_beneath(directory: int, path: Path_, flags: int, mode: int = 0, *, in_r
 
 
 def read_bounded(path: Path_, limit: int) -> bytes:
-    """The whole content. Raises OSError EFBIG when there is more than `limit` bytes of it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """The whole content of a regular file, and never a wait for the other end of a pipe.
+
+    Raises OSError: EFBIG when there is more than `limit` bytes of it, EINVAL for anything but a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
         data = file.read(limit + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
@@ -116,8 +123,8 @@ def lock(path: Path_) -> int:
 def remove_tree(path: Path_) -> None:
     """Delete a directory with all that is in it, or a file; never across a mount, never through a symlink. Idempotent.
 
-    Works on directory descriptors alone. A mount below raises OSError(EXDEV) that names it; what lies behind it is
-    not touched. Iterative, so that depth is no limit.
+    Works on directory descriptors alone, of which it needs few however deep the tree is. A mount below raises
+    OSError(EXDEV) that names it; what lies behind it is not touched.
     """
     target = Path(path)
     try:
@@ -125,61 +132,105 @@ def remove_tree(path: Path_) -> None:
     except FileNotFoundError:
         return
     try:
-        _remove_entry(parent, target.name, target)
+        _Removal(parent, target).run()
     finally:
         os.close(parent)
 
 
-def _remove_entry(parent: int, name: str, shown: Path) -> None:
-    """Remove one name. A stack of (directory, its name, names left in it) stands for recursion."""
-    if not _unlink(parent, name, shown):
-        return
-    stack = [(_enter(parent, name, shown), name)]
-    try:
-        while stack:
-            directory, own = stack[-1]
-            deeper = _empty(directory, shown)
-            if deeper is not None:
-                stack.append((_enter(directory, deeper, shown), deeper))
-                continue
-            stack.pop()
-            os.close(directory)
-            os.rmdir(own, dir_fd=stack[-1][0] if stack else parent)
-    finally:
-        for directory, _ in stack:
-            os.close(directory)
+@dataclass(slots=True)
+class _Level:
+    """A directory on the way down; `fd` is -1 once it is so far up that its descriptor was given back."""
+
+    name: str
+    fd: int
+    identity: tuple[int, int]
+    pending: list[str]  # directories in it that are still to be removed; all else in it is gone
 
 
-def _empty(directory: int, shown: Path) -> str | None:
-    """Unlink what is not a directory; the name of a directory to go into first, or None when nothing is left."""
-    with os.scandir(directory) as entries:
-        names = [entry.name for entry in entries]
-    return next((name for name in names if _unlink(directory, name, shown)), None)
+class _Removal:
+    """Removes one tree depth first, without recursion: `levels` lead from its top to where the work is."""
 
+    def __init__(self, parent: int, target: Path) -> None:
+        self._parent = parent
+        self._target = target
+        self._levels: list[_Level] = []
 
-def _unlink(parent: int, name: str, shown: Path) -> bool:
-    """Unlink a name unless it is a directory. Returns whether it is one."""
-    try:
-        if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+    def run(self) -> None:
+        try:
+            if self._unlink(self._parent, self._target.name):
+                self._descend(self._target.name)
+            while self._levels:
+                if self._levels[-1].pending:
+                    self._descend(self._levels[-1].pending.pop())
+                else:
+                    self._ascend()
+        finally:
+            for level in self._levels:
+                if level.fd >= 0:
+                    os.close(level.fd)
+
+    def _descend(self, name: str) -> None:
+        above = self._levels[-1].fd if self._levels else self._parent
+        resolve = RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
+        try:
+            fd = openat2(above, name, os.O_RDONLY | os.O_DIRECTORY, resolve)
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise self._error(exc, name) from exc
+        found = os.fstat(fd)
+        level = _Level(name, fd, (found.st_dev, found.st_ino), [])
+        self._levels.append(level)
+        if len(self._levels) > _OPEN_LEVELS:
+            far = self._levels[-1 - _OPEN_LEVELS]
+            os.close(far.fd)
+            far.fd = -1
+        with os.scandir(fd) as entries:
+            names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        level.pending = [name for name, directory in names if directory or self._unlink(fd, name)]
+
+    def _ascend(self) -> None:
+        done = self._levels.pop()
+        try:
+            if self._levels and self._levels[-1].fd < 0:
+                self._levels[-1].fd = self._above(done)
+        finally:
+            os.close(done.fd)
+        try:
+            os.rmdir(done.name, dir_fd=self._levels[-1].fd if self._levels else self._parent)
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise self._error(exc, done.name) from exc
+
+    def _above(self, level: _Level) -> int:
+        """The directory above, opened again; not if the tree has been moved meanwhile and it is another one."""
+        fd = openat2(level.fd, "..", os.O_RDONLY | os.O_DIRECTORY, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS)
+        found = os.fstat(fd)
+        if (found.st_dev, found.st_ino) != self._levels[-1].identity:
+            os.close(fd)
+            raise OSError(errno.ESTALE, "was moved while it was being deleted", str(self._target))
+        return fd
+
+    def _unlink(self, directory: int, name: str) -> bool:
+        """Unlink a name unless it is a directory. Returns whether it is one."""
+        try:
+            os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            return False
+        except IsADirectoryError:
             return True
-        os.unlink(name, dir_fd=parent)
-    except FileNotFoundError:
-        pass
-    except OSError as exc:
-        if exc.errno == errno.EBUSY:  # a file with something mounted on it
-            raise OSError(errno.EXDEV, "will not delete across the mount", f"{shown}: {name}") from exc
-        raise
-    return False
+        except OSError as exc:
+            raise self._error(exc, name) from exc
+        return False
 
-
-def _enter(parent: int, name: str, shown: Path) -> int:
-    resolve = RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
-    try:
-        return openat2(parent, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, resolve)
-    except OSError as exc:
-        if exc.errno == errno.EXDEV:
-            raise OSError(errno.EXDEV, "will not delete across the mount", f"{shown}: {name}") from exc
-        raise
+    def _error(self, exc: OSError, name: str) -> OSError:
+        """The same with the whole path. EBUSY is what a mount answers that is on the very name."""
+        levels = [level.name for level in self._levels]
+        path = str(self._target.parent.joinpath(*levels, name))
+        if exc.errno in (errno.EXDEV, errno.EBUSY):
+            return OSError(errno.EXDEV, "will not delete across the mount", path)
+        return OSError(exc.errno, os.strerror(exc.errno or errno.EIO), path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,27 +251,3 @@ def filesystem(path: Path_) -> Filesystem:
     return Filesystem(
         device, found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, found.f_files, found.f_favail
     )
-
-
-def tree_usage(path: Path_) -> tuple[int, int]:
-    """(bytes on disk, inodes) of a tree, hard links counted once; what vanishes meanwhile is not counted."""
-    seen: set[tuple[int, int]] = set()
-    size = 0
-    pending = [os.fspath(path)]
-    while pending:
-        directory = pending.pop()
-        try:
-            found = [os.lstat(directory)]
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    else:
-                        found.append(entry.stat(follow_symlinks=False))
-        except FileNotFoundError:
-            continue
-        for status in found:
-            if (status.st_dev, status.st_ino) not in seen:
-                seen.add((status.st_dev, status.st_ino))
-                size += status.st_blocks * 512
-    return size, len(seen)

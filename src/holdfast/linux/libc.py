@@ -16,6 +16,15 @@ SYS_FSOPEN: Final = 430
 SYS_FSCONFIG: Final = 431
 SYS_FSMOUNT: Final = 432
 SYS_OPENAT2: Final = 437
+SYS_MOUNT_SETATTR: Final = 442
+
+
+def path_bytes(path: str | bytes | os.PathLike[str]) -> bytes:
+    """A path as the kernel is given it. ValueError for one with a NUL, which C would silently cut short."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"embedded null byte in {path!r}")
+    return encoded
 
 
 def check(result: int, call: str, *paths: object) -> int:

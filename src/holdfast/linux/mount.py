@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from holdfast.linux.libc import (
+    AT_EMPTY_PATH,
     AT_FDCWD,
     SYS_FSCONFIG,
     SYS_FSMOUNT,
     SYS_FSOPEN,
+    SYS_MOUNT_SETATTR,
     SYS_MOVE_MOUNT,
     SYS_OPEN_TREE,
     check,
     libc,
+    path_bytes,
     syscall,
 )
 
@@ -38,12 +41,13 @@ FSMOUNT_CLOEXEC: Final = 1
 FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
-MOUNT_ATTR_RDONLY: Final = 1
 MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+AT_RECURSIVE: Final = 0x8000
 
 _PAGE: Final = 4095  # mount(2) takes one page of options
+_ATTRIBUTES: Final = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC  # the same bits as MOUNT_ATTR_*
 _FLAGS: Final = {
     "ro": (MS_RDONLY, True),
     "rw": (MS_RDONLY, False),
@@ -97,33 +101,56 @@ class MountEntry:
 
 def mount(source: str, target: str | os.PathLike[str], fstype: str, flags: int = 0, data: str = "") -> None:
     """mount(2)."""
-    arguments = (
-        os.fsencode(source),
-        os.fsencode(target),
-        fstype.encode(),
-        ctypes.c_ulong(flags),
-        data.encode() or None,
-    )
+    options = path_bytes(data) or None
+    arguments = (path_bytes(source), path_bytes(target), path_bytes(fstype), ctypes.c_ulong(flags), options)
     check(libc.mount(*arguments), "mount", source, target)
 
 
 def bind(
     source: str | os.PathLike[str], target: str | os.PathLike[str], *, recursive: bool = False, read_only: bool = False
 ) -> None:
-    """A bind mount; read-only needs a second step, as mount(2) says."""
-    mount(os.fspath(source), target, "", MS_BIND | (MS_REC if recursive else 0))
-    if read_only:
-        mount("", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY)
+    """A bind mount. With both, only the mount itself is read-only, not what comes along below it."""
+    flags = MS_BIND | (MS_REC if recursive else 0)
+    _bind(os.fspath(source), target, flags | (MS_RDONLY if read_only else 0))
+
+
+def _bind(source: str, target: str | os.PathLike[str], flags: int) -> None:
+    """mount(2) ignores a bind's attributes, and a remount would clear those that the source's mount has."""
+    mount(source, target, "", flags & (MS_BIND | MS_REC))
+    if not flags & _ATTRIBUTES:
+        return
+    descriptor = os.open(target, os.O_PATH | os.O_CLOEXEC)
+    try:
+        set_attributes(descriptor, flags)
+    except OSError:
+        detach(target)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+class _MountAttr(ctypes.Structure):
+    """struct mount_attr of mount_setattr(2)."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
+
+
+def set_attributes(descriptor: int, flags: int, *, recursive: bool = False) -> None:
+    """Add MS_RDONLY, MS_NOSUID, MS_NODEV and MS_NOEXEC, as far as in `flags`, to the mount of a descriptor."""
+    attributes = _MountAttr(flags & _ATTRIBUTES, 0, 0, 0)
+    how = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    size = ctypes.sizeof(attributes)
+    syscall(SYS_MOUNT_SETATTR, "mount_setattr", descriptor, b"", how, ctypes.byref(attributes), size)
 
 
 def unmount(target: str | os.PathLike[str]) -> None:
     """umount2(2) of the topmost mount at `target`; EBUSY while it is in use."""
-    check(libc.umount2(os.fsencode(target), UMOUNT_NOFOLLOW), "umount2", target)
+    check(libc.umount2(path_bytes(target), UMOUNT_NOFOLLOW), "umount2", target)
 
 
 def detach(target: str | os.PathLike[str]) -> None:
     """Take the topmost mount at `target` out of the tree at once; the kernel ends it when nobody uses it."""
-    check(libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW), "umount2", target)
+    check(libc.umount2(path_bytes(target), MNT_DETACH | UMOUNT_NOFOLLOW), "umount2", target)
 
 
 def set_propagation(target: str | os.PathLike[str], flag: int, *, recursive: bool = False) -> None:
@@ -151,14 +178,14 @@ def mount_one(one: MountLike, target: str | os.PathLike[str]) -> None:
     if one.type == "overlay" and len(data) > _PAGE:
         descriptor = open_detached(one)
         try:
-            path = os.fsencode(target)
+            path = path_bytes(target)
             syscall(
                 SYS_MOVE_MOUNT, "move_mount", descriptor, b"", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH, paths=(target,)
             )
         finally:
             os.close(descriptor)
     elif flags & MS_BIND:
-        bind(one.source, target, recursive=bool(flags & MS_REC), read_only=bool(flags & MS_RDONLY))
+        _bind(one.source, target, flags)
     else:
         mount(one.source, target, one.type, flags, data)
     if propagation:
@@ -169,8 +196,7 @@ def open_detached(one: MountLike) -> int:
     """A descriptor of a mount that is attached nowhere: nobody else sees it and closing it ends it (fsmount(2))."""
     flags, _, data = parse_options(one.options)
     if flags & MS_BIND:
-        how = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
-        return syscall(SYS_OPEN_TREE, "open_tree", AT_FDCWD, os.fsencode(one.source), how, paths=(one.source,))
+        return _clone(one.source, flags)
     context = syscall(SYS_FSOPEN, "fsopen", one.type.encode(), FSOPEN_CLOEXEC)
     try:
         for option in filter(None, data.split(",")):
@@ -188,9 +214,23 @@ def open_detached(one: MountLike) -> int:
                     paths=(option,),
                 )
         syscall(SYS_FSCONFIG, "fsconfig", context, FSCONFIG_CMD_CREATE, None, None, 0, paths=(one.source,))
-        return syscall(SYS_FSMOUNT, "fsmount", context, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY if flags & MS_RDONLY else 0)
+        return syscall(SYS_FSMOUNT, "fsmount", context, FSMOUNT_CLOEXEC, flags & _ATTRIBUTES)
     finally:
         os.close(context)
+
+
+def _clone(source: str, flags: int) -> int:
+    """A detached copy of the mount at `source`, with MS_REC of all below it, with attributes added."""
+    recursive = AT_RECURSIVE if flags & MS_REC else 0
+    how = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive
+    descriptor = syscall(SYS_OPEN_TREE, "open_tree", AT_FDCWD, path_bytes(source), how, paths=(source,))
+    if flags & _ATTRIBUTES:
+        try:
+            set_attributes(descriptor, flags)
+        except OSError:
+            os.close(descriptor)
+            raise
+    return descriptor
 
 
 def _parameters(key: str, value: str) -> list[tuple[str, str]]:
@@ -230,13 +270,30 @@ def _unescape(field: bytes) -> str:
 
 
 def mounts_below(path: str | os.PathLike[str]) -> list[MountEntry]:
-    """Mounts at or below `path`, the last made first, which is the order in which they can be unmounted."""
-    top = os.path.realpath(path)
-    return [entry for entry in reversed(mountinfo()) if entry.target == top or entry.target.startswith(f"{top}/")]
+    """Mounts at or below `path` in an order in which they can be unmounted: what is on top, or deeper, first.
+
+    Symlinks on the way to `path` are followed, one in its place is not.
+    """
+    head, name = os.path.split(os.path.abspath(path))
+    top = os.path.join(os.path.realpath(head), name)
+    found = [entry for entry in mountinfo() if entry.target == top or entry.target.startswith(f"{top.rstrip('/')}/")]
+    below: dict[int, list[MountEntry]] = {}
+    for entry in found:
+        below.setdefault(entry.parent, []).append(entry)
+    known = {entry.id for entry in found}
+    pending = [entry for entry in found if entry.parent not in known]
+    ordered = []
+    while pending:  # parents before children and older before younger; then all of it backwards
+        ordered.append(entry := pending.pop(0))
+        pending[:0] = below.get(entry.id, [])
+    return ordered[::-1]
 
 
 def unmount_tree(path: str | os.PathLike[str]) -> None:
-    """Unmount whatever is mounted at or below `path`, detaching what is busy. Idempotent."""
+    """Unmount whatever is mounted at or below `path`, detaching what is busy. Idempotent.
+
+    Raises OSError EBUSY when something is left, such as a mount that another one hides.
+    """
     for entry in mounts_below(path):
         try:
             unmount(entry.target)

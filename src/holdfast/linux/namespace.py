@@ -42,14 +42,18 @@ def enter(path: str | os.PathLike[str], flags: int = 0) -> None:
 def pin(kinds: Iterable[str], directory: Path, hostname: str = "") -> dict[str, Path]:
     """Make new namespaces and pin each at `directory/<kind>`; loopback is up in a new network. All or nothing.
 
-    Raises OSError, having left nothing behind.
+    Raises OSError, having left nothing of its own behind; EEXIST for a kind that is pinned there already.
     """
-    wanted = list(kinds)
+    wanted = {kind: KINDS[kind] for kind in kinds}
+    pinned: dict[str, Path] = {}
     failure: list[OSError] = []
 
     def make() -> None:
         try:
-            _make(wanted, directory, hostname)
+            _make(wanted, hostname)
+            for kind in wanted:
+                pin_existing(f"/proc/thread-self/ns/{kind}", directory / kind)
+                pinned[kind] = directory / kind
         except OSError as exc:
             failure.append(exc)
 
@@ -57,23 +61,22 @@ def pin(kinds: Iterable[str], directory: Path, hostname: str = "") -> dict[str, 
     thread.start()
     thread.join()
     if failure:
-        for kind in wanted:
-            unpin(directory / kind)
+        for path in pinned.values():
+            unpin(path)
         raise failure[0]
-    return {kind: directory / kind for kind in wanted}
+    return pinned
 
 
-def _make(kinds: list[str], directory: Path, hostname: str) -> None:
+def _make(wanted: dict[str, int], hostname: str) -> None:
+    """Move the calling thread into new namespaces."""
     flags = 0
-    for kind in kinds:
-        flags |= KINDS[kind]
+    for flag in wanted.values():
+        flags |= flag
     unshare(flags)
-    if "uts" in kinds and hostname:
+    if "uts" in wanted and hostname:
         socket.sethostname(hostname)
-    if "net" in kinds:
+    if "net" in wanted:
         set_loopback_up()
-    for kind in kinds:
-        pin_existing(f"/proc/thread-self/ns/{kind}", directory / kind)
 
 
 def pin_existing(source: str, path: Path) -> None:

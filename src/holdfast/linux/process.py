@@ -1,17 +1,17 @@
-"""Processes: identities that survive pid reuse, pidfds, reaping, and cheap fork+exec for single-threaded workers."""
+"""Processes: identities that survive pid reuse, pidfds, reaping, and what a process says of itself."""
 
 import errno
 import fcntl
 import functools
 import os
+import select
 import signal
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Final
 
 from holdfast.linux.libc import check, libc
-from holdfast.linux.mount import MS_PRIVATE, mount
 
 CLONE_NEWNS: Final = 0x00020000
 PR_SET_NAME: Final = 15
@@ -68,8 +68,10 @@ class Pinned:
         return True
 
     def alive(self) -> bool:
-        """Whether it runs; a zombie does not."""
-        return state(self.pid) not in ("Z", "X", "") if self.send(0) else False
+        """Whether it runs; a zombie does not. Its pidfd tells (pidfd_open(2)), whatever its number is by now."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return not poll.poll(0)
 
     def exit_status(self) -> int | None:
         """Its wait status, if the kernel tells (Linux 6.15 and later) and it has been reaped; else None."""
@@ -153,83 +155,6 @@ def reap(pid: int) -> None:
         os.waitpid(pid, 0)
     except ChildProcessError:
         return
-
-
-def spawn(
-    argv: Sequence[str],
-    *,
-    env: Mapping[str, str],
-    fds: Mapping[int, int],
-    cwd: str | None = None,
-    hide: Iterable[str] = (),
-    session: bool = True,
-) -> int:
-    """fork(2) and execve(2); only for single-threaded processes. Returns the pid; the caller reaps.
-
-    `fds` maps the child's descriptors to ours. `hide` are mounts that the child shall not see: it gets a mount
-    namespace of its own in which they are detached; their parent is made private there first, so that nothing
-    happens outside. Raises OSError when the program cannot be run.
-    """
-    told, tell = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _become(argv, env, fds, cwd, list(hide), session, tell)
-        except OSError as exc:
-            os.write(tell, struct.pack("=i", exc.errno or errno.EIO))
-        finally:
-            os._exit(127)
-    os.close(tell)
-    with os.fdopen(told, "rb") as file:
-        failure = file.read(4)
-    if failure:
-        os.waitpid(pid, 0)
-        number = struct.unpack("=i", failure)[0]
-        raise OSError(number, f"execve: {os.strerror(number)}", argv[0])
-    return pid
-
-
-def _become(
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    fds: Mapping[int, int],
-    cwd: str | None,
-    hide: list[str],
-    session: bool,
-    tell: int,
-) -> None:
-    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if session:
-        os.setsid()
-    # First away from the numbers that are wanted, then onto them; dup2 clears close-on-exec.
-    lowest = max([*fds, 2]) + 1
-    moved = {child: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, lowest) for child, ours in fds.items()}
-    for child, ours in moved.items():
-        os.dup2(ours, child)
-    if hide:
-        hide_mounts(hide)
-    if cwd is not None:
-        os.chdir(cwd)
-    os.execvpe(argv[0], list(argv), dict(env))
-
-
-def hide_mounts(targets: Iterable[str]) -> None:
-    """Put the calling process into a mount namespace where these mounts are covered by empty ones.
-
-    Covered, not detached: what a program writes there then vanishes with the namespace. Their parents are made
-    private first, so that nothing happens outside; all other mounts, and how they propagate, stay as they are.
-    """
-    check(libc.unshare(CLONE_NEWNS), "unshare")
-    for target in targets:
-        parent = os.path.dirname(target)
-        try:
-            mount("", parent, "", MS_PRIVATE)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:  # not a mount point of its own, so nothing propagates from it
-                raise
-        mount("none", target, "tmpfs")
 
 
 def drop_capabilities(keep: Iterable[int]) -> None:

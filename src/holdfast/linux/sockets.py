@@ -1,5 +1,6 @@
 """Unix sockets by path, of any length; descriptors over them; who is at the other end."""
 
+import errno
 import os
 import socket
 import stat
@@ -73,6 +74,13 @@ def send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> int
 
 
 def receive(connection: socket.socket, size: int, max_fds: int = 16) -> tuple[bytes, list[int]]:
-    """(bytes, descriptors); b"" at the end. The descriptors are ours to close, and close on exec."""
-    data, fds, _, _ = socket.recv_fds(connection, size, max_fds, socket.MSG_CMSG_CLOEXEC)
+    """(bytes, descriptors); b"" at the end. The descriptors are ours to close, and close on exec.
+
+    Raises OSError EMSGSIZE for a message, or a number of descriptors, that does not fit: part of one is of no use.
+    """
+    data, fds, flags, _ = socket.recv_fds(connection, size, max_fds, socket.MSG_CMSG_CLOEXEC)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     return data, list(fds)

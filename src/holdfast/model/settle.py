@@ -126,9 +126,8 @@ def _already_exited(record: ContainerStatus, w: Witnesses) -> Settlement:
     """A recorded exit is final; whatever is left of the task is cleaned up, however often that takes."""
     if w.kernel is Kernel.ALIVE:
         return Settlement(record, (Action.KILL_REST, Action.DELETE_TASK), "its exit is on record, but its init lives")
-    if w.shim in (Shim.ABSENT, Shim.GONE) or w.kernel is Kernel.REBOOTED:
-        return Settlement(record, (), "its exit is on record")
-    return Settlement(record, (Action.DELETE_TASK,), "its exit is on record; its task remains to be deleted")
+    # Whether anything is left of it is not on record; deleting what is not there does no harm.
+    return Settlement(record, (Action.DELETE_TASK,), "its exit is on record")
 
 
 def _from_exit_file(record: ContainerStatus, exit: ExitRecord, began: int) -> Settlement:
@@ -168,8 +167,7 @@ def _lost(record: ContainerStatus, now: int, reason: str, message: str) -> Settl
 def _after_reboot(record: ContainerStatus, ran: bool, starting: bool, now: int) -> Settlement:
     if not ran and not starting:
         return Settlement(replace(record, process=None, unknown=False), (), "it had not been started before the reboot")
-    found = _lost(record, now, REASON_REBOOT, "the node was rebooted while the container was running")
-    return replace(found, actions=())
+    return _lost(record, now, REASON_REBOOT, "the node was rebooted while the container was running")
 
 
 def _created_task(record: ContainerStatus, before: ContainerState, w: Witnesses) -> Settlement:

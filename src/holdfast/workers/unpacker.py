@@ -3,6 +3,10 @@
 A worker of its own: private mount, network and IPC namespaces, chroot into the target, and only the capabilities that
 extraction needs. With lower layers the target is the upper directory of an overlay mount that nobody else sees, so
 that whiteouts are plain deletes, hard links across layers work, and directories keep the attributes they had below.
+
+Paths in a layer are meant from its root: a leading slash is dropped, symlinks are followed as the chroot has them, and
+a `..` is refused. Of extended attributes those are set that mean something in a container: user.*, POSIX ACLs and file
+capabilities; overlayfs's own would let a layer speak to overlayfs itself.
 """
 
 import errno
@@ -11,9 +15,12 @@ import io
 import json
 import os
 import resource
+import select
 import socket
 import stat
 import sys
+import zlib
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from holdfast.linux import files, mount, namespace, process
@@ -24,78 +31,147 @@ if TYPE_CHECKING:
     import tarfile
 
 MEMORY_BYTES: Final = 1024 * 1024 * 1024
+CHUNK: Final = 256 * 1024
+PACKED: Final = 64 * 1024  # zlib's leftovers are copied as well
+# tarfile copies the rest of its buffer for each header it takes: a large buffer costs more than it saves.
+BUFFER: Final = 32 * 1024
 GZIP: Final = b"\x1f\x8b"
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
 WHITEOUT: Final = ".wh."
 OPAQUE: Final = ".wh..wh..opq"
 XATTR: Final = "SCHILY.xattr."
 _KEEP: Final = frozenset({0, 1, 3, 4, 27, 31})  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID, MKNOD, SETFCAP
-_NOT_OURS: Final = ("trusted.", "user.overlay.")
+_ATTRIBUTES: Final = ("user.", "system.posix_acl_", "security.capability")
+_OVERLAY: Final = "user.overlay."
+# What the machine is to blame for. Every other error is what the archive asked for.
+_MACHINE: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.ENFILE, errno.EMFILE}
+)
 
 
 class Hostile(Exception):
     """The archive asks for something that no honest layer does."""
 
 
-class Hashing(io.RawIOBase):
-    """Passes a stream on and takes its digest."""
+class Abandoned(Exception):
+    """Nobody waits for the result any more."""
 
-    def __init__(self, source: IO[bytes]) -> None:
+
+class Hashing(io.RawIOBase):
+    """Passes a stream on and takes its digest; ends the work when nobody wants it."""
+
+    def __init__(self, source: IO[bytes], abandoned: Callable[[], bool]) -> None:
         self._source = source
+        self._abandoned = abandoned
         self.digest = hashlib.sha256()
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
+        if self._abandoned():
+            raise Abandoned
         data = self._source.read(size)
         self.digest.update(data)
         return data
+
+
+class Inflating(io.RawIOBase):
+    """A gzip stream of one or many members (RFC 1952), unpacked; the standard library's reader is half as fast."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source = source
+        self._member = zlib.decompressobj(wbits=31)
+        self._packed = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """`size` bytes at most, b"" at the end. Raises EOFError when it is cut off, zlib.error when it is damaged."""
+        while True:
+            if self._member.eof and not self._next_member():
+                return b""
+            self._packed = self._packed or self._source.read(PACKED)
+            if not self._packed:
+                raise EOFError("the gzip stream is cut off")
+            data = self._member.decompress(self._packed, max(size, 0))
+            self._packed = self._member.unconsumed_tail
+            if self._member.eof:
+                self._packed = self._member.unused_data
+            if data:
+                return data
+
+    def _next_member(self) -> bool:
+        """Whether another member follows; zeros behind the last one are padding."""
+        self._packed = self._packed.lstrip(b"\0") or self._source.read(PACKED).lstrip(b"\0")
+        if self._packed:
+            self._member = zlib.decompressobj(wbits=31)
+        return bool(self._packed)
 
 
 class Extraction:
     """Applies the entries of one layer below `/`, which is the target."""
 
     def __init__(self) -> None:
-        self._written: set[str] = set()
-        self._directories: list[tuple[str, int]] = []
+        self._written: set[str] = {""}
+        self._parents: set[str] = {""}  # directories that are known to be there
+        self._times: dict[str, int] = {}  # of directories, to be set when nothing is put into them any more
 
     def apply(self, archive: "tarfile.TarFile") -> None:
-        for entry in archive:
+        while (entry := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # or it would remember them all
             path = _inside(entry.name)
-            base = os.path.basename(path)
-            if base.startswith(WHITEOUT):
-                self._whiteout(os.path.dirname(path), base)
-            elif path:
-                self._entry(archive, entry, path)
-        for path, moment in reversed(self._directories):
+            directory, _, base = path.rpartition("/")
+            if base == OPAQUE:
+                self._hide_content(directory)
+            elif base.startswith(WHITEOUT):
+                self._whiteout(directory, base)
+            else:
+                self._entry(archive, entry, path, directory)
+        for path, moment in reversed(self._times.items()):
             os.utime(f"/{path}", ns=(moment, moment), follow_symlinks=False)
 
     def _whiteout(self, directory: str, base: str) -> None:
-        """Hide what lower layers have; never what this layer itself has written."""
-        if base == OPAQUE:
-            if os.path.isdir(f"/{directory}"):
-                for name in os.listdir(f"/{directory}"):
-                    self._hide(os.path.join(directory, name))
-            return
         name = base.removeprefix(WHITEOUT)
         if name in ("", ".", ".."):
             raise Hostile(f"whiteout {base!r} of no file")
-        self._hide(os.path.join(directory, name))
+        self._hide(f"{directory}/{name}" if directory else name)
 
     def _hide(self, path: str) -> None:
-        if path not in self._written:
-            files.remove_tree(f"/{path}")
+        """Hide what lower layers have there; never what this layer itself has written, wherever in it that is."""
+        try:
+            if path not in self._written:
+                self._remove(path)
+            elif stat.S_ISDIR(os.lstat(f"/{path}").st_mode):
+                self._hide_content(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # there is nothing to hide
 
-    def _entry(self, archive: "tarfile.TarFile", entry: "tarfile.TarInfo", path: str) -> None:
+    def _hide_content(self, directory: str) -> None:
+        try:
+            names = os.listdir(f"/{directory}")
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in names:
+            self._hide(f"{directory}/{name}" if directory else name)
+
+    def _remove(self, path: str) -> None:
+        files.remove_tree(f"/{path}")
+        self._parents = {""}
+
+    def _entry(self, archive: "tarfile.TarFile", entry: "tarfile.TarInfo", path: str, directory: str) -> None:
+        if directory not in self._parents:
+            self._make_parents(directory)
         target = f"/{path}"
-        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-        self._make_room(target, entry)
+        there = self._make_room(entry, path)
         if entry.isdir():
-            if not os.path.isdir(target):
-                os.mkdir(target)
+            if not there:
+                os.mkdir(target, 0o700)
+            self._parents.add(path)
+            self._times[path] = _nanoseconds(entry)
         elif entry.isreg():
-            self._file(archive, entry, target)
+            _write(archive, entry, target)
         elif entry.issym():
             os.symlink(entry.linkname, target)
         elif entry.islnk():
@@ -103,48 +179,44 @@ class Extraction:
         elif entry.ischr() or entry.isblk():
             _device(entry, target)
         elif entry.isfifo():
-            os.mkfifo(target)
+            os.mkfifo(target, 0o600)
         else:
             raise Hostile(f"{path!r} is of unknown type {entry.type!r}")
-        parts = path.split("/")
-        self._written.update("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        self._written.add(path)
         if not entry.islnk():
-            self._attributes(entry, path)
+            _set_attributes(entry, target)
 
-    def _make_room(self, target: str, entry: "tarfile.TarInfo") -> None:
+    def _make_parents(self, directory: str) -> None:
+        """Directories that the archive does not mention itself belong to root and are as open as usual."""
+        self._written.add(directory)
+        path = ""
+        for part in directory.split("/"):
+            path = f"{path}/{part}" if path else part
+            if path not in self._parents:
+                if not os.path.isdir(f"/{path}"):
+                    os.mkdir(f"/{path}", 0o755)
+                self._parents.add(path)
+                self._written.add(path)
+
+    def _make_room(self, entry: "tarfile.TarInfo", path: str) -> bool:
+        """Remove what is in the way. Returns whether the directory that is wanted is there already."""
         try:
-            there = os.lstat(target)
+            mode = os.lstat(f"/{path}").st_mode
         except FileNotFoundError:
-            return
-        if not (stat.S_ISDIR(there.st_mode) and entry.isdir()):
-            files.remove_tree(target)
-
-    def _file(self, archive: "tarfile.TarFile", entry: "tarfile.TarInfo", target: str) -> None:
-        source = archive.extractfile(entry)
-        assert source is not None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
-            while data := source.read(1024 * 1024):
-                if data.count(0) == len(data) and entry.issparse():
-                    file.seek(len(data), os.SEEK_CUR)
-                else:
-                    file.write(data)
-            file.truncate(entry.size)
-
-    def _attributes(self, entry: "tarfile.TarInfo", path: str) -> None:
-        target = f"/{path}"
-        os.chown(target, entry.uid, entry.gid, follow_symlinks=False)
-        for key, value in entry.pax_headers.items():
-            name = key.removeprefix(XATTR)
-            if key.startswith(XATTR) and not name.startswith(_NOT_OURS):
-                os.setxattr(target, name, value.encode("utf-8", "surrogateescape"), follow_symlinks=False)
-        if not entry.issym():
-            os.chmod(target, entry.mode & 0o7777)
-        moment = int(entry.mtime * 1_000_000_000)
-        if entry.isdir():
-            self._directories.append((path, moment))
-        else:
-            os.utime(target, ns=(moment, moment), follow_symlinks=False)
+            return False
+        if stat.S_ISDIR(mode) and entry.isdir():
+            return True
+        if not path:
+            raise Hostile("the root of the layer is not a directory")
+        if stat.S_ISREG(mode):
+            os.unlink(f"/{path}")
+            return False
+        self._remove(path)
+        if stat.S_ISDIR(mode):
+            gone = [name for name in self._times if name == path or name.startswith(f"{path}/")]
+            for name in gone:
+                del self._times[name]
+        return False
 
 
 def _inside(name: str) -> str:
@@ -155,6 +227,40 @@ def _inside(name: str) -> str:
     return "/".join(parts)
 
 
+def _nanoseconds(entry: "tarfile.TarInfo") -> int:
+    return int(entry.mtime * 1_000_000_000)
+
+
+def _write(archive: "tarfile.TarFile", entry: "tarfile.TarInfo", target: str) -> None:
+    """A regular file, holes left out. The data is taken from the stream itself: extractfile would buffer it twice."""
+    source = cast(IO[bytes], archive.fileobj)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(target, flags, 0o600)
+    try:
+        position = entry.offset_data
+        sparse: list[tuple[int, int]] | None = getattr(entry, "sparse", None)
+        for offset, size in [(0, entry.size)] if sparse is None else sparse:
+            source.seek(position)
+            position += size
+            if offset:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+            _copy(source, descriptor, size)
+        if sparse is not None:
+            os.ftruncate(descriptor, entry.size)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(source: IO[bytes], descriptor: int, size: int) -> None:
+    while size > 0:
+        data = source.read(min(size, CHUNK))
+        if not data:
+            raise EOFError("the archive ends within a file")
+        size -= len(data)
+        while data:
+            data = data[os.write(descriptor, data) :]
+
+
 def _device(entry: "tarfile.TarInfo", target: str) -> None:
     if (entry.devmajor, entry.devminor) == (0, 0):
         raise Hostile(f"{entry.name!r} is the device by which overlayfs marks a deletion")
@@ -162,18 +268,42 @@ def _device(entry: "tarfile.TarInfo", target: str) -> None:
     os.mknod(target, kind | 0o600, os.makedev(entry.devmajor, entry.devminor))
 
 
+def _set_attributes(entry: "tarfile.TarInfo", target: str) -> None:
+    """Owner first: chown(2) clears setuid bits and file capabilities."""
+    if entry.uid < 0 or entry.gid < 0:
+        raise Hostile(f"{entry.name!r} belongs to {entry.uid}:{entry.gid}")
+    os.chown(target, entry.uid, entry.gid, follow_symlinks=False)
+    for key, value in entry.pax_headers.items():
+        if key.startswith(XATTR):
+            _set_xattr(target, key.removeprefix(XATTR), value.encode("utf-8", "surrogateescape"))
+    if not entry.issym():
+        os.chmod(target, entry.mode & 0o7777)
+    if not entry.isdir():
+        moment = _nanoseconds(entry)
+        os.utime(target, ns=(moment, moment), follow_symlinks=False)
+
+
+def _set_xattr(target: str, name: str, value: bytes) -> None:
+    if not name.startswith(_ATTRIBUTES) or name.startswith(_OVERLAY):
+        return
+    try:
+        os.setxattr(target, name, value, follow_symlinks=False)
+    except OSError as exc:
+        # A filesystem without them, or user.* on a link or device, where the kernel has none (xattr(7)).
+        if exc.errno != errno.ENOTSUP and not (exc.errno == errno.EPERM and name.startswith("user.")):
+            raise
+
+
 def _decompressed(blob: IO[bytes]) -> IO[bytes]:
     """The tar stream behind a blob; what it is packed with is told by its first bytes."""
     magic = blob.read(4)
     blob.seek(0)
     if magic.startswith(GZIP):
-        import gzip
-
-        return cast(IO[bytes], gzip.GzipFile(fileobj=blob))
+        return cast(IO[bytes], Inflating(blob))
     if magic == ZSTD:
         import zstandard
 
-        reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True)
+        reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(blob, read_size=CHUNK, read_across_frames=True)
         return reader
     return blob
 
@@ -188,26 +318,46 @@ def _lock_in(target: str, work: str, merged: str, lowers: list[str]) -> None:
         target = merged
     os.chroot(target)
     os.chdir("/")
+    # An import from here on would look for code below the new root, that is, in the layer.
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     process.drop_capabilities(_KEEP)
 
 
-def unpack(blob: IO[bytes], target: str, work: str, merged: str, lowers: list[str]) -> dict[str, Any]:
-    """Lock in, extract, sync. Returns diff_id, bytes and inodes."""
+def unpack(
+    blob: IO[bytes],
+    target: str,
+    work: str,
+    merged: str,
+    lowers: list[str],
+    abandoned: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Lock in, extract, sync. Returns diff_id, bytes and inodes. Raises Hostile, OSError, Abandoned."""
     import tarfile
 
-    stream = Hashing(_decompressed(blob))
+    from holdfast.model.archive import BoundedHeader
+
+    stream = Hashing(_decompressed(blob), abandoned)
     target_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    sys.setrecursionlimit(2000)
     os.umask(0)
     _lock_in(target, work, merged, lowers)
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=1024 * 1024) as archive:
+        with tarfile.open(
+            fileobj=stream, mode="r|", bufsize=BUFFER, tarinfo=BoundedHeader, encoding="utf-8", errors="surrogateescape"
+        ) as archive:
             Extraction().apply(archive)
-    except (tarfile.TarError, EOFError, UnicodeError, ValueError, MemoryError) as exc:
+        while stream.read(CHUNK):
+            pass  # the digest is that of the whole stream, padding and all
+    except OSError as exc:
+        if exc.errno in _MACHINE:
+            raise
+        raise Hostile(str(exc)) from exc
+    except (Hostile, Abandoned):
+        raise
+    except Exception as exc:  # tarfile's and the decompressors' own: the blob is not what it says
         raise Hostile(f"{type(exc).__name__}: {exc}") from exc
-    while stream.read(1024 * 1024):
-        pass  # the digest is that of the whole stream, padding and all
     files.syncfs(target_fd)
     size, inodes = _usage(target_fd)
     return {"diff_id": f"sha256:{stream.digest.hexdigest()}", "bytes": size, "inodes": inodes}
@@ -215,13 +365,21 @@ def unpack(blob: IO[bytes], target: str, work: str, merged: str, lowers: list[st
 
 def _usage(directory: int) -> tuple[int, int]:
     """(bytes, inodes) of the layer's own files, walked by descriptor: the chroot hides its path."""
-    size = inodes = 0
+    seen: set[int] = set()
+    size = 0
     for _, names, others, fd in os.fwalk(".", dir_fd=directory, follow_symlinks=False):
         for name in (*names, *others):
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            size += found.st_blocks * 512
-            inodes += 1
-    return size, inodes
+            if found.st_ino not in seen:
+                seen.add(found.st_ino)
+                size += found.st_blocks * 512
+    return size, len(seen)
+
+
+def _hung_up(connection: socket.socket) -> Callable[[], bool]:
+    poller = select.poll()
+    poller.register(connection, 0)
+    return lambda: bool(poller.poll(0))
 
 
 def main(context: Context) -> None:
@@ -231,11 +389,11 @@ def main(context: Context) -> None:
     context.ready()
     with socket.socket(fileno=result_fd) as result, os.fdopen(blob_fd, "rb") as blob:
         try:
-            message = unpack(blob, args["target"], args["work"], args["merged"], args["lowers"])
+            message = unpack(blob, args["target"], args["work"], args["merged"], args["lowers"], _hung_up(result))
+        except Abandoned:
+            return
         except Hostile as exc:
             message = {"error": "invalid", "message": str(exc)}
         except OSError as exc:
             message = {"error": "io", "message": str(exc), "errno": exc.errno or errno.EIO}
-        except Exception as exc:  # a decompressor's own errors: the blob is not what it says
-            message = {"error": "invalid", "message": f"{type(exc).__name__}: {exc}"}
         result.sendall(json.dumps(message).encode())
