@@ -17,6 +17,7 @@ from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
 
 BIN = Path(sys.executable).parent
 IMAGE = "docker.io/bench/busybox:latest"
+PAUSE = "docker.io/bench/pause:latest"  # containerd's sandbox container; busybox asleep, some KiB more than the usual
 START_SECONDS = 60.0
 
 
@@ -124,7 +125,7 @@ address = "{self.socket}"
 [ttrpc]
 address = "{self.base}/ttrpc.sock"
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{IMAGE}"
+sandbox_image = "{PAUSE}"
 restrict_oom_score_adj = true
 disable_tcp_service = true
 [plugins."io.containerd.grpc.v1.cri".cni]
@@ -165,10 +166,11 @@ def pss(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def running(peer: Peer, archive: Path) -> Iterator[Peer]:
+def running(peer: Peer, archives: list[Path]) -> Iterator[Peer]:
     peer.start()
     try:
-        peer.load_image(archive)
+        for archive in archives:
+            peer.load_image(archive)
         yield peer
     finally:
         peer.stop()

@@ -145,9 +145,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="hf-bench-"))
-    archive = build_busybox_image(base, "bench/busybox:latest")
+    (base / "pause").mkdir()
+    archives = [
+        build_busybox_image(base, "bench/busybox:latest"),
+        build_busybox_image(base / "pause", "bench/pause:latest", Cmd=["/bin/sleep", "infinity"]),
+    ]
     with ExitStack() as stack:
-        peers = [stack.enter_context(running(kind(base, options.runtime), archive)) for kind in (Holdfast, Containerd)]
+        peers = [stack.enter_context(running(kind(base, options.runtime), archives)) for kind in (Holdfast, Containerd)]
         figures = report(measure(peers, options.cycles, options.pods))
     where = environment()
     print(f"{options.runtime}; {where}")

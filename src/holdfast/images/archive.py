@@ -2,19 +2,23 @@
 
 import asyncio
 import hashlib
-import json
+import lzma
 import tarfile
-from collections.abc import Callable
+import zlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
 from holdfast.images import manifest
 from holdfast.images.content import Content, read_chunks
 from holdfast.images.manifest import Descriptor, Index, Manifest
+from holdfast.model.archive import BoundedHeader
 from holdfast.model.errors import InvalidArgument
 
 INDEX_LIMIT: Final = 4 * 1024 * 1024
 MEMBERS: Final = 100_000
+# What the standard library raises for archives that are damaged, compressed ones included.
+_UNREADABLE: Final = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, lzma.LZMAError)
 Progress = Callable[[str, str, int, int], None]
 NAME_KEYS: Final = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
@@ -34,15 +38,22 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._tar = tarfile.open(path)  # noqa: SIM115  (closed by close)
-            self._members: dict[str, tarfile.TarInfo] = {}
+            self._tar = tarfile.open(path, tarinfo=BoundedHeader)  # noqa: SIM115  (closed by close)
+        except _UNREADABLE as exc:
+            raise InvalidArgument(f"archive: cannot read it: {exc}") from exc
+        self._members: dict[str, tarfile.TarInfo] = {}
+        try:
             for count, member in enumerate(self._tar):
                 if count > MEMBERS:
                     raise InvalidArgument(f"archive: more than {MEMBERS} members")
                 if member.isreg() or member.issym() or member.islnk():
                     self._members[member.name.removeprefix("./")] = member
-        except (tarfile.TarError, EOFError, OSError) as exc:
+        except _UNREADABLE as exc:
+            self.close()
             raise InvalidArgument(f"archive: cannot read it: {exc}") from exc
+        except InvalidArgument:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._tar.close()
@@ -57,7 +68,7 @@ class Archive:
             raise InvalidArgument(f"archive: {name} is missing")
         try:
             file = self._tar.extractfile(member)
-        except KeyError as exc:
+        except (KeyError, RecursionError) as exc:
             raise InvalidArgument(f"archive: {name} is a link to nothing in it") from exc
         if file is None:
             raise InvalidArgument(f"archive: {name} is not a file")
@@ -69,7 +80,18 @@ class Archive:
         file, size = self.open(name)
         if size > INDEX_LIMIT:
             raise InvalidArgument(f"archive: {name} has {size} bytes, more than {INDEX_LIMIT}")
-        return file.read()
+        try:
+            return file.read()
+        except _UNREADABLE as exc:
+            raise InvalidArgument(f"archive: cannot read {name}: {exc}") from exc
+
+    async def chunks(self, name: str, file: IO[bytes]) -> AsyncIterator[bytes]:
+        """A member's content. Raises InvalidArgument for an archive that is cut off or damaged there."""
+        try:
+            async for chunk in read_chunks(file):
+                yield chunk
+        except _UNREADABLE as exc:
+            raise InvalidArgument(f"archive: cannot read {name}: {exc}") from exc
 
 
 async def load(path: Path, content: Content, progress: Progress) -> list[Found]:
@@ -86,12 +108,12 @@ async def load(path: Path, content: Content, progress: Progress) -> list[Found]:
 
 
 async def _oci(archive: Archive, content: Content, progress: Progress) -> list[Found]:
-    index = manifest.parse(archive.small("index.json"))
+    index = manifest.parse(await asyncio.to_thread(archive.small, "index.json"))
     if not isinstance(index, Index):
         raise InvalidArgument("archive: index.json is not an index")
     found = []
     for descriptor, platform in index.manifests:
-        if platform in ("", manifest.host_platform()):
+        if not platform or manifest.for_host(platform):
             found.append(await _oci_image(archive, content, descriptor, progress))
     if not found:
         raise InvalidArgument(f"archive: it has no image for {manifest.host_platform()}")
@@ -122,21 +144,22 @@ async def _take(
     archive: Archive, content: Content, descriptor: Descriptor, blobs: dict[str, int], progress: Progress
 ) -> None:
     blobs[descriptor.digest] = descriptor.size
-    if content.has(descriptor.digest):
+    if content.has(descriptor.digest, descriptor.size):
         return
-    file, size = archive.open(f"blobs/sha256/{descriptor.digest.removeprefix('sha256:')}")
+    name = f"blobs/sha256/{descriptor.digest.removeprefix('sha256:')}"
+    file, size = archive.open(name)
     if size != descriptor.size:
         raise InvalidArgument(f"archive: blob {descriptor.digest} has {size} bytes, not {descriptor.size}")
     digest = descriptor.digest
-    await content.put(digest, size, read_chunks(file), lambda done: progress(digest, "import", done, size))
+    await content.put(digest, size, archive.chunks(name, file), lambda done: progress(digest, "import", done, size))
 
 
 async def _docker(archive: Archive, content: Content, progress: Progress) -> list[Found]:
     """`docker save`: manifest.json lists images as names of members; digests are ours to take."""
     try:
-        entries = json.loads(archive.small("manifest.json"))
+        entries = manifest.load_json(await asyncio.to_thread(archive.small, "manifest.json"))
         return [await _docker_image(archive, content, entry, progress) for entry in entries]
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise InvalidArgument(f"archive: manifest.json is malformed: {exc}") from exc
 
 
@@ -153,16 +176,12 @@ async def _adopt(
     archive: Archive, content: Content, name: str, blobs: dict[str, int], progress: Progress
 ) -> Descriptor:
     file, size = archive.open(name)
-    digest = f"sha256:{await asyncio.to_thread(_digest, file)}"
+    found = hashlib.sha256()
+    async for chunk in archive.chunks(name, file):
+        found.update(chunk)
+    digest = f"sha256:{found.hexdigest()}"
     file.seek(0)
-    if not content.has(digest):
-        await content.put(digest, size, read_chunks(file), lambda done: progress(digest, "import", done, size))
+    if not content.has(digest, size):
+        await content.put(digest, size, archive.chunks(name, file), lambda done: progress(digest, "import", done, size))
     blobs[digest] = size
     return Descriptor(digest, size)
-
-
-def _digest(file: IO[bytes]) -> str:
-    found = hashlib.sha256()
-    while data := file.read(1024 * 1024):
-        found.update(data)
-    return found.hexdigest()

@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import os
 import secrets
+import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Final
@@ -21,6 +23,7 @@ class Content:
     def __init__(self, root: Path) -> None:
         self._blobs = root / "content" / "sha256"
         self.ingest = root / "ingest"
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def prepare(self) -> None:
         """Make the directories; delete what was left half-way."""
@@ -35,41 +38,75 @@ class Content:
             raise InvalidArgument(f"digest: {digest!r} is not a sha256 digest")
         return self._blobs / digest.removeprefix("sha256:")
 
-    def has(self, digest: str) -> bool:
-        return self.path(digest).exists()
+    def has(self, digest: str, size: int = -1) -> bool:
+        """Whether the blob is here, with `size` bytes if that is known."""
+        try:
+            found = self.path(digest).stat().st_size
+        except FileNotFoundError:
+            return False
+        return size in (-1, found)
 
     def read(self, digest: str, limit: int) -> bytes:
         """A small blob. Raises OSError EFBIG for one over `limit`."""
         return files.read_bounded(self.path(digest), limit)
 
+    async def verify(self, digest: str) -> bool:
+        """Whether what is on disk still is what it was taken in as; reads all of it."""
+        return await asyncio.to_thread(_digest_of, self.path(digest)) == digest
+
     def remove(self, digest: str) -> None:
         self.path(digest).unlink(missing_ok=True)
 
     def digests(self) -> list[str]:
-        return [f"sha256:{name}" for name in os.listdir(self._blobs)]
+        return [digest for name in os.listdir(self._blobs) if is_digest(digest := f"sha256:{name}")]
+
+    def unused_for(self, digest: str) -> float:
+        """Seconds since the blob came in; 0 when it is not here."""
+        try:
+            return time.time() - self.path(digest).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def usage(self) -> tuple[int, int]:
+        """(bytes, inodes) of all blobs, of what is coming in too."""
+        sizes = [
+            entry.stat(follow_symlinks=False).st_blocks * 512
+            for directory in (self._blobs, self.ingest)
+            for entry in os.scandir(directory)
+        ]
+        return sum(sizes), len(sizes)
+
+    def turn(self, key: str) -> asyncio.Lock:
+        """One at a time for each key: who comes second finds what the first has brought."""
+        return self._turns.setdefault(key, asyncio.Lock())
 
     async def put(
         self, digest: str, size: int, chunks: AsyncIterator[bytes], progress: Callable[[int], None] | None = None
     ) -> None:
-        """Take a blob in; on return it is whole, verified and on disk. `size` < 0 is not known beforehand.
+        """Take a blob of `size` bytes in; on return it is whole, verified and on disk.
 
-        Raises Unavailable when what comes is something else or too short.
+        Raises Unavailable when what comes is something else, too short or too long.
         """
         target, part = self.path(digest), self.ingest / secrets.token_hex(8)
         found, done = hashlib.sha256(), 0
         try:
-            with open(part, "xb") as file:  # noqa: ASYNC230  (buffered writes; the slow part is synced in a thread)
+            with open(part, "xb", buffering=0, opener=_private) as file:  # noqa: ASYNC230  (written in threads)
+
+                def take(chunk: bytes) -> None:
+                    found.update(chunk)
+                    rest = memoryview(chunk)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+
                 async for chunk in chunks:
                     done += len(chunk)
-                    if 0 <= size < done:
+                    if done > size:
                         raise Unavailable(f"cannot take in blob {digest}: more than the {size} bytes announced")
-                    found.update(chunk)
-                    file.write(chunk)
+                    await asyncio.to_thread(take, chunk)
                     if progress is not None:
                         progress(done)
-                file.flush()
                 await asyncio.to_thread(os.fsync, file.fileno())
-            if size >= 0 and done != size:
+            if done != size:
                 raise Unavailable(f"cannot take in blob {digest}: {done} of {size} bytes came")
             if f"sha256:{found.hexdigest()}" != digest:
                 raise Unavailable(f"cannot take in blob {digest}: what came is sha256:{found.hexdigest()}")
@@ -79,12 +116,16 @@ class Content:
             part.unlink(missing_ok=True)
 
 
-async def read_chunks(file: IO[bytes], size: int = -1) -> AsyncIterator[bytes]:
-    """A file's content as chunks, `size` bytes of it at most."""
-    left = size
-    while left != 0:
-        data = await asyncio.to_thread(file.read, CHUNK if left < 0 else min(CHUNK, left))
-        if not data:
-            return
-        left -= len(data) if left > 0 else 0
+async def read_chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
+    """A file's content as chunks."""
+    while data := await asyncio.to_thread(file.read, CHUNK):
         yield data
+
+
+def _digest_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -8,11 +8,11 @@ from holdfast.model.errors import InvalidArgument
 
 DEFAULT_HOST: Final = "docker.io"
 REGISTRY_OF: Final = {"docker.io": "registry-1.docker.io"}
-_HOST: Final = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(:[0-9]{1,5})?$")
-_PART: Final = re.compile(r"^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$")
-_TAG: Final = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
-_DIGEST: Final = re.compile(r"^sha256:[0-9a-f]{64}$")
-_LENGTH: Final = 4096
+_HOST: Final = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(:[0-9]{1,5})?")
+_PART: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
+_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_LENGTH: Final = 255  # of host and repository together, as registries have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,11 @@ class Reference:
 
 
 def is_digest(text: str) -> bool:
-    return _DIGEST.match(text) is not None
+    return _DIGEST.fullmatch(text) is not None
 
 
 def parse(text: str) -> Reference:
     """busybox, library/busybox:1, localhost:5000/x@sha256:... in full. Raises InvalidArgument that shows the text."""
-    if not text or len(text) > _LENGTH:
-        raise InvalidArgument(f"image: {text[:80]!r} is not a reference")
     rest, _, digest = text.partition("@")
     first, slash, others = rest.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
@@ -62,12 +60,13 @@ def parse(text: str) -> Reference:
     if host == DEFAULT_HOST and "/" not in repository:
         repository = f"library/{repository}"
     well_formed = (
-        _HOST.match(host)
-        and all(_PART.match(part) for part in repository.split("/"))
-        and (not tag or _TAG.match(tag))
+        len(host) + 1 + len(repository) <= _LENGTH
+        and _HOST.fullmatch(host)
+        and all(_PART.fullmatch(part) for part in repository.split("/"))
+        and (not tag or _TAG.fullmatch(tag))
         and (":" not in rest or tag)
-        and ("@" not in text or _DIGEST.match(digest))
+        and ("@" not in text or is_digest(digest))
     )
     if not well_formed:
-        raise InvalidArgument(f"image: {text!r} is not a reference")
+        raise InvalidArgument(f"image: {text[:300]!r} is not a reference")
     return Reference(host, repository, tag if tag or digest else "latest", digest)

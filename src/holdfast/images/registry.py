@@ -2,17 +2,19 @@
 
 import asyncio
 import base64
+import contextlib
+import hashlib
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from holdfast import __version__
 from holdfast.images import manifest
 from holdfast.images.content import Content
-from holdfast.images.manifest import Descriptor, Index, Manifest
-from holdfast.images.reference import Reference
+from holdfast.images.manifest import Descriptor, Manifest
+from holdfast.images.reference import Reference, is_digest
 from holdfast.model.errors import InvalidArgument, NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 CHUNK: Final = 1024 * 1024
 TOKEN_BYTES: Final = 1024 * 1024
 REDIRECTS: Final = 5
+DOWNLOADS: Final = 4  # at once, of one image
+CONNECT_SECONDS: Final = 30.0
+SILENCE_SECONDS: Final = 60.0
+CLIENT_ID: Final = "holdfast"
 _PARAMETER: Final = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
 Progress = Callable[[str, str, int, int], None]
 
@@ -43,66 +49,92 @@ class Registry:
 
         self._reference = reference
         self._auth = auth
-        self._token = auth.registry_token if auth is not None else ""
+        self._insecure = insecure
+        self._authorization = f"Bearer {auth.registry_token}" if auth is not None and auth.registry_token else ""
         scheme = "http" if plain_http(reference.registry, insecure) else "https"
-        self._base = f"{scheme}://{reference.registry}/v2/{reference.repository}"
-        timeout = httpx.Timeout(30.0, read=60.0)
-        headers = {"User-Agent": f"holdfast/{__version__}"}
-        self._client = httpx.AsyncClient(timeout=timeout, headers=headers, follow_redirects=False, trust_env=True)
+        self.base = f"{scheme}://{reference.registry}/v2/{reference.repository}"
+        self._slots = asyncio.Semaphore(DOWNLOADS)
+        # What is digested is what is sent: nobody shall compress it on the way.
+        headers = {"User-Agent": f"holdfast/{__version__}", "Accept-Encoding": "identity"}
+        timeout = httpx.Timeout(CONNECT_SECONDS, read=SILENCE_SECONDS, pool=None)
+        self._client = httpx.AsyncClient(timeout=timeout, headers=headers, follow_redirects=False)
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def manifest(self, target: str) -> tuple[bytes, str]:
         """A manifest or index by tag or digest, with the digest that the registry gives it."""
-        response = await self._get(f"{self._base}/manifests/{target}", {"Accept": manifest.ACCEPT})
-        try:
-            data = await _bounded(response, manifest.LIMIT)
-        finally:
-            await response.aclose()
-        return data, response.headers.get("Docker-Content-Digest", "")
+        async with self._get(f"{self.base}/manifests/{target}", {"Accept": manifest.ACCEPT}) as response:
+            data = await _bounded(self._chunks(response), manifest.LIMIT)
+            return data, response.headers.get("Docker-Content-Digest", "")
 
     async def blob(self, descriptor: Descriptor, content: Content, progress: Progress) -> None:
         """Take one blob into the content store, unless it is there."""
-        if content.has(descriptor.digest):
-            progress(descriptor.digest, "download", descriptor.size, descriptor.size)
-            return
-        response = await self._get(f"{self._base}/blobs/{descriptor.digest}", {})
-        try:
-            await content.put(
-                descriptor.digest,
-                descriptor.size,
-                _chunks(response, self._reference),
-                lambda done: progress(descriptor.digest, "download", done, descriptor.size),
-            )
-        finally:
-            await response.aclose()
+        digest, size = descriptor.digest, descriptor.size
+        # Images that are pulled at once share their layers; a sick registry holds up its own images only.
+        async with self._slots, content.turn(f"{self.base} {digest}"):
+            if not content.has(digest, size):
+                async with self._get(f"{self.base}/blobs/{digest}", {}) as response:
+                    tell = lambda done: progress(digest, "download", done, size)  # noqa: E731
+                    await content.put(digest, size, self._chunks(response), tell)
+        progress(digest, "download", size, size)
 
-    async def _get(self, url: str, headers: dict[str, str]) -> "httpx.Response":
+    @contextlib.asynccontextmanager
+    async def _get(self, url: str, headers: Mapping[str, str]) -> "AsyncIterator[httpx.Response]":
         """GET with authorization where it is asked for, following redirects without giving credentials away."""
-        import httpx
-
         asked = False
         for _ in range(REDIRECTS + 1):
-            sent = dict(headers)
-            if self._same_host(url) and (authorization := self._authorization()):
-                sent["Authorization"] = authorization
+            own = _origin(url) == _origin(self.base)
+            sent = {**headers, "Authorization": self._authorization} if own and self._authorization else headers
+            response = await self._send("GET", url, headers=sent)
             try:
-                request = self._client.build_request("GET", url, headers=sent)
-                response = await self._client.send(request, stream=True)
-            except (httpx.HTTPError, httpx.InvalidURL) as exc:
-                raise Unavailable(f"cannot pull {self._reference}: {type(exc).__name__}: {exc}") from exc
-            if response.status_code == 200:
-                return response
-            await response.aclose()
-            if response.is_redirect:
-                url = str(response.url.join(response.headers["Location"]))
-            elif response.status_code == 401 and not asked:
-                asked = True
-                await self._authenticate(response.headers.get("WWW-Authenticate", ""))
-            else:
-                raise self._refused(response.status_code)
+                if response.status_code == 200:
+                    yield response
+                    return
+                if response.has_redirect_location:
+                    url = self._redirected(response)
+                elif response.status_code == 401 and own and not asked:
+                    asked = True
+                    await self._authenticate(response.headers.get("WWW-Authenticate", ""))
+                else:
+                    raise self._refused(response.status_code)
+            finally:
+                await response.aclose()
         raise Unavailable(f"cannot pull {self._reference}: too many redirects")
+
+    async def _send(self, method: str, url: str, **request: Any) -> "httpx.Response":
+        import httpx
+
+        try:
+            return await self._client.send(self._client.build_request(method, url, **request), stream=True)
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise Unavailable(f"cannot pull {self._reference}: {type(exc).__name__}: {exc}") from exc
+
+    async def _chunks(self, response: "httpx.Response") -> AsyncIterator[bytes]:
+        import httpx
+
+        try:
+            async for chunk in response.aiter_raw(CHUNK):
+                yield chunk
+        except httpx.HTTPError as exc:
+            raise Unavailable(
+                f"cannot pull {self._reference}: the transfer broke off: {type(exc).__name__}: {exc}"
+            ) from exc
+
+    def _redirected(self, response: "httpx.Response") -> str:
+        import httpx
+
+        try:
+            target = str(response.url.join(response.headers["Location"]))
+        except httpx.InvalidURL as exc:
+            raise Unavailable(f"cannot pull {self._reference}: it is redirected to nowhere") from exc
+        self._check_no_downgrade(target)
+        return target
+
+    def _check_no_downgrade(self, url: str) -> None:
+        """A registry that is talked to over TLS cannot have us go on without."""
+        if urlsplit(self.base).scheme == "https" and urlsplit(url).scheme != "https":
+            raise Unavailable(f"cannot pull {self._reference}: the registry points to {url[:200]}, which is not https")
 
     def _refused(self, status: int) -> Exception:
         if status == 404:
@@ -111,36 +143,39 @@ class Registry:
             return InvalidArgument(f"cannot pull {self._reference}: the registry refuses these credentials ({status})")
         return Unavailable(f"cannot pull {self._reference}: the registry answers {status}")
 
-    def _same_host(self, url: str) -> bool:
-        return urlsplit(url).netloc == urlsplit(self._base).netloc
-
-    def _authorization(self) -> str:
-        return f"Bearer {self._token}" if self._token else ""
-
     async def _authenticate(self, challenge: str) -> None:
         """Answer WWW-Authenticate: Basic with the credentials, Bearer by fetching a token with them."""
-        import httpx
-
         scheme, _, rest = challenge.partition(" ")
-        basic = self._basic()
-        if scheme.lower() == "basic" and basic:
-            self._client.headers["Authorization"] = basic
-            return
         parameters = dict(_PARAMETER.findall(rest))
-        if scheme.lower() != "bearer" or "realm" not in parameters:
+        if scheme.lower() == "basic" and (basic := self._basic()):
+            self._authorization = basic
+        elif scheme.lower() == "bearer" and "realm" in parameters:
+            self._authorization = f"Bearer {await self._token(parameters)}"
+        else:
             raise self._refused(401)
+
+    async def _token(self, parameters: Mapping[str, str]) -> str:
+        """A token from the server that the registry names: GET, or OAuth2's POST when we have a refresh token."""
+        realm = parameters["realm"]
+        self._check_no_downgrade(realm)
         query = {"scope": parameters.get("scope") or f"repository:{self._reference.repository}:pull"}
         if "service" in parameters:
             query["service"] = parameters["service"]
-        headers = {"Authorization": basic} if basic else {}
+        if self._auth is not None and self._auth.identity_token:
+            grant = {"grant_type": "refresh_token", "refresh_token": self._auth.identity_token, "client_id": CLIENT_ID}
+            response = await self._send("POST", realm, data={**query, **grant})
+        else:
+            basic = self._basic()
+            response = await self._send("GET", realm, params=query, headers={"Authorization": basic} if basic else {})
         try:
-            response = await self._client.get(parameters["realm"], params=query, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise Unavailable(f"cannot pull {self._reference}: no token: {exc}") from exc
-        if response.status_code != 200 or len(response.content) > TOKEN_BYTES:
-            raise self._refused(response.status_code)
-        answer = response.json()
-        self._token = str(answer.get("token") or answer.get("access_token") or "")
+            if response.status_code != 200:
+                raise self._refused(response.status_code)
+            answer = manifest.load_json(await _bounded(self._chunks(response), TOKEN_BYTES))
+            return str(answer.get("token") or answer["access_token"])
+        except (ValueError, KeyError, AttributeError) as exc:
+            raise Unavailable(f"cannot pull {self._reference}: {realm} gives no token") from exc
+        finally:
+            await response.aclose()
 
     def _basic(self) -> str:
         if self._auth is None:
@@ -168,31 +203,29 @@ async def fetch(
                 blobs[descriptor.digest] = descriptor.size
                 group.create_task(registry.blob(descriptor, content, progress), name=f"pull {descriptor.digest}")
         return document, resolved, blobs
-    except BaseExceptionGroup as group_error:
-        raise group_error.exceptions[0] from group_error
+    except BaseExceptionGroup as several:  # of downloads at once; the others were cancelled for the first one's sake
+        raise several.exceptions[0] from several
     finally:
         await registry.close()
 
 
 async def _resolve(registry: Registry, reference: Reference, content: Content) -> tuple[Manifest, str, dict[str, int]]:
     """Follow an index to the manifest for this machine."""
-    import hashlib
-
     blobs: dict[str, int] = {}
     target, first = reference.target, ""
     for _ in range(3):
         data, announced = await registry.manifest(target)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        expected = target if target.startswith("sha256:") else announced
-        if expected and expected != digest:
+        expected = target if is_digest(target) else announced
+        if is_digest(expected) and expected != digest:
             raise Unavailable(f"cannot pull {reference}: manifest {expected} came as {digest}")
         first = first or digest
-        await content.put(digest, len(data), _once(data))
-        blobs[digest] = len(data)
         document = manifest.parse(data)
+        if not content.has(digest, len(data)):
+            await content.put(digest, len(data), _once(data))
+        blobs[digest] = len(data)
         if isinstance(document, Manifest):
             return document, first, blobs
-        assert isinstance(document, Index)
         target = manifest.choose(document).digest
     raise InvalidArgument(f"cannot pull {reference}: its indexes are nested too deeply")
 
@@ -214,20 +247,15 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _bounded(response: Any, limit: int) -> bytes:
+async def _bounded(chunks: AsyncIterator[bytes], limit: int) -> bytes:
     data = bytearray()
-    async for chunk in response.aiter_raw(CHUNK):
+    async for chunk in chunks:
         data += chunk
         if len(data) > limit:
             raise InvalidArgument(f"manifest: more than {limit} bytes")
     return bytes(data)
 
 
-async def _chunks(response: Any, reference: Reference) -> AsyncIterator[bytes]:
-    import httpx
-
-    try:
-        async for chunk in response.aiter_raw(CHUNK):
-            yield chunk
-    except httpx.HTTPError as exc:
-        raise Unavailable(f"cannot pull {reference}: the transfer broke off: {type(exc).__name__}: {exc}") from exc
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc

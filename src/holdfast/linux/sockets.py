@@ -1,5 +1,6 @@
 """Unix sockets by path, of any length; descriptors over them; who is at the other end."""
 
+import array
 import errno
 import os
 import socket
@@ -7,8 +8,10 @@ import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-_PATH_LIMIT = 107  # sun_path, unix(7)
+_PATH_LIMIT: Final = 107  # sun_path, unix(7)
+_FD_BYTES: Final = array.array("i").itemsize
 
 
 class _Short:
@@ -78,7 +81,13 @@ def receive(connection: socket.socket, size: int, max_fds: int = 16) -> tuple[by
 
     Raises OSError EMSGSIZE for a message, or a number of descriptors, that does not fit: part of one is of no use.
     """
-    data, fds, flags, _ = socket.recv_fds(connection, size, max_fds, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds: it drops its flags, so that the descriptors would be inherited by every program run from here.
+    room = socket.CMSG_LEN(max_fds * _FD_BYTES)
+    data, ancillary, flags, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % _FD_BYTES])
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in fds:
             os.close(fd)

@@ -2,12 +2,14 @@
 
 import json
 import posixpath
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 from holdfast.model.errors import InvalidArgument
 
 CONFIG_LIMIT: Final = 8 * 1024 * 1024
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,12 @@ def parse_config(image_id: str, data: bytes, size: int, tags: tuple[str, ...], d
         raw = json.loads(data)
         config, rootfs = raw.get("config") or {}, raw["rootfs"]
         diff_ids = _strings(rootfs["diff_ids"], "rootfs.diff_ids")
+        # They name snapshots: anything but a digest could name somebody else's.
+        if bad := next((one for one in diff_ids if not _DIGEST.fullmatch(one)), None):
+            raise ValueError(f"diff id {bad!r} is not a sha256 digest")
         volumes = config.get("Volumes") or {}
+        if not isinstance(volumes, dict):
+            raise TypeError("Volumes is not an object")
         return Image(
             id=image_id,
             config=data,
@@ -62,7 +69,7 @@ def parse_config(image_id: str, data: bytes, size: int, tags: tuple[str, ...], d
             volumes=tuple(posixpath.normpath(f"/{path}").replace("//", "/") for path in volumes),
             diff_ids=diff_ids,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise InvalidArgument(f"cannot use image {image_id}: its config is malformed: {exc}") from exc
 
 

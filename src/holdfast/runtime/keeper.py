@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ MESSAGE_BYTES: Final = 128 * 1024
 ANSWER_SECONDS: Final = 5.0
 START_SECONDS: Final = 20.0
 FORK_SECONDS: Final = 10.0
+BUSY: Final = 75  # exit status of a keeper that found another one in its place
+BUSY_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +38,18 @@ class WorkerInfo:
 
 def ensure_running(state: Path) -> None:
     """Start a keeper for this state directory unless one answers. Raises Unavailable."""
-    if _ask(state, "hello") is not None:
-        return
+    deadline = time.monotonic() + START_SECONDS
     command = [sys.executable, "-I", "-m", "holdfast.workers.keeper", "--state", str(state)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=START_SECONDS, check=False)
-    except subprocess.TimeoutExpired as exc:
-        raise Unavailable(f"cannot start the keeper: no answer after {START_SECONDS:g} s") from exc
-    # One that has lost the race against another keeper is no failure: somebody answers.
-    if _ask(state, "hello") is None:
-        raise Unavailable(f"cannot start the keeper: {done.stderr.decode(errors='replace').strip()[-500:]}")
+    while _ask(state, "hello") is None:
+        left = deadline - time.monotonic()
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=max(left, 0), check=False)
+        except subprocess.TimeoutExpired as exc:
+            raise Unavailable(f"cannot start the keeper: no answer after {START_SECONDS:g} s") from exc
+        if done.returncode not in (0, BUSY):
+            raise Unavailable(f"cannot start the keeper: {done.stderr.decode(errors='replace').strip()[-500:]}")
+        if done.returncode == BUSY:
+            time.sleep(BUSY_SECONDS)  # another one is about to answer, or about to be gone
 
 
 def shut_down(state: Path) -> None:
@@ -53,7 +58,7 @@ def shut_down(state: Path) -> None:
 
 
 def workers(state: Path) -> list[WorkerInfo]:
-    """The workers of a running keeper."""
+    """The workers of a running keeper; none when no keeper answers."""
     answer = _ask(state, "list") or {"workers": []}
     return [WorkerInfo(**entry) for entry in answer["workers"]]
 
@@ -63,11 +68,21 @@ def _ask(state: Path, op: str) -> dict[str, Any] | None:
     try:
         with sockets.connect(state / "keeper.sock", socket.SOCK_SEQPACKET, ANSWER_SECONDS) as connection:
             sockets.send(connection, json.dumps({"op": op, "seq": 0}).encode())
-            data, _ = sockets.receive(connection, MESSAGE_BYTES)
+            data, fds = sockets.receive(connection, MESSAGE_BYTES)
     except OSError:
         return None
     answer: dict[str, Any] = json.loads(data) if data else {}
-    return answer or None
+    return (answer | _read_list(fds)) or None
+
+
+def _read_list(fds: list[int]) -> dict[str, Any]:
+    """What came as a file: a list is too long for a message."""
+    found: dict[str, Any] = {}
+    for fd in fds:
+        with os.fdopen(fd, "rb") as file:
+            file.seek(0)
+            found |= json.load(file)
+    return found
 
 
 class Keeper:
@@ -88,14 +103,18 @@ class Keeper:
         return keeper
 
     async def reconnect(self) -> None:
-        """Connect, or connect again after the keeper was replaced."""
+        """Connect, or connect again after the keeper was replaced. Raises Unavailable."""
         try:
             self._connection = sockets.connect(self._state / "keeper.sock", socket.SOCK_SEQPACKET, ANSWER_SECONDS)
         except OSError as exc:
             raise Unavailable(f"cannot reach the keeper: {exc.strerror or exc}") from exc
         self._connection.setblocking(False)
         asyncio.get_running_loop().add_reader(self._connection, self._read)
-        await self._request({"op": "watch"})
+        try:
+            await self._request({"op": "watch"})
+        except BaseException:
+            self._lost("it does not answer")
+            raise
 
     async def fork(
         self, kind: str, worker_id: str, args: dict[str, object], listen: Path | None = None, fds: Sequence[int] = ()
@@ -117,8 +136,8 @@ class Keeper:
         await self._request({"op": "drop", "prefix": prefix})
 
     async def list_workers(self) -> list[WorkerInfo]:
-        answer, _ = await self._request({"op": "list"})
-        return [WorkerInfo(**entry) for entry in answer["workers"]]
+        _, fds = await self._request({"op": "list"})
+        return [WorkerInfo(**entry) for entry in _read_list(fds)["workers"]]
 
     async def events(self) -> AsyncIterator[WorkerInfo]:
         """Workers as they end; ends itself when the keeper is gone."""
@@ -141,7 +160,7 @@ class Keeper:
             async with asyncio.timeout(seconds):
                 answer, received = await future
         except OSError as exc:  # TimeoutError is one
-            raise Unavailable(f"cannot have the keeper {message['op']}: {exc or 'no answer'}") from exc
+            raise Unavailable(f"cannot have the keeper {message['op']}: {str(exc) or 'no answer'}") from exc
         finally:
             self._waiting.pop(number, None)
         if "error" in answer:

@@ -6,7 +6,7 @@ Every column is a field of its own; what is not a field of the model does not ex
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Tx = apsw.Connection
+Row = tuple[Any, ...]
 
 KEEP_REPORTS: Final = 10
 
@@ -89,25 +90,34 @@ def delete_container(tx: Tx, container_id: str) -> None:
     tx.execute("DELETE FROM containers WHERE id = ?", (container_id,))
 
 
-def load_pods(tx: Tx) -> list[tuple[PodMetadata, PodStatus]]:
-    """All pods, the oldest first. A row that cannot be read is moved to the quarantine table."""
+def load_pods(
+    tx: Tx, check: Callable[[PodMetadata], object] = lambda meta: None
+) -> list[tuple[PodMetadata, PodStatus]]:
+    """All pods, the oldest first. A row that cannot be read, or whose `check` raises, is moved to the quarantine
+    table, and its containers with it."""
     count = len(_POD_META)
 
-    def decode(row: tuple[Any, ...]) -> tuple[PodMetadata, PodStatus]:
+    def decode(row: Row) -> tuple[PodMetadata, PodStatus]:
         meta = PodMetadata(*row[:count])
-        return _with_flag(meta, "owns_cgroup"), _pod_status(row[count:])
+        check(meta)
+        return replace(meta, owns_cgroup=bool(meta.owns_cgroup)), _pod_status(row[count:])
 
-    return _load(tx, "pods", (*_POD_META, *_POD_STATUS), decode)
+    return _load(tx, "pods", (*_POD_META, *_POD_STATUS), "created_at", decode)
 
 
-def load_containers(tx: Tx) -> list[tuple[ContainerMetadata, ContainerStatus]]:
-    """All containers, the oldest first. A row that cannot be read is moved to the quarantine table."""
+def load_containers(
+    tx: Tx, check: Callable[[ContainerMetadata], object] = lambda meta: None
+) -> list[tuple[ContainerMetadata, ContainerStatus]]:
+    """All containers, the oldest first. A row that cannot be read, or whose `check` raises, is moved to the
+    quarantine table."""
     count = len(_CONTAINER_META)
 
-    def decode(row: tuple[Any, ...]) -> tuple[ContainerMetadata, ContainerStatus]:
-        return ContainerMetadata(*row[:count]), _container_status(row[count:])
+    def decode(row: Row) -> tuple[ContainerMetadata, ContainerStatus]:
+        meta = ContainerMetadata(*row[:count])
+        check(meta)
+        return meta, _container_status(row[count:])
 
-    return _load(tx, "containers", (*_CONTAINER_META, *_CONTAINER_STATUS), decode)
+    return _load(tx, "containers", (*_CONTAINER_META, *_CONTAINER_STATUS), "created_at", decode)
 
 
 def put_intent(tx: Tx, intent: Intent) -> None:
@@ -121,8 +131,13 @@ def clear_intent(tx: Tx, object_id: str, op: str) -> None:
 
 
 def load_intents(tx: Tx) -> list[Intent]:
-    rows: list[tuple[Any, ...]] = tx.execute("SELECT object_id, op, since, data FROM intents ORDER BY since").fetchall()
-    return [Intent(object_id, op, since, json.loads(data)) for object_id, op, since, data in rows]
+    """All intents, the oldest first. A row that cannot be read is moved to the quarantine table."""
+
+    def decode(row: Row) -> Intent:
+        object_id, op, since, data = row
+        return Intent(object_id, op, since, json.loads(data))
+
+    return _load(tx, "intents", ("object_id", "op", "since", "data"), "since", decode)
 
 
 def get_meta(tx: Tx, key: str) -> str:
@@ -148,7 +163,7 @@ def last_report(tx: Tx) -> str:
 
 
 def quarantined(tx: Tx) -> list[tuple[str, str, str]]:
-    """(table, key, reason) of every row that was set aside."""
+    """(table, key, reason) of every row that was set aside; the key of a pod or container is its id."""
     return [(origin, key, reason) for origin, key, reason in tx.execute("SELECT origin, key, reason FROM quarantine")]
 
 
@@ -162,23 +177,49 @@ def _update(tx: Tx, table: str, key: str, columns: tuple[str, ...], values: tupl
     tx.execute(f"UPDATE {table} SET {assignments} WHERE id = ?", (*values, key))
 
 
-def _load(tx: Tx, table: str, columns: tuple[str, ...], decode: Callable[[tuple[Any, ...]], T]) -> list[T]:
+def _load(tx: Tx, table: str, columns: tuple[str, ...], order: str, decode: Callable[[Row], T]) -> list[T]:
+    """Decode every row by itself: text that is not UTF-8 fails as soon as it is fetched."""
     found = []
-    for row in tx.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY created_at").fetchall():
+    query = f"SELECT {', '.join(columns)} FROM {table} WHERE rowid = ?"
+    for (rowid,) in tx.execute(f"SELECT rowid FROM {table} ORDER BY {order}, rowid").fetchall():
         try:
-            found.append(decode(row))
-        except (TypeError, ValueError) as exc:
-            _quarantine(tx, table, columns, row, str(exc))
+            row = tx.execute(query, (rowid,)).fetchone()
+            if row is not None:
+                found.append(decode(row))
+        except apsw.Error:
+            raise
+        except Exception as exc:  # whatever is wrong with one row, the others are loaded
+            _quarantine(tx, table, columns, rowid, f"{type(exc).__name__}: {exc}")
     return found
 
 
-def _quarantine(tx: Tx, table: str, columns: tuple[str, ...], row: tuple[Any, ...], reason: str) -> None:
-    text = json.dumps(dict(zip(columns, row, strict=True)), default=lambda value: value.hex())
-    log.error("row %s of table %s cannot be read and is set aside: %s", row[0], table, reason)
-    tx.execute(
-        "INSERT INTO quarantine (origin, key, row, reason) VALUES (?, ?, ?, ?)", (table, str(row[0]), text, reason)
-    )
-    tx.execute(f"DELETE FROM {table} WHERE id = ?", (row[0],))
+def _quarantine(tx: Tx, table: str, columns: tuple[str, ...], rowid: int, reason: str) -> None:
+    """Move a row, as JSON, out of the way; the containers of a pod go with it, since they refer to it."""
+    if table == "pods":
+        query = "SELECT rowid FROM containers WHERE pod_id = (SELECT id FROM pods WHERE rowid = ?)"
+        for (container,) in tx.execute(query, (rowid,)).fetchall():
+            names = (*_CONTAINER_META, *_CONTAINER_STATUS)
+            _quarantine(tx, "containers", names, container, "its pod sandbox cannot be read")
+    raw = tx.execute(
+        f"SELECT {', '.join(f'typeof({name}), CAST({name} AS BLOB)' for name in columns)} FROM {table} WHERE rowid = ?",
+        (rowid,),
+    ).fetchone()
+    values = {name: _readable(*raw[2 * at : 2 * at + 2]) for at, name in enumerate(columns)}
+    key = str(values[columns[0]])
+    log.error("row %s of table %s cannot be read and is set aside: %s", key, table, reason)
+    row = (table, key, json.dumps(values), reason)
+    tx.execute("INSERT INTO quarantine (origin, key, row, reason) VALUES (?, ?, ?, ?)", row)
+    tx.execute(f"DELETE FROM {table} WHERE rowid = ?", (rowid,))
+
+
+def _readable(kind: str, value: bytes | None) -> Any:
+    """A column as JSON can have it: blobs, and text that is not UTF-8, in hexadecimal."""
+    if value is None or kind == "integer":
+        return None if value is None else int(value)
+    try:
+        return {"hex": value.hex()} if kind == "blob" else value.decode()
+    except UnicodeDecodeError:
+        return {"hex": value.hex()}
 
 
 def _ref(pid: Any, start_time: Any, boot_id: Any) -> ProcessRef | None:
@@ -194,7 +235,7 @@ def _pod_columns(status: PodStatus) -> tuple[Any, ...]:
     return (status.ready, status.stopped_at, status.netns, status.network, *shim, status.reason)
 
 
-def _pod_status(row: tuple[Any, ...]) -> PodStatus:
+def _pod_status(row: Row) -> PodStatus:
     ready, stopped_at, netns, network, pid, start_time, boot_id, reason = row
     return PodStatus(bool(ready), stopped_at, netns, network, _ref(pid, start_time, boot_id), reason)
 
@@ -204,15 +245,9 @@ def _container_columns(status: ContainerStatus) -> tuple[Any, ...]:
     return (*before, *_ref_columns(status.process), status.oom_kills, status.unknown, status.resources)
 
 
-def _container_status(row: tuple[Any, ...]) -> ContainerStatus:
+def _container_status(row: Row) -> ContainerStatus:
     started_at, finished_at, exit_code, reason, message, pid, start_time, boot_id, oom_kills, unknown, resources = row
     ref = _ref(pid, start_time, boot_id)
     return ContainerStatus(
         started_at, finished_at, exit_code, reason, message, ref, oom_kills, bool(unknown), resources
     )
-
-
-def _with_flag(meta: PodMetadata, name: str) -> PodMetadata:
-    """SQLite has no booleans."""
-    object.__setattr__(meta, name, bool(getattr(meta, name)))
-    return meta

@@ -7,36 +7,41 @@ an exit code is never lost with a shim.
 Talk is JSON in SOCK_SEQPACKET messages with descriptors beside them, on `<state>/keeper.sock`. Each request has "op"
 and "seq"; the reply has the same "seq" and either its result or "error".
 
-    hello                                 -> version, pid, start_time
+    hello                                 -> version, protocol, pid, start_time, state
     fork kind id args [listen] + fds      -> pid, start_time, once the worker is ready
     hold key + fds, take key -> fds, drop key | prefix
-    list                                  -> workers, held
-    watch                                 -> then {"event": "exit", kind, id, pid, status} for each worker that ends
+    list                                  -> a descriptor of a file with {"workers": [...], "held": [...]}
+    watch                                 -> then {"event": "exit", kind, id, pid, start_time, status} for each exit
     shutdown                              -> ends it once no worker is left
 """
 
 import argparse
+import contextlib
 import gc
 import importlib
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from holdfast import __version__
-from holdfast.linux import files, process, sockets
+from holdfast.linux import cgroup, files, process, sockets
 from holdfast.workers import context, exits
 
+PROTOCOL: Final = 1
 MESSAGE_BYTES: Final = 128 * 1024
+MESSAGE_FDS: Final = 64
+IDLE_SECONDS: Final = 5.0
+BUSY: Final = 75  # exit status: another keeper has this state directory (EX_TEMPFAIL of sysexits.h)
+SO_SNDBUFFORCE: Final = 32
+SEND_BYTES: Final = 1024 * 1024
 WORKERS: Final = {"shim": "holdfast.workers.shim.server", "unpack": "holdfast.workers.unpacker"}
-NAMES: Final = {"shim": "hf-shim", "unpack": "hf-unpack"}
 
 
 @dataclass(slots=True)
@@ -56,19 +61,21 @@ class Worker:
 
 @dataclass(slots=True)
 class Starting:
-    """A fork that has not been answered yet: the worker has not said that it is ready."""
+    """A fork that has not been answered yet. `client` is None once nobody waits for the answer any more."""
 
     worker: Worker
-    client: socket.socket
-    seq: int
+    client: socket.socket | None
+    seq: Any
 
 
 @dataclass(slots=True)
 class Keeper:
-    """The whole state of the keeper."""
+    """The whole state of the keeper. `identity` tells the state directory from a later one at the same path."""
 
     state: Path
+    identity: tuple[int, int]
     listener: socket.socket
+    worker_files: int  # soft limit on descriptors that workers, and so containers, are given
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     workers: dict[int, Worker] = field(default_factory=dict)
     held: dict[str, list[int]] = field(default_factory=dict)
@@ -85,12 +92,22 @@ class Keeper:
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._woken(wake_read))
         while not self._over():
-            for key, _ in self.selector.select(timeout=5 if not self.workers else None):
-                if key.fileobj in self.selector.get_map():  # not gone by what an earlier one of these has done
-                    key.data()
+            for key, _ in self.selector.select(timeout=None if self.workers else IDLE_SECONDS):
+                if self.selector.get_map().get(key.fd) is key:  # not gone by what an earlier one of these has done
+                    try:
+                        key.data()
+                    except Exception:  # whatever it was, everybody else's workers are worth more
+                        context.report()
+
+    def owns_state(self) -> bool:
+        """Whether the state directory is still the one that this keeper was started for."""
+        try:
+            return identity_of(self.state) == self.identity
+        except OSError:
+            return False
 
     def _over(self) -> bool:
-        return not self.workers and (self.ending or not self.state.exists())
+        return not self.workers and (self.ending or not self.owns_state())
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
@@ -98,66 +115,74 @@ class Keeper:
             client.close()
             return
         client.setblocking(False)
+        with contextlib.suppress(OSError):  # more room for events while the daemon is busy; needs CAP_NET_ADMIN
+            client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BYTES)
         self.selector.register(client, selectors.EVENT_READ, lambda: self._read(client))
 
     def _woken(self, wake: int) -> None:
         os.read(wake, 4096)
-        while (found := process.peek_exited()) is not None:
-            self._reap(*found)
+        self._reap_all()
 
     # -- requests
 
     def _read(self, client: socket.socket) -> None:
         try:
-            data, fds = sockets.receive(client, MESSAGE_BYTES, 64)
+            data, fds = sockets.receive(client, MESSAGE_BYTES, MESSAGE_FDS)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
-            data, fds = b"", []
-        if not data:
+        except OSError:  # broken, or a message that is too long
             self._hang_up(client)
             return
+        seq = None
         try:
+            if not data:
+                self._hang_up(client)
+                return
             request = json.loads(data)
-            answer, kept = self._serve(client, request, fds)
+            seq = request.get("seq")
+            self._serve(client, request, fds)
         except Exception as exc:  # whatever a message holds, the keeper goes on
-            request, answer, kept = _as_dict(data), {"error": f"{type(exc).__name__}: {exc}"}, False
-        if not kept:
+            self._send(client, {"seq": seq, "error": f"{type(exc).__name__}: {exc}"})
+        finally:
             for fd in fds:
                 os.close(fd)
-        if answer is not None:
-            give = self.held.get(request.get("key", ""), []) if answer.pop("with_fds", False) else []
-            self._send(client, {"seq": request.get("seq"), **answer}, give)
 
-    def _serve(
-        self, client: socket.socket, request: dict[str, Any], fds: list[int]
-    ) -> tuple[dict[str, Any] | None, bool]:
-        """(reply or None when it comes later, whether the descriptors were kept)."""
+    def _serve(self, client: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        """Answer one request, a fork's later. It takes descriptors that it keeps out of `fds`."""
+        answer: dict[str, Any] = {"seq": request.get("seq")}
         op = request["op"]
         if op == "hello":
-            started = process.start_time(os.getpid())
-            return {"version": __version__, "pid": os.getpid(), "start_time": started, "state": str(self.state)}, False
-        if op == "fork":
+            me = {"pid": os.getpid(), "start_time": process.start_time(os.getpid()), "state": str(self.state)}
+            self._send(client, {**answer, "version": __version__, "protocol": PROTOCOL, **me})
+        elif op == "fork":
             self._fork(client, request, fds)
-            return None, False
-        if op == "hold":
-            self._drop(str(request["key"]))
-            self.held[str(request["key"])] = fds
-            return {}, True
-        if op == "take":
-            return {"count": len(self.held.get(request["key"], [])), "with_fds": True}, False
-        if op == "drop":
+        elif op == "hold":
+            self._hold(str(request["key"]), fds)
+            self._send(client, answer)
+        elif op == "take":
+            held = self.held.get(request["key"], [])
+            self._send(client, {**answer, "count": len(held)}, held)
+        elif op == "drop":
             self._drop(str(request.get("key", "")), str(request.get("prefix", "")))
-            return {}, False
-        if op == "list":
-            return {"workers": [one.describe() for one in self.workers.values()], "held": sorted(self.held)}, False
-        if op == "watch":
+            self._send(client, answer)
+        elif op == "list":
+            self._list(client, answer)
+        elif op == "watch":
             self.watchers.add(client)
-            return {}, False
-        if op == "shutdown":
+            self._send(client, answer)
+        elif op == "shutdown":
             self.ending = True
-            return {"workers": len(self.workers)}, False
-        raise ValueError(f"unknown op {op!r}")
+            self._send(client, {**answer, "workers": len(self.workers)})
+        else:
+            raise ValueError(f"unknown op {op!r}")
+
+    def _list(self, client: socket.socket, answer: dict[str, Any]) -> None:
+        """Handed over as a file: with many pods it is longer than a message may be."""
+        found = {"workers": [one.describe() for one in self.workers.values()], "held": sorted(self.held)}
+        with os.fdopen(os.memfd_create("keeper-list"), "wb") as file:
+            file.write(json.dumps(found).encode())
+            file.flush()
+            self._send(client, answer, [file.fileno()])
 
     def _send(self, client: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
         """A client that does not read its replies is dropped: nobody waits for the sick."""
@@ -170,10 +195,15 @@ class Keeper:
         self.watchers.discard(client)
         for starting in self.starting.values():
             if starting.client is client:
-                starting.client = _nobody()
+                starting.client = None
         if client.fileno() >= 0:
             self.selector.unregister(client)
             client.close()
+
+    def _hold(self, key: str, fds: list[int]) -> None:
+        self._drop(key)
+        self.held[key] = fds.copy()
+        fds.clear()
 
     def _drop(self, key: str = "", prefix: str = "") -> None:
         for name in [name for name in self.held if name == key or (prefix and name.startswith(prefix))]:
@@ -185,68 +215,100 @@ class Keeper:
     def _fork(self, client: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         kind, worker_id = str(request["kind"]), str(request["id"])
         main = _entry(kind)
-        listener = sockets.listen(request["listen"]) if request.get("listen") else None
-        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            _run_worker(main, NAMES[kind], worker_id, request.get("args", {}), fds, listener, ready_write, theirs)
-        os.close(ready_write)
-        theirs.close()
+        self._reap_all()  # so that one which has just ended is not in the way
+        for one in self.workers.values():
+            if (one.kind, one.id) == (kind, worker_id):
+                raise FileExistsError(f"{kind} {worker_id} runs already, its pid is {one.pid}")
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(sockets.listen(request["listen"])) if request.get("listen") else None
+            ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, ready_read)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(ours)
+            try:
+                args = request.get("args", {})
+                start = context.Start(main, f"hf-{kind}", worker_id, args, fds, listener, ready_write, theirs,
+                                      self.worker_files)  # fmt: skip
+                if (pid := os.fork()) == 0:
+                    context.run(start)
+            finally:
+                os.close(ready_write)
+                theirs.close()
+            undo.pop_all()
+        os.set_blocking(ready_read, False)
         ours.setblocking(False)
         worker = Worker(kind, worker_id, pid, process.start_time(pid) or 0, ours, listener)
         self.workers[pid] = worker
-        self.starting[ready_read] = Starting(worker, client, request.get("seq", 0))
-        self.selector.register(ready_read, selectors.EVENT_READ, lambda: self._started(ready_read))
+        self.starting[ready_read] = Starting(worker, client, request.get("seq"))
+        self.selector.register(ready_read, selectors.EVENT_READ, lambda: self._answer_fork(ready_read))
         self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
 
-    def _started(self, ready: int) -> None:
-        said = os.read(ready, 4096)
-        self.selector.unregister(ready)
-        os.close(ready)
+    def _answer_fork(self, ready: int) -> None:
+        """The worker has said that it is ready, or why it is not, or it has died."""
         starting = self.starting.pop(ready)
+        self.selector.unregister(ready)
+        try:
+            said = os.read(ready, 4096)
+        except BlockingIOError:  # died, while a child of its own still has the other end
+            said = b""
+        os.close(ready)
+        worker = starting.worker
         if said == b"1":
-            reply: dict[str, Any] = {"pid": starting.worker.pid, "start_time": starting.worker.start_time}
+            reply: dict[str, Any] = {"pid": worker.pid, "start_time": worker.start_time}
         else:
-            reply = {"error": f"{starting.worker.kind} {starting.worker.id}: {said.decode(errors='replace') or 'died'}"}
-        self._send(starting.client, {"seq": starting.seq, **reply})
+            why = said.decode(errors="replace") or "it ended before it was ready"
+            reply = {"error": f"{worker.kind} {worker.id}: {why}"}
+        if starting.client is not None:
+            self._send(starting.client, {"seq": starting.seq, **reply})
 
     def _hear(self, worker: Worker) -> None:
         """A worker has something to hold or to drop; its keys are its own, below its id."""
         try:
-            data, fds = sockets.receive(worker.control, MESSAGE_BYTES, 64)
+            data, fds = sockets.receive(worker.control, MESSAGE_BYTES, MESSAGE_FDS)
         except OSError:
             data, fds = b"", []
-        if not data:
-            self.selector.unregister(worker.control)
-            worker.control.close()
-            return
-        message = _as_dict(data)
-        key = f"{worker.id}/{message.get('key', '')}"
-        self._drop(key)
-        if message.get("op") == "hold":
-            self.held[key] = fds
+        try:
+            if not data:
+                self.selector.unregister(worker.control)
+                worker.control.close()
+                return
+            message = json.loads(data)
+            key = f"{worker.id}/{message['key']}"
+            if message["op"] == "hold":
+                self._hold(key, fds)
+            else:
+                self._drop(key)
+        except (ValueError, LookupError, TypeError):
+            context.report()
+        finally:
+            for fd in fds:
+                os.close(fd)
 
-    def _reap(self, pid: int, code: int, status: int) -> None:
-        worker = self.workers.pop(pid, None)
-        if worker is None:
-            self._record_orphan(pid, code, status)
-        process.reap(pid)
-        if worker is None:
-            return
-        if worker.control.fileno() >= 0:
-            self._hear_rest(worker)
-        if worker.listener is not None:
-            worker.listener.close()
-        if (code, status) == (os.CLD_EXITED, 0):
-            self._drop(prefix=f"{worker.id}/")
-        for watcher in list(self.watchers):
-            self._send(watcher, {"event": "exit", **worker.describe(), "status": status if code == 1 else 128 + status})
+    def _reap_all(self) -> None:
+        while (found := process.peek_exited()) is not None:
+            pid, code, status = found
+            worker = self.workers.pop(pid, None)
+            try:
+                if worker is None:
+                    self._record_orphan(pid, code, status)
+            finally:
+                process.reap(pid)
+            if worker is not None:
+                self._bury(worker, code, status)
 
-    def _hear_rest(self, worker: Worker) -> None:
-        """What a worker said just before it ended."""
+    def _bury(self, worker: Worker, code: int, status: int) -> None:
+        """A worker is dead: hear what it said last, answer who still waits for it, and tell the watchers."""
         while worker.control.fileno() >= 0:
             self._hear(worker)
+        if worker.listener is not None:
+            worker.listener.close()
+        for ready in [ready for ready, starting in self.starting.items() if starting.worker is worker]:
+            self._answer_fork(ready)
+        if (code, status) == (os.CLD_EXITED, 0):
+            self._drop(prefix=f"{worker.id}/")
+        exit_status = status if code == os.CLD_EXITED else 128 + status
+        for watcher in list(self.watchers):
+            self._send(watcher, {"event": "exit", **worker.describe(), "status": exit_status})
 
     def _record_orphan(self, pid: int, code: int, status: int) -> None:
         """A process that a dead shim has left to us: if it is a container's init, its exit is written down."""
@@ -255,69 +317,27 @@ class Keeper:
             if found is not None:
                 bundle, init = found
                 exits.write(bundle, exits.describe(init, code, status, "keeper"))
-        except OSError:
-            traceback.print_exc()
+        except (OSError, ValueError):
+            context.report()
 
 
-def _as_dict(data: bytes) -> dict[str, Any]:
-    try:
-        message = json.loads(data)
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}
-
-
-def _nobody() -> socket.socket:
-    """A socket to which nothing can be sent: stands for a client that has gone."""
-    gone = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    gone.close()
-    return gone
+def identity_of(directory: Path) -> tuple[int, int]:
+    found = directory.stat()
+    return found.st_dev, found.st_ino
 
 
 def _entry(kind: str) -> Callable[[context.Context], None]:
-    module = importlib.import_module(WORKERS[kind])
-    main: Callable[[context.Context], None] = module.main
+    if kind not in WORKERS:
+        raise ValueError(f"unknown kind of worker {kind!r}")
+    main: Callable[[context.Context], None] = importlib.import_module(WORKERS[kind]).main
     return main
 
 
-def _run_worker(
-    main: Callable[[context.Context], None],
-    name: str,
-    worker_id: str,
-    args: dict[str, Any],
-    fds: list[int],
-    listener: socket.socket | None,
-    ready: int,
-    control: socket.socket,
-) -> None:
-    """In the child: keep only what is the worker's own, run it, and leave without unwinding the keeper's frames."""
-    status = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        mine = [0, 1, 2, *fds, ready, control.fileno()]
-        process.close_fds_except(mine + ([listener.fileno()] if listener is not None else []))
-        process.set_name(name)
-        main(context.over(control, ready, worker_id, args, fds, listener))
-        status = 0
-    except BaseException as exc:
-        traceback.print_exc()
-        _tell_failure(ready, exc)
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _tell_failure(ready: int, error: BaseException) -> None:
-    try:
-        os.write(ready, f"{type(error).__name__}: {error}".encode()[:4000])
-    except OSError:
-        return  # it had been ready before
-
-
 def main() -> None:
-    """Become the keeper of a state directory; returns in the starter once it answers."""
+    """Become the keeper of a state directory; the process that was started ends once the keeper answers.
+
+    Its exit status is 0, or BUSY when another one keeps this directory, or 1.
+    """
     parser = argparse.ArgumentParser(prog="holdfast-keeper")
     parser.add_argument("--state", type=Path, required=True)
     state = parser.parse_args().state
@@ -325,29 +345,35 @@ def main() -> None:
     told, tell = os.pipe2(os.O_CLOEXEC)
     if os.fork() != 0:
         os.close(tell)
-        answer = os.read(told, 16)
-        os._exit(0 if answer == b"ready" else 1)
+        os._exit((os.read(told, 1) or b"\x01")[0])
     os.close(told)
     os.setsid()
     os.chdir("/")
     try:
         lock = files.lock(state / "keeper.lock")
     except BlockingIOError:
-        os._exit(1)  # another one has just been started
-    _redirect_output(state)
+        os.write(tell, bytes([BUSY]))
+        os._exit(0)
+    identity = identity_of(state)
     for module in WORKERS.values():
         importlib.import_module(module)
+    _redirect_output(state)
     process.set_child_subreaper()
     process.set_name("hf-keeper")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    keeper = Keeper(state, sockets.listen(state / "keeper.sock", socket.SOCK_SEQPACKET))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds a few descriptors of each container
+    keeper = Keeper(state, identity, sockets.listen(state / "keeper.sock", socket.SOCK_SEQPACKET), soft)
+    cgroup.mode()  # what every worker would find out for itself, into memory that it would have to pay for
+    process.boot_id()
     gc.collect()
     gc.freeze()
-    os.write(tell, b"ready")
+    os.write(tell, b"\0")
     os.close(tell)
     keeper.run()
-    (state / "keeper.sock").unlink(missing_ok=True)
+    if keeper.owns_state():
+        (state / "keeper.sock").unlink(missing_ok=True)
     os.close(lock)
 
 
