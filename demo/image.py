@@ -16,22 +16,24 @@ PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n
 GROUP = "root:x:0:\nnogroup:x:65534:\n"
 
 
-def build_busybox_image(directory: Path, name: str, **config: Any) -> Path:
-    """Write `<directory>/busybox.tar` and return its path. `config` overrides keys of the image's config object."""
-    layer = _layer()
-    packed = gzip.compress(layer, compresslevel=1, mtime=0)
+def build_busybox_image(directory: Path, name: str, *, extra_layer: bytes = b"", **config: Any) -> Path:
+    """Write `<directory>/busybox.tar` and return its path.
+
+    `config` overrides keys of the image's config object; `extra_layer` is a packed layer to put on top.
+    """
+    layers = [gzip.compress(_layer(), compresslevel=1, mtime=0), *([extra_layer] if extra_layer else [])]
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     image = {
         "architecture": architecture,
         "os": "linux",
         "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], **config},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        "rootfs": {"type": "layers", "diff_ids": [_diff_id(packed) for packed in layers]},
     }
     blobs: dict[str, bytes] = {}
-    layer_entry = _store(blobs, packed, "application/vnd.oci.image.layer.v1.tar+gzip")
+    entries = [_store(blobs, packed, "application/vnd.oci.image.layer.v1.tar+gzip") for packed in layers]
     config_entry = _store(blobs, json.dumps(image).encode(), "application/vnd.oci.image.config.v1+json")
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"}
-    manifest |= {"config": config_entry, "layers": [layer_entry]}
+    manifest |= {"config": config_entry, "layers": entries}
     entry = _store(blobs, json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
     entry["annotations"] = {"io.containerd.image.name": f"docker.io/{name}"}
     index = {"schemaVersion": 2, "manifests": [entry]}
@@ -74,6 +76,15 @@ def _store(blobs: dict[str, bytes], data: bytes, media_type: str) -> dict[str, A
     digest = _digest(data)
     blobs[digest.removeprefix("sha256:")] = data
     return {"mediaType": media_type, "digest": digest, "size": len(data)}
+
+
+def _diff_id(packed: bytes) -> str:
+    """The digest of a layer's uncompressed tar, which may be large."""
+    found = hashlib.sha256()
+    with gzip.open(io.BytesIO(packed)) as stream:
+        while data := stream.read(1 << 20):
+            found.update(data)
+    return f"sha256:{found.hexdigest()}"
 
 
 def _digest(data: bytes) -> str:

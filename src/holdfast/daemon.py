@@ -140,9 +140,9 @@ class Daemon:
     ) -> None:
         """Serve on the socket, which only its owner may open. Raises Unavailable when it cannot be had."""
         server = grpc.aio.server(interceptors=(boundary,), options=GRPC_OPTIONS)
-        add_RuntimeServiceServicer_to_server(runtime, server)
-        add_ImageServiceServicer_to_server(images, server)
-        add_NodeServicer_to_server(node, server)
+        add_RuntimeServiceServicer_to_server(runtime, server)  # type: ignore[no-untyped-call]
+        add_ImageServiceServicer_to_server(images, server)  # type: ignore[no-untyped-call]
+        add_NodeServicer_to_server(node, server)  # type: ignore[no-untyped-call]
         path = self._config.socket
         path.unlink(missing_ok=True)  # of a run that was killed; the lock says that it is over
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -219,7 +220,7 @@ async def test_a_created_task_can_be_deleted_and_created_again(kit: ShimKit, cli
 
 async def test_a_failed_creation_leaves_nothing(kit: ShimKit, client: TaskClient) -> None:
     one = kit.container("c", ["/no/such/program"])
-    with pytest.raises(errors.HoldfastError, match="no/such/program"):
+    with pytest.raises(errors.HoldfastError, match=r"no/such/program"):
         await kit.create(client, one)
         await client.start("c")
     with contextlib.suppress(errors.NotFound):  # a runtime that notices only at the start
@@ -371,13 +372,18 @@ async def test_discarded_and_given_streams(kit: ShimKit, client: TaskClient) -> 
         await until(lambda: out == b"seen\n")
 
 
+def write_once(path: Path, data: bytes) -> None:
+    """As a client does that opens a FIFO, writes and goes."""
+    with open(path, "wb", buffering=0) as fifo:
+        fifo.write(data)
+
+
 async def test_stdin_until_it_is_closed(kit: ShimKit, client: TaskClient) -> None:
     one = kit.container("c", ["cat"])
     await kit.create(client, one, stdin=str(one.bundle / "stdin"))
     await client.start("c")
     for text in (b"first\n", b"second\n"):  # two writers, one after the other: no end of file between them
-        with open(one.bundle / "stdin", "wb", buffering=0) as stdin:
-            stdin.write(text)
+        write_once(one.bundle / "stdin", text)
         await until(lambda text=text: text in one.text())
     assert (await client.state("c")).status is Status.RUNNING
     await client.close_io("c")
@@ -391,8 +397,7 @@ async def test_a_terminal(kit: ShimKit, client: TaskClient) -> None:
     await kit.create(client, one, terminal=True, stdin=str(one.bundle / "stdin"), stdout=log, stderr=log)
     await client.resize_pty("c", 132, 43)
     await client.start("c")
-    with open(one.bundle / "stdin", "wb", buffering=0) as stdin:
-        stdin.write(b"hello\n")
+    write_once(one.bundle / "stdin", b"hello\n")
     assert (await client.wait("c"))[0] == 8
     assert one.text().replace(b"\r", b"") == b"hello\ngot hello\n43 132\n"
     assert one.text("stderr") == b""
@@ -423,8 +428,7 @@ async def test_exec_with_streams_and_code(kit: ShimKit, client: TaskClient) -> N
         assert (await client.state("c", "e")).pid == pid
         with pytest.raises(errors.FailedPrecondition):
             await client.start("c", "e")
-        with open(stdin, "wb", buffering=0) as writer:
-            writer.write(b"text\n")
+        write_once(stdin, b"text\n")
         await client.close_io("c", "e")
         assert (await client.wait("c", "e"))[0] == 5
         await until(lambda: (out, err) == (b"text\n", b"err\n"))
@@ -463,7 +467,7 @@ async def test_many_execs_at_once_and_the_quickest_of_all(kit: ShimKit, client: 
 async def test_exec_that_cannot_be(kit: ShimKit, client: TaskClient) -> None:
     await kit.run(client, "c", FOREVER)
     await client.exec("c", "e", kit.spec(["/no/such/program"], "c")["process"])
-    with pytest.raises(errors.HoldfastError, match="no/such/program"):
+    with pytest.raises(errors.HoldfastError, match=r"no/such/program"):
         await client.start("c", "e")
     await client.delete("c", "e")
     with pytest.raises(errors.InvalidArgument, match="^exec_id: "):
@@ -488,25 +492,36 @@ async def test_execs_end_with_their_container(kit: ShimKit, client: TaskClient) 
 # -- what must not matter
 
 
+IMPATIENT = """
+import asyncio, sys
+from holdfast.model.spec import Mount
+from holdfast.runtime.task import TaskClient
+
+async def main():
+    client = await TaskClient.connect(sys.argv[1])
+    mounts = [Mount("overlay", "overlay", options=tuple(sys.argv[4:]))]
+    create = client.create(sys.argv[2], bundle=sys.argv[3], rootfs=mounts)
+    asked = asyncio.get_running_loop().create_task(create)
+    await asyncio.sleep(0)
+    print("asked", flush=True)
+    await asked
+    await client.wait(sys.argv[2])
+
+asyncio.run(main())
+"""
+
+
 async def test_a_client_that_dies_in_the_middle(kit: ShimKit, client: TaskClient) -> None:
     one = kit.container("c", FOREVER)
-    program = (
-        "import asyncio, sys; from holdfast.runtime.task import TaskClient; from holdfast.model.spec import Mount\n"
-        "async def main():\n"
-        "    client = await TaskClient.connect(sys.argv[1])\n"
-        "    mounts = [Mount('overlay', 'overlay', options=tuple(sys.argv[4:]))]\n"
-        "    create = client.create(sys.argv[2], bundle=sys.argv[3], rootfs=mounts)\n"
-        "    asked = asyncio.get_running_loop().create_task(create)\n"
-        "    await asyncio.sleep(0); print('asked', flush=True)\n"
-        "    await asked; await client.wait(sys.argv[2])\n"
-        "asyncio.run(main())"
-    )
-    command = [sys.executable, "-c", program, str(kit.socket), one.id, str(one.bundle), *one.rootfs[0].options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        await asyncio.to_thread(other.stdout.readline)
-        other.kill()
-    await until_async(lambda: created(client, "c"))
+    command = [sys.executable, "-c", IMPATIENT, str(kit.socket), one.id, str(one.bundle), *one.rootfs[0].options]
+    other = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    await other.stdout.readline()
+    other.kill()
+    await other.wait()
+    async with asyncio.timeout(10):
+        while not await created(client, "c"):
+            pass
     await client.start("c")
     await client.kill("c", signal.SIGKILL)
     assert (await client.wait("c"))[0] == 137
@@ -516,12 +531,6 @@ async def created(client: TaskClient, name: str) -> bool:
     with contextlib.suppress(errors.NotFound):
         return (await client.state(name)).pid > 0
     return False
-
-
-async def until_async(condition) -> None:  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(10):
-        while not await condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +560,7 @@ async def test_a_command_that_hangs_holds_up_none_but_its_own_container(tmp_path
     kit = ShimKit(tmp_path, "crun", lower)
     wrapper = tmp_path / "bin" / "crun"
     wrapper.parent.mkdir()
-    real = subprocess.run(["which", "crun"], capture_output=True, text=True, check=True).stdout.strip()
+    real = shutil.which("crun")
     wrapper.write_text(f'#!/bin/sh\ncase "$*" in *"pause sick") sleep 1000;; esac\nexec {real} "$@"\n')
     wrapper.chmod(0o755)
     kit.binary = str(wrapper)

@@ -34,15 +34,15 @@ class Client:
         self._seconds = seconds
         options = (("grpc.max_receive_message_length", -1),)
         self.channel = grpc.insecure_channel(f"unix:{socket}", options=options)
-        self.runtime = RuntimeServiceStub(self.channel)
-        self.images = ImageServiceStub(self.channel)
+        self.runtime = RuntimeServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.images = ImageServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
     def node(self) -> Any:
         from holdfast.proto.node_pb2_grpc import NodeStub
 
         return NodeStub(self.channel)  # type: ignore[no-untyped-call]
 
-    def call(self, method: Callable[..., T], request: Any, seconds: float | None = None) -> T:
+    def call(self, method: Callable[..., Any], request: Any, seconds: float | None = None) -> Any:
         with self.errors():
             return method(request, timeout=seconds or self._seconds)
 
@@ -54,7 +54,7 @@ class Client:
             raise CommandError(self._explain(exc)) from exc
 
     def _explain(self, error: Any) -> str:
-        code, details = error.code(), error.details() or ""
+        code, details = error.code(), " ".join((error.details() or "").split())
         if code is grpc.StatusCode.UNAVAILABLE and "connect" in details:
             return f"cannot reach the daemon at {self.socket} (hint: {HINTS[code]})"
         hint = HINTS.get(code) if code is not grpc.StatusCode.UNAVAILABLE else None

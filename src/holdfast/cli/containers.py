@@ -34,8 +34,7 @@ def ps_command(
     if pod:
         wanted["pod_sandbox_id"] = daemon.find_pod(pod).id
     if state or not everything:
-        number = pb.ContainerState.Value(f"CONTAINER_{(state or 'running').upper()}")
-        wanted["state"] = pb.ContainerStateValue(state=number)
+        wanted["state"] = pb.ContainerStateValue(state=f"CONTAINER_{(state or 'running').upper()}")
     found = [one for one in daemon.containers(**wanted) if name in one.metadata.name]
     found.sort(key=lambda one: -one.created_at)
     if output != "table":
@@ -121,4 +120,4 @@ def exec_command(ctx: click.Context, timeout: int, container: str, command: tupl
     sys.stdout.buffer.write(reply.stdout)
     sys.stdout.flush()
     sys.stderr.buffer.write(reply.stderr)
-    return reply.exit_code
+    return int(reply.exit_code)

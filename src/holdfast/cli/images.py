@@ -1,6 +1,7 @@
 """image ls, pull, import, rm, inspect."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def _chunks(file: Path) -> Iterator[node_pb2.ImportChunk]:
 
 def _follow(steps: Iterable[node_pb2.Progress], quiet: bool) -> None:
     """A bar for every layer, then the names of what came."""
-    if quiet or not click.get_text_stream("stdout").isatty():
+    if quiet or not sys.stdout.isatty():
         for step in steps:
             for name in step.images:
                 click.echo(name)

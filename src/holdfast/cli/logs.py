@@ -34,7 +34,8 @@ def logs_command(ctx: click.Context, container: str, follow: bool, tail: int, ti
 
 def status_of(daemon: Client, container_id: str) -> pb.ContainerStatus:
     request = pb.ContainerStatusRequest(container_id=container_id)
-    return daemon.call(daemon.runtime.ContainerStatus, request).status
+    status: pb.ContainerStatus = daemon.call(daemon.runtime.ContainerStatus, request).status
+    return status
 
 
 def follow_log(path: Path, ended: Callable[[], bool], tail: int = -1, timestamps: bool = False) -> None:

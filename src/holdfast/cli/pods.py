@@ -26,7 +26,7 @@ def pods_command(
     """List pods."""
     wanted: dict[str, object] = {"label_selector": dict(part.partition("=")[::2] for part in label)}
     if state:
-        wanted["state"] = pb.PodSandboxStateValue(state=pb.PodSandboxState.Value(f"SANDBOX_{state.upper()}"))
+        wanted["state"] = pb.PodSandboxStateValue(state=f"SANDBOX_{state.upper()}")
     found = [
         one
         for one in client(ctx).pods(**wanted)

@@ -48,7 +48,7 @@ PID_MODES = {"pod": pb.POD, "container": pb.CONTAINER, "host": pb.NODE}
 @click.argument("image", shell_complete=image_names)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def run_command(ctx: click.Context, **options: Any) -> int:
+def run_command(ctx: click.Context, /, **options: Any) -> int:
     """Run IMAGE, with COMMAND in place of its own, in a pod of its own.
 
     In the foreground its output is shown until it exits, and its exit status is ours.
@@ -72,7 +72,7 @@ def _run(daemon: Client, options: dict[str, Any]) -> int:
     pod = _pod(daemon, name, options)
     request = pb.RunPodSandboxRequest(config=pod, runtime_handler=options["runtime"])
     pod_id = daemon.call(daemon.runtime.RunPodSandbox, request).pod_sandbox_id
-    undo = [lambda: _remove_pod(daemon, pod_id, pod.log_directory)]
+    undo: list[Callable[[], None]] = [lambda: _remove_pod(daemon, pod_id, pod.log_directory)]
     try:
         create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=_container(name, options), sandbox_config=pod)
         container_id = daemon.call(daemon.runtime.CreateContainer, create).container_id
@@ -175,7 +175,7 @@ def _user(context: pb.LinuxContainerSecurityContext, text: str) -> None:
         context.run_as_group.value = int(group)
 
 
-def _signal(name: str) -> pb.Signal:
+def _signal(name: str) -> Any:
     full = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
     full = full.replace("+", "PLUS").replace("-", "MINUS")
     if full not in pb.Signal.keys():  # noqa: SIM118  (an enum wrapper, not a dict)

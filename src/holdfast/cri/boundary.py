@@ -27,6 +27,7 @@ STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
     errors.Damaged: grpc.StatusCode.DATA_LOSS,
+    NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,  # what the generated services raise
 }
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ALWAYS_SERVED: Final = frozenset({"Version", "Status", "Recovery", "Config"})
@@ -43,33 +44,26 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
 
 
-class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no complete type information
+class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
     """Opens its gate once the rows are loaded; until then only what needs none is served."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wrap a method's handler; None for a method that no service has."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         name = handler_call_details.method.rsplit("/", 1)[-1]
-        if handler.response_streaming:
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            call = self._streaming(name, handler.stream_stream if handler.request_streaming else handler.unary_stream)
-        else:
-            make, call = grpc.unary_unary_rpc_method_handler, self._unary(name, handler.unary_unary)
-        return make(call, handler.request_deserializer, handler.response_serializer)
+        codecs = (handler.request_deserializer, handler.response_serializer)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(self._streaming(name, handler.stream_stream), *codecs)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(self._streaming(name, handler.unary_stream), *codecs)
+        return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary), *codecs)
 
-    def _unary(self, name: str, method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    def _unary(self, name: str, method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
         async def call(request: Any, context: Any) -> Any:
             began = time.monotonic()
             try:
@@ -83,14 +77,15 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no
 
         return call
 
-    def _streaming(
-        self, name: str, method: Callable[[Any, Any], AsyncIterator[Any]]
-    ) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    def _streaming(self, name: str, method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             began = time.monotonic()
             try:
                 self._check_gate(name)
-                async for reply in method(request, context):
+                replies = method(request, context)
+                if not hasattr(replies, "__aiter__"):
+                    raise NotImplementedError(f"{name} is not built yet")
+                async for reply in replies:
                     yield reply
             except Exception as exc:
                 await _abort(name, request, context, exc, began)

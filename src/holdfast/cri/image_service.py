@@ -11,7 +11,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceServicer
 
 
-class ImageService(ImageServiceServicer):  # type: ignore[misc]  # the generated base has no type information
+class ImageService(ImageServiceServicer):
     """Images over the CRI."""
 
     def __init__(self, images: Images) -> None:

@@ -18,7 +18,7 @@ PROGRESS_EVENTS: Final = 64
 ProgressCallback = Callable[[str, str, int, int], None]
 
 
-class NodeService(NodeServicer):  # type: ignore[misc]  # the generated base has no type information
+class NodeService(NodeServicer):
     """Recovery report, configuration, and image transfers with progress."""
 
     def __init__(self, images: Images, ingest: Path, report: Callable[[], str], config: Callable[[], str]) -> None:

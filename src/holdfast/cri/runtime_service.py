@@ -24,7 +24,7 @@ API_VERSION: Final = "v1"
 KUBELET_API_VERSION: Final = "0.1.0"
 
 
-class RuntimeService(RuntimeServiceServicer):  # type: ignore[misc]  # the generated base has no type information
+class RuntimeService(RuntimeServiceServicer):
     """Pods and containers over the CRI."""
 
     def __init__(

@@ -60,7 +60,7 @@ class Content:
     def digests(self) -> list[str]:
         return [digest for name in os.listdir(self._blobs) if is_digest(digest := f"sha256:{name}")]
 
-    def unused_for(self, digest: str) -> float:
+    def age(self, digest: str) -> float:
         """Seconds since the blob came in; 0 when it is not here."""
         try:
             return time.time() - self.path(digest).stat().st_mtime

@@ -49,7 +49,6 @@ class Registry:
 
         self._reference = reference
         self._auth = auth
-        self._insecure = insecure
         self._authorization = f"Bearer {auth.registry_token}" if auth is not None and auth.registry_token else ""
         scheme = "http" if plain_http(reference.registry, insecure) else "https"
         self.base = f"{scheme}://{reference.registry}/v2/{reference.repository}"
@@ -133,7 +132,7 @@ class Registry:
 
     def _check_no_downgrade(self, url: str) -> None:
         """A registry that is talked to over TLS cannot have us go on without."""
-        if urlsplit(self.base).scheme == "https" and urlsplit(url).scheme != "https":
+        if self.base.startswith("https:") and not url.lower().startswith("https:"):
             raise Unavailable(f"cannot pull {self._reference}: the registry points to {url[:200]}, which is not https")
 
     def _refused(self, status: int) -> Exception:

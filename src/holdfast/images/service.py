@@ -6,23 +6,27 @@ by the next attempt.
 """
 
 import asyncio
+import contextlib
+import functools
 import hashlib
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 from holdfast.images import archive, reference, registry
 from holdfast.images.content import Content
 from holdfast.images.manifest import Manifest
-from holdfast.model.errors import InvalidArgument, NotFound
+from holdfast.model.errors import Damaged, InvalidArgument, NotFound
 from holdfast.model.image import CONFIG_LIMIT, Image, UnpackResult, parse_config
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store import images as rows
 from holdfast.store.db import Store
 from holdfast.store.images import ImageRow
 
-log = logging.getLogger(__name__)
+UNPACKING: Final = "unpack "  # begins the key of a layer that is being unpacked
+UNPACKS: Final = 4  # at once
+LEFTOVER_SECONDS: Final = 3600.0  # for which blobs of a pull that failed are kept for the next attempt
 
 Progress = Callable[[str, str, int, int], None]
 Unpack = Callable[[Path, Path, list[Path]], Awaitable[UnpackResult]]
@@ -41,6 +45,37 @@ def _silent(item: str, phase: str, done: int, total: int) -> None:
     return None
 
 
+class _Pull:
+    """A pull under way; it goes on as long as somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Image]
+        self._listeners: list[Progress] = []
+
+    def run(self, work: Coroutine[Any, Any, Image], name: str) -> None:
+        self._task = asyncio.get_running_loop().create_task(work, name=name)
+        # Whoever has left meanwhile does not hear of an error, and that is all right.
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def tell(self, item: str, phase: str, done: int, total: int) -> None:
+        for listener in self._listeners:
+            listener(item, phase, done, total)
+
+    async def wait(self, progress: Progress) -> Image:
+        self._listeners.append(progress)
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._listeners.remove(progress)
+            if not self._listeners and not self._task.done():
+                self._task.cancel()
+                await asyncio.wait([self._task])
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self._listeners)
+
+
 class Images:
     """All images, by id and by name."""
 
@@ -55,18 +90,19 @@ class Images:
         self._insecure = insecure
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
-        self._pulls: dict[str, asyncio.Task[Image]] = {}
-        self._changing = asyncio.Lock()  # one unpack or removal at a time: they share layers
+        self._pulls: dict[tuple[str, ...], _Pull] = {}
+        self._slots = asyncio.Semaphore(UNPACKS)
+        # Garbage is what no image refers to, as long as none is on its way: it would refer to what it finds.
+        self._arriving = 0
+        self._arrivals = 0
+        self._collection_put_off = False
+        self._leftovers = True  # whether there may be blobs that no image refers to
 
     async def load(self) -> None:
-        """Read the rows, and sweep blobs that no image refers to."""
+        """Read the rows. What no row refers to is left to `collect`."""
         self._content.prepare()
-        found, blobs = await self._store.read(lambda tx: (rows.load_images(tx), rows.load_blobs(tx)))
-        for row in found:
+        for row in await self._store.read(rows.load_images):
             self._remember(row)
-        for digest in self._content.digests():
-            if digest not in blobs:
-                self._content.remove(digest)
 
     def all(self) -> list[Image]:
         return sorted(self._images.values(), key=lambda image: image.tags or (image.id,))
@@ -81,22 +117,29 @@ class Images:
         return found
 
     async def pull(self, wanted: str, auth: registry.Credentials | None = None, progress: Progress = _silent) -> Image:
-        """Bring an image here. The same pull asked for twice at once is done once. Raises NotFound, Unavailable."""
+        """Bring an image here. The same pull asked for twice at once is done once, and ends when nobody waits for it.
+
+        Raises InvalidArgument, NotFound, Unavailable, and OSError when the disk has no room.
+        """
         ref = reference.parse(wanted)
-        running = self._pulls.get(str(ref))
-        if running is None:
-            running = asyncio.get_running_loop().create_task(self._pull(ref, auth, progress), name=f"pull {ref}")
-            self._pulls[str(ref)] = running
-            running.add_done_callback(lambda _: self._pulls.pop(str(ref), None))
-        return await asyncio.shield(running)
+        key = (str(ref), *_identity(auth))
+        pull = self._pulls.get(key)
+        if pull is None or not pull.wanted:
+            pull = self._pulls[key] = _Pull()
+            pull.run(self._pull(ref, auth, pull.tell), f"pull {ref}")
+        try:
+            return await pull.wait(progress)
+        finally:
+            if not pull.wanted and self._pulls.get(key) is pull:
+                del self._pulls[key]
 
     async def import_archive(self, path: Path, progress: Progress = _silent) -> list[Image]:
         """Take in every image of an archive file. Raises InvalidArgument for one that is none."""
-        async with self._changing:
+        async with self._arrival():
             found = await archive.load(path, self._content, progress)
+            references = [[reference.parse(name) for name in one.names] for one in found]
             images = []
-            for one in found:
-                refs = [reference.parse(name) for name in one.names]
+            for one, refs in zip(found, references, strict=True):
                 names = [f"{ref.name}:{ref.tag}" for ref in refs if ref.tag]
                 names += [f"{ref.name}@{one.digest}" for ref in refs if one.digest]
                 images.append(await self._install(one.document, one.blobs, names, progress))
@@ -104,55 +147,91 @@ class Images:
 
     async def remove(self, wanted: str) -> None:
         """Remove an image with all its names, then the layers and blobs that nobody else uses. Raises NotFound."""
-        async with self._changing:
-            image = self.find(wanted)
-            unused = await self._store.write(lambda tx: rows.delete_image(tx, image.id))
-            del self._images[image.id]
-            self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
+        image = self.find(wanted)
+        arrivals = self._arrivals
+        unused = await self._store.write(lambda tx: rows.delete_image(tx, image.id))
+        self._images.pop(image.id, None)
+        self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
+        self._leftovers = True
+        if not self._arriving and self._arrivals == arrivals:
             for digest in unused:
                 self._content.remove(digest)
         await self.collect()
 
     async def collect(self) -> list[str]:
-        """Remove layers that no image has and nothing stands on; left for later while an image is coming in."""
-        if self._changing.locked():
+        """Remove layers that no image has and nothing stands on, and blobs of pulls that failed long ago.
+
+        Put off while an image is coming in. Returns what was removed.
+        """
+        self._collection_put_off = self._arriving > 0
+        removed: list[str] = []
+        while not self._arriving and (key := self._loose()) is not None:
+            await self._snapshots.remove(key)
+            removed.append(key)
+        return removed + (await self._collect_blobs() if self._leftovers else [])
+
+    async def _collect_blobs(self) -> list[str]:
+        arrivals = self._arrivals
+        blobs = await self._store.read(rows.load_blobs)
+        if self._arriving or self._arrivals != arrivals:
             return []
-        async with self._changing:
-            removed: list[str] = []
-            used = {chain for image in self._images.values() for chain in chain_ids(image.diff_ids)}
-            while loose := [key for key in self._snapshots.loose() if key not in used]:
-                for key in loose:
-                    await self._snapshots.remove(key)
-                removed += loose
-            return removed
+        unused = [digest for digest in self._content.digests() if digest not in blobs]
+        old = [digest for digest in unused if self._content.age(digest) > LEFTOVER_SECONDS]
+        for digest in old:
+            self._content.remove(digest)
+        self._leftovers = len(old) < len(unused)
+        return old
 
     async def usage(self) -> Usage:
         """Compressed blobs and unpacked layers together."""
-        blobs = await self._store.read(rows.load_blobs)
+        blob_bytes, blob_inodes = self._content.usage()
         layer_bytes, layer_inodes = self._snapshots.usage()
-        return Usage(str(self._root), sum(blobs.values()) + layer_bytes, len(blobs) + layer_inodes)
+        return Usage(str(self._root), blob_bytes + layer_bytes, blob_inodes + layer_inodes)
 
     def snapshot_name(self, image: Image) -> str | None:
         """The topmost committed snapshot of an image; None for one without layers."""
         return chain_ids(image.diff_ids)[-1] if image.diff_ids else None
 
+    @contextlib.asynccontextmanager
+    async def _arrival(self) -> AsyncIterator[None]:
+        self._arriving += 1
+        self._arrivals += 1
+        try:
+            yield
+        except BaseException:
+            self._leftovers = True
+            raise
+        finally:
+            self._arriving -= 1
+            if self._collection_put_off:
+                await self.collect()
+
+    def _loose(self) -> str | None:
+        """A snapshot of ours that can go."""
+        used = {chain for image in self._images.values() for chain in chain_ids(image.diff_ids)}
+        loose = (key for key in self._snapshots.loose() if key not in used)
+        return next(iter([*self._snapshots.starting_with(UNPACKING), *loose]), None)
+
     async def _pull(self, ref: reference.Reference, auth: registry.Credentials | None, progress: Progress) -> Image:
-        document, digest, blobs = await registry.fetch(ref, self._content, self._insecure, auth, progress)
-        names = [f"{ref.name}@{digest}"] + ([f"{ref.name}:{ref.tag}"] if ref.tag else [])
-        async with self._changing:
+        async with self._arrival():
+            document, digest, blobs = await registry.fetch(ref, self._content, self._insecure, auth, progress)
+            # With a digest nobody has asked the registry what it has under the tag.
+            names = [f"{ref.name}@{digest}"] if ref.digest else [f"{ref.name}@{digest}", f"{ref.name}:{ref.tag}"]
             return await self._install(document, blobs, names, progress)
 
     async def _install(self, document: Manifest, blobs: dict[str, int], names: list[str], progress: Progress) -> Image:
         """Unpack what is not unpacked yet, then make the image visible."""
-        config = self._content.read(document.config.digest, CONFIG_LIMIT)
-        size = sum(blobs.values())
-        image = parse_config(document.config.digest, config, size, (), ())
+        image_id, size = document.config.digest, sum(blobs.values())
+        if blobs[image_id] > CONFIG_LIMIT:
+            raise InvalidArgument(f"cannot use image {image_id}: its config is larger than {CONFIG_LIMIT} bytes")
+        config = self._content.read(image_id, CONFIG_LIMIT)
+        image = parse_config(image_id, config, size, (), ())
         if len(image.diff_ids) != len(document.layers):
             raise InvalidArgument(
-                f"cannot use image {image.id}: {len(document.layers)} layers, {len(image.diff_ids)} diff ids"
+                f"cannot use image {image_id}: {len(document.layers)} layers, {len(image.diff_ids)} diff ids"
             )
         await self._unpack_layers(image, document, progress)
-        row = ImageRow(image.id, config, size, tuple(names))
+        row = ImageRow(image_id, config, size, tuple(names))
         await self._store.write(lambda tx: rows.put_image(tx, row, blobs))
         return self._remember(row)
 
@@ -160,13 +239,15 @@ class Images:
         parent: str | None = None
         for layer, diff_id, chain_id in zip(document.layers, image.diff_ids, chain_ids(image.diff_ids), strict=True):
             progress(layer.digest, "unpack", 0, layer.size)
-            if not self._snapshots.exists(chain_id):
-                await self._unpack_layer(layer.digest, diff_id, chain_id, parent)
+            async with self._content.turn(f"unpack {chain_id}"):
+                if not self._snapshots.is_committed(chain_id):
+                    async with self._slots:
+                        await self._unpack_layer(layer.digest, diff_id, chain_id, parent)
             progress(layer.digest, "unpack", layer.size, layer.size)
             parent = chain_id
 
     async def _unpack_layer(self, digest: str, diff_id: str, chain_id: str, parent: str | None) -> None:
-        key = f"unpack {chain_id}"
+        key = f"{UNPACKING}{chain_id}"
         await self._snapshots.remove(key)  # of an attempt that was cut off
         await self._snapshots.prepare(key, parent)
         try:
@@ -175,8 +256,11 @@ class Images:
             if result.diff_id != diff_id:
                 raise InvalidArgument(f"cannot unpack layer {digest}: its diff id is {result.diff_id}, not {diff_id}")
             await self._snapshots.commit(chain_id, key, result.bytes, result.inodes)
-        except BaseException:
+        except BaseException as exc:
             await self._snapshots.remove(key)
+            if isinstance(exc, InvalidArgument) and not await self._content.verify(digest):
+                self._content.remove(digest)
+                raise Damaged(f"cannot unpack layer {digest}: it was damaged on disk; pull the image again") from exc
             raise
 
     def _remember(self, row: ImageRow) -> Image:
@@ -216,10 +300,18 @@ class Images:
         return matches[0] if len(matches) == 1 else None
 
 
-def chain_ids(diff_ids: tuple[str, ...]) -> list[str]:
+def _identity(auth: registry.Credentials | None) -> tuple[str, ...]:
+    """Whose pull it is: nobody gets an image by what another one may have."""
+    if auth is None:
+        return ()
+    return auth.username, auth.password, auth.auth, auth.identity_token, auth.registry_token
+
+
+@functools.lru_cache(1024)
+def chain_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a stack's layers (OCI image-spec, config.md, "Layer ChainID")."""
     chain: list[str] = []
     for diff_id in diff_ids:
         both = f"{chain[-1]} {diff_id}" if chain else ""
         chain.append(f"sha256:{hashlib.sha256(both.encode()).hexdigest()}" if chain else diff_id)
-    return chain
+    return tuple(chain)

@@ -18,7 +18,7 @@ from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.model.errors import NotFound
 from holdfast.model.spec import Intent, PodMetadata, new_id
-from holdfast.model.state import PodState, PodStatus
+from holdfast.model.state import PodStatus
 from holdfast.network.network import Network, NetworkResult
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handler, Handlers
@@ -129,15 +129,15 @@ class Pods:
         if config.log_directory:
             Path(config.log_directory).mkdir(parents=True, exist_ok=True)
         shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
-        done: list[BaseException | None] = await asyncio.gather(
+        done = await asyncio.gather(
             self._start_shim(pod, handler, shared_pid),
             in_thread(self._make_namespaces, pod),
             in_thread(cgroup.create, pod.meta.cgroup_parent),
             return_exceptions=True,  # all must have ended before any of it can be undone
         )
-        for result in done:
-            if isinstance(result, BaseException):
-                raise result
+        for failure in done:
+            if failure is not None:
+                raise failure
         if pod.status.netns:
             added = self._network.add(pod.meta.id, Path(pod.status.netns))
             result = await within(NETWORK_SECONDS, added, f"set up network of pod {pod.meta.id}")

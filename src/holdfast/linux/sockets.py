@@ -81,7 +81,7 @@ def receive(connection: socket.socket, size: int, max_fds: int = 16) -> tuple[by
 
     Raises OSError EMSGSIZE for a message, or a number of descriptors, that does not fit: part of one is of no use.
     """
-    # Not socket.recv_fds: it drops its flags, so that the descriptors would be inherited by every program run from here.
+    # Not socket.recv_fds: it drops its flags, so that every program run later would inherit them.
     room = socket.CMSG_LEN(max_fds * _FD_BYTES)
     data, ancillary, flags, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")

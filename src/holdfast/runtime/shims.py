@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import Final
@@ -54,6 +55,7 @@ class Shims:
         self._keeper = keeper
         self._clients: dict[str, TaskClient] = {}
         self._connecting: dict[str, asyncio.Lock] = {}
+        self._programs: dict[str, tuple[tuple[int, int], int]] = {}
 
     async def start(self, pod_id: str, handler: Handler, pid_namespace: bool, init_cgroup: str) -> ProcessRef:
         """Have the keeper fork this pod's shim; it is ready when this returns. Raises Unavailable."""
@@ -64,7 +66,8 @@ class Shims:
             "pid_namespace": pid_namespace,
             "init_cgroup": init_cgroup,
         }
-        return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id))
+        program = self._program(handler.binary)
+        return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id), fds=[program])
 
     async def task(self, pod_id: str) -> TaskClient:
         """A connected client, made anew when the last one was lost. Raises Unavailable."""
@@ -118,9 +121,23 @@ class Shims:
     def connected(self) -> list[str]:
         return sorted(pod_id for pod_id, client in self._clients.items() if not client.closed)
 
+    def _program(self, binary: str) -> int:
+        """The OCI runtime's binary in sealed memory, copied once; anew when it was replaced on disk."""
+        found = os.stat(binary)
+        version = (found.st_ino, found.st_mtime_ns)
+        known = self._programs.get(binary)
+        if known is None or known[0] != version:
+            if known is not None:
+                os.close(known[1])
+            self._programs[binary] = (version, process.sealed_copy(binary))
+        return self._programs[binary][1]
+
     def close(self) -> None:
         for pod_id in list(self._clients):
             self.forget(pod_id)
+        for _, descriptor in self._programs.values():
+            os.close(descriptor)
+        self._programs.clear()
 
     async def _ask_to_end(self, pod_id: str) -> None:
         try:

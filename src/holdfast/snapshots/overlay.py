@@ -4,16 +4,22 @@
     snapshots/<n>/work   overlayfs's own, for active snapshots
 
 Directories have short numbers for names because mount(2) takes one page of options. A directory is made before its
-row and deleted after it: a crash leaves a directory to sweep, never a row without one.
+row and deleted after it: a crash leaves a directory to sweep, never a row without one. (After a power cut there may be
+a row without one: directories are not synced for each container. It had nothing in it that was on disk.)
+
+What the process knows moves first, and without waiting, so that of two changes at once the later one sees the earlier.
 """
 
+import asyncio
+import contextlib
 import itertools
 import logging
 import os
+import stat
 from pathlib import Path
 
 from holdfast.linux import files
-from holdfast.model.errors import AlreadyExists, FailedPrecondition, NotFound
+from holdfast.model.errors import AlreadyExists, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.spec import Mount
 from holdfast.store import images as rows
 from holdfast.store.db import Store
@@ -32,17 +38,26 @@ class Snapshots:
         self._numbers = itertools.count(1)
 
     async def load(self) -> None:
-        """Read the rows; to be called once, before anything else."""
+        """Read the rows; to be called once, before anything else. Raises InvalidArgument for an unusable path."""
+        if any(sign in str(self._directory) for sign in ":,\\"):
+            raise InvalidArgument(f"root: {self._directory} has a sign in it that overlayfs takes for its own")
         files.make_private(self._directory)
         self._rows = {row.key: row for row in await self._store.read(rows.load_snapshots)}
         taken = [int(name) for name in os.listdir(self._directory) if name.isdigit()]
         self._numbers = itertools.count(max([0, *taken, *(row.directory for row in self._rows.values())]) + 1)
+        there = set(taken)
+        for row in self._rows.values():
+            if row.kind != "committed" and row.directory not in there:
+                log.warning("directory of snapshot %s was lost in a power cut; it starts afresh", row.key)
+                self._make_directories(row)
 
-    def exists(self, key: str) -> bool:
-        return key in self._rows
+    def is_committed(self, key: str) -> bool:
+        row = self._rows.get(key)
+        return row is not None and row.kind == "committed"
 
-    def keys(self) -> list[str]:
-        return sorted(self._rows)
+    def starting_with(self, prefix: str) -> list[str]:
+        """Keys that begin so."""
+        return sorted(key for key in self._rows if key.startswith(prefix))
 
     async def prepare(self, key: str, parent: str | None) -> list[Mount]:
         """A writable snapshot on top of a committed one, or on nothing. Raises AlreadyExists, NotFound."""
@@ -59,10 +74,17 @@ class Snapshots:
         row = self._row(key)
         if row.kind != "active":
             raise FailedPrecondition(f"cannot commit snapshot {key}: it is {row.kind}")
+        if name in self._rows:
+            raise AlreadyExists(f"cannot commit snapshot {key}: {name} exists", name)
         committed = SnapshotRow(name, "committed", row.parent, row.directory, size, inodes)
-        await self._store.write(lambda tx: rows.commit_snapshot(tx, key, committed))
         del self._rows[key]
         self._rows[name] = committed
+        try:
+            await self._store.write(lambda tx: rows.commit_snapshot(tx, key, committed))
+        except HoldfastError:  # but not when it is cancelled: what is queued will be done
+            del self._rows[name]
+            self._rows[key] = row
+            raise
 
     async def mounts(self, key: str) -> list[Mount]:
         """How to see a snapshot; performed by whoever wants to."""
@@ -98,17 +120,15 @@ class Snapshots:
         row = self._rows.get(key)
         if row is None:
             return
-        if self.has_children(key):
+        if any(other.parent == key for other in self._rows.values()):
             raise FailedPrecondition(f"cannot remove snapshot {key}: another one stands on it")
-        await self._store.write(lambda tx: rows.delete_snapshot(tx, key))
-        self._rows.pop(key, None)
+        del self._rows[key]
         try:
-            files.remove_tree(self._place(row))
-        except OSError as exc:
-            log.warning("directory of snapshot %s is left for the next sweep: %s", key, exc)
-
-    def has_children(self, key: str) -> bool:
-        return any(other.parent == key for other in self._rows.values())
+            await self._store.write(lambda tx: rows.delete_snapshot(tx, key))
+        except BaseException:
+            self._rows.setdefault(key, row)
+            raise
+        await self._delete(self._place(row))
 
     def loose(self) -> list[str]:
         """Committed snapshots on which nothing stands."""
@@ -123,26 +143,44 @@ class Snapshots:
     async def sweep(self) -> list[str]:
         """Delete directories that no row owns. Returns what was deleted."""
         owned = {str(row.directory) for row in self._rows.values()}
-        removed = []
-        for name in sorted(os.listdir(self._directory)):
-            if name.isdigit() and name not in owned:
-                files.remove_tree(self._directory / name)
-                removed.append(f"snapshot directory {name}")
-        return removed
+        orphans = [name for name in sorted(os.listdir(self._directory)) if name.isdigit() and name not in owned]
+        return [f"snapshot directory {name}" for name in orphans if await self._delete(self._directory / name)]
 
     async def _make(self, key: str, kind: str, parent: str | None) -> None:
         if key in self._rows:
             raise AlreadyExists(f"cannot make snapshot {key}: it exists", key)
-        if parent is not None:
-            self._row(parent)
+        if parent is not None and self._row(parent).kind != "committed":
+            raise FailedPrecondition(f"cannot make snapshot {key}: {parent} is not committed")
         row = SnapshotRow(key, kind, parent, next(self._numbers))
+        self._rows[key] = row
+        try:
+            self._make_directories(row)
+            await self._store.write(lambda tx: rows.insert_snapshot(tx, row))
+        except BaseException:
+            del self._rows[key]
+            with contextlib.suppress(HoldfastError):  # a write that was cancelled is done all the same
+                await self._store.write(lambda tx: rows.delete_snapshot(tx, key))
+            await self._delete(self._place(row))
+            raise
+
+    def _make_directories(self, row: SnapshotRow) -> None:
+        """The root directory is as the parent has it: overlayfs shows the attributes of the topmost."""
         place = self._place(row)
         place.mkdir(mode=0o711)
-        (place / "fs").mkdir(mode=0o755)
-        os.chmod(place / "fs", 0o755)
         (place / "work").mkdir(mode=0o711)
-        await self._store.write(lambda tx: rows.insert_snapshot(tx, row))
-        self._rows[key] = row
+        (place / "fs").mkdir(mode=0o755)
+        like = os.stat(self.place(row.parent) if row.parent is not None else place / "fs")
+        os.chown(place / "fs", like.st_uid, like.st_gid)
+        os.chmod(place / "fs", stat.S_IMODE(like.st_mode) if row.parent is not None else 0o755)
+
+    async def _delete(self, place: Path) -> bool:
+        """Delete a directory, in a thread: there may be a lot in it. What cannot be deleted now is swept later."""
+        try:
+            await asyncio.to_thread(files.remove_tree, place)
+        except OSError as exc:
+            log.warning("snapshot directory %s is left for the next sweep: %s", place, exc)
+            return False
+        return True
 
     def _place(self, row: SnapshotRow) -> Path:
         return self._directory / str(row.directory)

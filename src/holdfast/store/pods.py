@@ -181,7 +181,8 @@ def _load(tx: Tx, table: str, columns: tuple[str, ...], order: str, decode: Call
     """Decode every row by itself: text that is not UTF-8 fails as soon as it is fetched."""
     found = []
     query = f"SELECT {', '.join(columns)} FROM {table} WHERE rowid = ?"
-    for (rowid,) in tx.execute(f"SELECT rowid FROM {table} ORDER BY {order}, rowid").fetchall():
+    rowids: list[Row] = tx.execute(f"SELECT rowid FROM {table} ORDER BY {order}, rowid").fetchall()
+    for (rowid,) in rowids:
         try:
             row = tx.execute(query, (rowid,)).fetchone()
             if row is not None:
@@ -197,14 +198,14 @@ def _quarantine(tx: Tx, table: str, columns: tuple[str, ...], rowid: int, reason
     """Move a row, as JSON, out of the way; the containers of a pod go with it, since they refer to it."""
     if table == "pods":
         query = "SELECT rowid FROM containers WHERE pod_id = (SELECT id FROM pods WHERE rowid = ?)"
-        for (container,) in tx.execute(query, (rowid,)).fetchall():
-            names = (*_CONTAINER_META, *_CONTAINER_STATUS)
+        containers: list[Row] = tx.execute(query, (rowid,)).fetchall()
+        names = (*_CONTAINER_META, *_CONTAINER_STATUS)
+        for (container,) in containers:
             _quarantine(tx, "containers", names, container, "its pod sandbox cannot be read")
-    raw = tx.execute(
-        f"SELECT {', '.join(f'typeof({name}), CAST({name} AS BLOB)' for name in columns)} FROM {table} WHERE rowid = ?",
-        (rowid,),
-    ).fetchone()
-    values = {name: _readable(*raw[2 * at : 2 * at + 2]) for at, name in enumerate(columns)}
+    values = {}
+    for name in columns:
+        raw: Row = tx.execute(f"SELECT typeof({name}), CAST({name} AS BLOB) FROM {table} WHERE rowid = ?", (rowid,)).get
+        values[name] = _readable(*raw)
     key = str(values[columns[0]])
     log.error("row %s of table %s cannot be read and is set aside: %s", key, table, reason)
     row = (table, key, json.dumps(values), reason)

@@ -1,0 +1,207 @@
+"""What is malformed is refused with the field's name, and leaves nothing behind."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from image import build_busybox_image
+from kit.node import IMAGE, Node, node
+
+from holdfast.proto import runtime_v1_pb2 as pb
+
+INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+Change = Callable[[pb.ContainerConfig], object]
+User = pb.LinuxContainerSecurityContext
+
+
+@pytest.fixture(scope="module")
+def life() -> Iterator[Node]:
+    with node() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def pod(life: Node) -> Iterator[str]:
+    pod_id = life.run_pod()
+    yield pod_id
+    life.remove_pod(pod_id)
+
+
+def inventory(life: Node) -> list[str]:
+    """Everything a failed creation could leave: rows, bundles, snapshots, mounts."""
+    rows = [one.id for one in life.containers()] + [one.id for one in life.pods()]
+    snapshots = sorted(path.name for path in (life.root / "snapshots").iterdir())
+    return rows + snapshots + life.leftovers()
+
+
+def user(**fields: int) -> Change:
+    def change(config: pb.ContainerConfig) -> None:
+        for name, value in fields.items():
+            getattr(config.linux.security_context, name).value = value
+
+    return change
+
+
+CASES: dict[str, tuple[Change, grpc.StatusCode, str]] = {
+    "no metadata": (lambda c: c.ClearField("metadata"), INVALID, "metadata"),
+    "no name": (lambda c: c.metadata.ClearField("name"), INVALID, "metadata.name"),
+    "no image": (lambda c: c.ClearField("image"), INVALID, "image.image"),
+    "unknown image": (lambda c: setattr(c.image, "image", "no/such:image"), MISSING, "no/such:image"),
+    "malformed image": (lambda c: setattr(c.image, "image", "UPPER//case"), MISSING, "UPPER//case"),
+    "relative mount": (
+        lambda c: c.mounts.add(host_path="/tmp", container_path="tmp"), INVALID, "mounts[0].container_path",
+    ),
+    "relative source": (lambda c: c.mounts.add(host_path="tmp", container_path="/tmp"), INVALID, "mounts[0].host_path"),
+    "mount over root": (
+        lambda c: c.mounts.add(host_path="/tmp", container_path="/"), INVALID, "mounts[0].container_path",
+    ),
+    "uid too large": (user(run_as_user=2**32), INVALID, "run_as_user"),
+    "uid wraps": (user(run_as_user=2**31), INVALID, "run_as_user"),
+    "uid negative": (user(run_as_user=-1), INVALID, "run_as_user"),
+    "group without user": (user(run_as_group=1), INVALID, "run_as_group"),
+    "unknown user": (
+        lambda c: setattr(c.linux.security_context, "run_as_username", "nobody-knows"), INVALID, "run_as_username",
+    ),
+    "log path climbs": (lambda c: setattr(c, "log_path", "../../etc/cron.d/x"), INVALID, "log_path"),
+    "log path absolute": (lambda c: setattr(c, "log_path", "/etc/cron.d/x"), INVALID, "log_path"),
+    "bad capability": (
+        lambda c: c.linux.security_context.capabilities.add_capabilities.append("FLY"), INVALID, "add_capabilities",
+    ),
+    "negative memory": (
+        lambda c: setattr(c.linux.resources, "memory_limit_in_bytes", -5), INVALID, "memory_limit_in_bytes",
+    ),
+    "bad variable": (lambda c: c.envs.add(key="A=B", value="x"), INVALID, "envs[0].key"),
+    "NUL": (lambda c: c.command.append("a\0b"), INVALID, "command"),
+    "unknown device": (
+        lambda c: c.devices.add(host_path="/dev/nothing", container_path="/dev/x"), INVALID, "devices[0].host_path",
+    ),
+    "privileged in a plain pod": (
+        lambda c: setattr(c.linux.security_context, "privileged", True), INVALID, "privileged",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_container(life: Node, pod: str, case: str) -> None:
+    change, code, field = CASES[case]
+    config = life.container_config("exit 0", "bad")
+    change(config)
+    before = inventory(life)
+    with pytest.raises(grpc.RpcError) as failure:
+        life.create(pod, config)
+    assert failure.value.code() is code, failure.value.details()
+    assert field in failure.value.details()
+    assert inventory(life) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda c: c.ClearField("metadata"), "metadata"),
+        (lambda c: c.metadata.ClearField("uid"), "metadata.uid"),
+        (lambda c: setattr(c, "hostname", "x" * 65), "hostname"),
+        (lambda c: setattr(c, "log_directory", "logs"), "log_directory"),
+        (lambda c: setattr(c.linux, "cgroup_parent", "/../.."), "cgroup_parent"),
+        (lambda c: c.dns_config.servers.append("192.0.2.1\noptions evil"), "dns_config.servers[0]"),
+        (lambda c: setattr(c.metadata, "name", "a/b"), "metadata.name"),
+    ],
+)
+def test_pod(life: Node, pod: str, change: Callable[[pb.PodSandboxConfig], object], field: str) -> None:
+    config = life.pod_config()
+    change(config)
+    before = inventory(life)
+    with pytest.raises(grpc.RpcError) as failure:
+        life.run_pod(config)
+    assert failure.value.code() is INVALID
+    assert field in failure.value.details()
+    assert inventory(life) == before
+
+
+def test_unknown_runtime_handler(life: Node) -> None:
+    request = pb.RunPodSandboxRequest(config=life.pod_config(), runtime_handler="no-such")
+    with pytest.raises(grpc.RpcError) as failure:
+        life.call("RunPodSandbox", request)
+    assert failure.value.code() is INVALID
+    assert "no-such" in failure.value.details()
+
+
+def test_a_passwd_file_of_a_gibibyte_is_refused_without_being_read(life: Node, pod: str) -> None:
+    life.import_image(with_huge_passwd(life.base / "huge"))
+    before = inventory(life)
+    config = life.container_config("exit 0", "huge", image="test/huge:latest")
+    config.linux.security_context.run_as_username = "somebody"
+    with pytest.raises(grpc.RpcError) as failure:
+        life.create(pod, config)
+    assert failure.value.code() is INVALID
+    assert "/etc/passwd" in failure.value.details()
+    assert inventory(life) == before
+    life.images("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image="test/huge:latest")))
+
+
+def with_huge_passwd(directory: Path) -> Path:
+    """An image whose second layer has a passwd file of 1 GiB, sparse in the archive's gzip only."""
+    import gzip
+
+    directory.mkdir()
+    raw = directory / "layer.gz"
+    info = tarfile.TarInfo("etc/passwd")
+    info.size = 1 << 30
+    with gzip.open(raw, "wb", compresslevel=1) as out, tarfile.open(fileobj=out, mode="w|") as archive:
+        archive.addfile(info, Zeros(info.size))
+    return build_busybox_image(directory, "test/huge:latest", extra_layer=raw.read_bytes())
+
+
+class Zeros(io.RawIOBase):
+    """So many zero bytes, made as they are read."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def read(self, size: int = -1) -> bytes:
+        count = self._left if size < 0 else min(size, self._left)
+        self._left -= count
+        return bytes(count)
+
+
+def test_a_name_is_taken_once(life: Node, pod: str) -> None:
+    first = life.create(pod, life.container_config("exit 0", "twin"))
+    with pytest.raises(grpc.RpcError) as failure:
+        life.create(pod, life.container_config("exit 0", "twin"))
+    assert failure.value.code() is grpc.StatusCode.ALREADY_EXISTS
+    assert first in failure.value.details()
+    life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=first))
+    again = life.create(pod, life.container_config("exit 0", "twin"))
+    life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=again))
+
+
+@pytest.mark.parametrize("method", ["Exec", "Attach", "PortForward", "CheckpointContainer", "ContainerStats"])
+def test_what_is_not_built_yet_says_so(life: Node, method: str) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        life.call(method, getattr(pb, f"{method}Request")())
+    assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_status_of_what_does_not_exist(life: Node) -> None:
+    for method, request in [
+        ("ContainerStatus", pb.ContainerStatusRequest(container_id="f" * 64)),
+        ("PodSandboxStatus", pb.PodSandboxStatusRequest(pod_sandbox_id="f" * 64)),
+        ("StartContainer", pb.StartContainerRequest(container_id="f" * 64)),
+    ]:
+        with pytest.raises(grpc.RpcError) as failure:
+            life.call(method, request)
+        assert failure.value.code() is MISSING
+    reply = life.images("ImageStatus", pb.ImageStatusRequest(image=pb.ImageSpec(image="no/such")))
+    assert not reply.HasField("image")
+
+
+def test_an_archive_that_is_none(life: Node) -> None:
+    nonsense = life.base / "nonsense.tar"
+    nonsense.write_bytes(b"not an archive" * 1000)
+    done = life.cli("image", "import", str(nonsense), check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("holdfast: archive: ")
+    assert done.stderr.count("\n") == 1
+    assert IMAGE.partition(":")[0] in life.cli("image", "ls").stdout

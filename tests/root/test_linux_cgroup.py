@@ -1,0 +1,122 @@
+"""linux.cgroup on whatever hierarchies this host has."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from holdfast.linux import cgroup, process
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    name = f"/hf-cgroup-{os.getpid()}"
+    yield name
+    if cgroup.exists(name):
+        cgroup.kill(name)
+        cgroup.remove(name)
+
+
+def in_it(path: str, code: str = "input()") -> subprocess.Popen[bytes]:
+    """A process that is in the cgroup before it runs any of `code`."""
+    code = f"input(); print(flush=True)\n{code}"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    cgroup.enter(path, child.pid)
+    assert child.stdin is not None and child.stdout is not None
+    child.stdin.write(b"\n")
+    child.stdin.flush()
+    child.stdout.readline()
+    return child
+
+
+def test_mode_and_hierarchies_agree() -> None:
+    found = cgroup.hierarchies()
+    assert cgroup.mode() == ("v2" if set(found) == {""} else "hybrid" if "" in found else "v1")
+    assert all((top / "cgroup.procs").exists() for top in found.values())
+
+
+def test_create_and_remove_are_idempotent_and_cover_every_hierarchy(path: str) -> None:
+    for _ in range(2):
+        cgroup.create(f"{path}/pod/container")
+    for top in cgroup.hierarchies().values():
+        assert (top / path.strip("/") / "pod" / "container").is_dir()
+    assert cgroup.exists(path)
+    assert cgroup.children(path) == {"pod"}
+    assert not cgroup.populated(path)
+    for _ in range(2):
+        cgroup.remove(path)
+    assert not cgroup.exists(path)
+
+
+@pytest.mark.parametrize("wrong", ["", "/", "/../x", "/a/../../b"])
+def test_the_root_and_what_climbs_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="is not a path below the root"):
+        cgroup.remove(wrong)
+
+
+def test_processes_are_found_and_killed_at_any_depth(path: str) -> None:
+    for name in ("a", "b/c"):
+        cgroup.create(f"{path}/{name}")
+    fork = "import os, signal\nos.fork(); os.fork()\nsignal.signal(15, signal.SIG_IGN)\nwhile True: signal.pause()"
+    with in_it(f"{path}/a", fork) as one, in_it(f"{path}/b/c") as two:
+        assert {one.pid, two.pid} <= cgroup.pids(path)
+        assert cgroup.populated(f"{path}/b")
+        assert cgroup.of_process(two.pid) == f"{path}/b/c"
+        with pytest.raises(OSError) as caught:
+            cgroup.remove(path)
+        assert caught.value.errno == errno.EBUSY
+        cgroup.kill(path)
+        assert (one.wait(), two.wait()) == (-signal.SIGKILL, -signal.SIGKILL)
+    assert not cgroup.populated(path)
+    cgroup.kill(path)
+
+
+def test_a_process_that_cannot_be_killed_is_named_when_time_is_up(path: str) -> None:
+    """With the freezer of v1 SIGKILL has no effect until the cgroup is thawed."""
+    freezer = cgroup.hierarchies().get("freezer")
+    if freezer is None:
+        pytest.skip("no v1 freezer")
+    cgroup.create(path)
+    state = freezer / path.strip("/") / "freezer.state"
+    with in_it(path) as one:
+        state.write_text("FROZEN")
+        try:
+            began = time.monotonic()
+            with pytest.raises(OSError, match=str(one.pid)) as caught:
+                cgroup.kill(path, seconds=0.1)
+            assert caught.value.errno == errno.EBUSY
+            assert time.monotonic() - began < 1
+        finally:
+            state.write_text("THAWED")
+        assert one.wait() == -signal.SIGKILL
+
+
+def test_oom_kills_are_counted(path: str) -> None:
+    cgroup.create(path)
+    found = cgroup.hierarchies()
+    name, top = ("memory.limit_in_bytes", found["memory"]) if "memory" in found else ("memory.max", found[""])
+    limit = top / path.strip("/") / name
+    if not limit.exists():
+        pytest.skip("no memory controller")
+    limit.write_text(str(32 * 1024 * 1024))
+    assert cgroup.oom_kills(path) == 0
+    with in_it(path, "x = bytearray(256 * 1024 * 1024)") as hungry:
+        assert hungry.wait() == -signal.SIGKILL
+    assert cgroup.oom_kills(path) == 1
+    cgroup.remove(path)
+    with pytest.raises(FileNotFoundError):
+        cgroup.oom_kills(path)
+
+
+def test_zombies_do_not_hold_up_a_kill(path: str) -> None:
+    cgroup.create(path)
+    with in_it(path) as one:
+        one.kill()
+        os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+        assert process.state(one.pid) == "Z"
+        cgroup.kill(path, seconds=0.5)
