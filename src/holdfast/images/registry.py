@@ -90,8 +90,9 @@ class Registry:
                 if response.status_code == 200:
                     yield response
                     return
-                if response.has_redirect_location:
-                    url = self._redirected(response)
+                if response.next_request is not None:
+                    url = str(response.next_request.url)
+                    self._check_no_downgrade(url)
                 elif response.status_code == 401 and own and not asked:
                     asked = True
                     await self._authenticate(response.headers.get("WWW-Authenticate", ""))
@@ -119,16 +120,6 @@ class Registry:
             raise Unavailable(
                 f"cannot pull {self._reference}: the transfer broke off: {type(exc).__name__}: {exc}"
             ) from exc
-
-    def _redirected(self, response: "httpx.Response") -> str:
-        import httpx
-
-        try:
-            target = str(response.url.join(response.headers["Location"]))
-        except httpx.InvalidURL as exc:
-            raise Unavailable(f"cannot pull {self._reference}: it is redirected to nowhere") from exc
-        self._check_no_downgrade(target)
-        return target
 
     def _check_no_downgrade(self, url: str) -> None:
         """A registry that is talked to over TLS cannot have us go on without."""

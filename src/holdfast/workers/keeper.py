@@ -350,23 +350,12 @@ def main() -> None:
     os.setsid()
     os.chdir("/")
     try:
-        lock = files.lock(state / "keeper.lock")
+        keeper, lock = _prepare(state)
     except BlockingIOError:
         os.write(tell, bytes([BUSY]))
         os._exit(0)
-    identity = identity_of(state)
-    for module in WORKERS.values():
-        importlib.import_module(module)
-    _redirect_output(state)
-    process.set_child_subreaper()
-    process.set_name("hf-keeper")
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds a few descriptors of each container
-    keeper = Keeper(state, identity, sockets.listen(state / "keeper.sock", socket.SOCK_SEQPACKET), soft)
-    cgroup.mode()  # what every worker would find out for itself, into memory that it would have to pay for
-    process.boot_id()
+    except OSError as exc:
+        raise SystemExit(f"cannot keep {state}: {exc}") from exc
     gc.collect()
     gc.freeze()
     os.write(tell, b"\0")
@@ -375,6 +364,24 @@ def main() -> None:
     if keeper.owns_state():
         (state / "keeper.sock").unlink(missing_ok=True)
     os.close(lock)
+
+
+def _prepare(state: Path) -> tuple[Keeper, int]:
+    """The keeper, listening, and the lock that makes it the only one. Raises BlockingIOError if it is not."""
+    lock = files.lock(state / "keeper.lock")
+    for module in WORKERS.values():
+        importlib.import_module(module)
+    process.set_child_subreaper()
+    process.set_name("hf-keeper")
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds a few descriptors of each container
+    keeper = Keeper(state, identity_of(state), sockets.listen(state / "keeper.sock", socket.SOCK_SEQPACKET), soft)
+    _redirect_output(state)
+    cgroup.mode()  # what every worker would find out for itself, into memory that it would have to pay for
+    process.boot_id()
+    return keeper, lock
 
 
 def _redirect_output(state: Path) -> None:

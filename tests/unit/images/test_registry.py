@@ -84,7 +84,7 @@ LIES = {
     "hangs up": (lambda data: b"", "RemoteProtocolError"),
     "server error": (lambda data: reply(503), "answers 503"),
     "redirects in circles": (lambda data: reply(302, Location="/v2/some/thing/blobs/again"), "too many redirects"),
-    "redirects to nowhere": (lambda data: reply(302, Location="http://[::1:99999/"), "nowhere"),
+    "redirects to nowhere": (lambda data: reply(302, Location="http://[::1:99999/"), "Invalid URL"),
     "redirects to another protocol": (lambda data: reply(302, Location="file:///etc/passwd"), "UnsupportedProtocol"),
     "redirects without saying where": (lambda data: reply(302), "answers 302"),
 }

@@ -111,6 +111,11 @@ class Loop:
         while self.running:
             self.turn()
 
+    def close(self) -> None:
+        self.selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
     def turn(self) -> None:
         """Wait for something to happen, and see to all that has."""
         for key, events in self.selector.select(self._patience()):

@@ -1,0 +1,146 @@
+"""The shim's event loop: timers, children, locks, threads, and callbacks that fail."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from holdfast.linux import process
+from holdfast.workers.shim.loop import Lock, Loop, Pause
+
+
+@pytest.fixture
+def orphans() -> list[tuple[int, int, int]]:
+    return []
+
+
+@pytest.fixture
+def loop(orphans: list[tuple[int, int, int]]) -> Iterator[Loop]:
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def reap(pid: int, code: int, status: int) -> None:
+        orphans.append((pid, code, status))
+        process.reap(pid)
+
+    made = Loop(reap)
+    yield made
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, before)
+    made.close()
+
+
+def turn_until(loop: Loop, condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 5
+    loop.timers.add(5, lambda: None)
+    while not condition():
+        assert time.monotonic() < deadline
+        loop.turn()
+
+
+def run(loop: Loop, coroutine: Coroutine[Pause, Any, Any]) -> Any:
+    """Its result, or its exception."""
+    outcome: list[Any] = []
+    loop.start(coroutine, lambda result, error: outcome.append(error or result))
+    turn_until(loop, lambda: outcome)
+    return outcome[0]
+
+
+def spawn(*argv: str) -> int:
+    return os.posix_spawnp(argv[0], argv, os.environ)
+
+
+def test_children_and_how_they_ended(loop: Loop) -> None:
+    async def ends() -> list[int | None]:
+        return [
+            await loop.exited(spawn("true"), 5),
+            await loop.exited(spawn("sh", "-c", "exit 7"), 5),
+            await loop.exited(spawn("sh", "-c", "kill -KILL $$"), 5),
+        ]
+
+    assert run(loop, ends()) == [0, 7, 137]
+
+
+def test_a_child_that_takes_too_long_is_still_reaped(loop: Loop, orphans: list[tuple[int, int, int]]) -> None:
+    pid = spawn("sleep", "1000")
+
+    async def impatient() -> int | None:
+        return await loop.exited(pid, 0.01)
+
+    assert run(loop, impatient()) is None
+    os.kill(pid, signal.SIGKILL)
+    turn_until(loop, lambda: process.start_time(pid) is None)
+    assert orphans == []
+
+
+def test_a_child_that_nobody_waits_for(loop: Loop, orphans: list[tuple[int, int, int]]) -> None:
+    pid = spawn("sh", "-c", "exit 3")
+    turn_until(loop, lambda: orphans)
+    assert orphans == [(pid, os.CLD_EXITED, 3)]
+
+
+def test_timers_in_their_order(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.timers.add(0.02, lambda: seen.append("second"))
+    loop.timers.add(0.01, lambda: seen.append("first"))
+    cancelled = loop.timers.add(0.001, lambda: seen.append("never"))
+    assert cancelled.pending
+    cancelled.cancel()
+    turn_until(loop, lambda: len(seen) == 2)
+    assert seen == ["first", "second"]
+
+
+def test_a_lock_lets_one_pass_at_a_time_in_order(loop: Loop) -> None:
+    lock, seen = Lock(loop), []
+
+    async def enter(name: int) -> None:
+        async with lock:
+            seen.append(name)
+            await loop.sleep(0.001)
+            seen.append(name)
+
+    for name in range(300):  # far more than the interpreter's stack would take if each resumed the next
+        loop.start(enter(name), lambda result, error: None)
+    turn_until(loop, lambda: len(seen) == 600)
+    assert seen == [name for name in range(300) for _ in (0, 1)]
+
+
+def test_a_lock_is_free_after_a_failure(loop: Loop) -> None:
+    lock = Lock(loop)
+
+    async def fail() -> None:
+        async with lock:
+            raise ValueError("no")
+
+    async def succeed() -> str:
+        async with lock:
+            return "yes"
+
+    assert isinstance(run(loop, fail()), ValueError)
+    assert run(loop, succeed()) == "yes"
+
+
+def test_what_blocks_goes_to_a_thread_and_the_loop_goes_on(loop: Loop) -> None:
+    seen: list[str] = []
+
+    async def blocking() -> str:
+        return await loop.in_thread(lambda: (time.sleep(0.05), "done")[1])
+
+    loop.timers.add(0.01, lambda: seen.append("meanwhile"))
+    assert run(loop, blocking()) == "done"
+    assert seen == ["meanwhile"]
+
+    async def failing() -> None:
+        await loop.in_thread(lambda: os.rmdir("/no/such/directory"))
+
+    assert isinstance(run(loop, failing()), FileNotFoundError)
+
+
+def test_a_callback_that_fails_stops_nothing(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[str] = []
+    loop.soon(lambda: [][0])
+    loop.soon(lambda: seen.append("next"))
+    turn_until(loop, lambda: seen)
+    assert "IndexError" in capsys.readouterr().err
