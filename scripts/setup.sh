@@ -50,4 +50,5 @@ echo "setup: making .venv with $("$python" --version)"
 "$python" -m venv --clear .venv
 .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+.venv/bin/python -m compileall -q src/holdfast # so that the first start is as quick as the others
 printf '%s' "$wanted" >$stamp

@@ -102,8 +102,8 @@ def index(made: Made, others: Iterable[dict[str, Any]] = ()) -> str:
     return made.add(json.dumps(document).encode())
 
 
-def oci_archive(images: Iterable[tuple[Made, str]]) -> bytes:
-    """An OCI layout tar of (image, name) pairs; "" is an image without a name."""
+def oci_archive(images: Iterable[tuple[Made, str]], first: Iterable[tuple[Any, ...]] = ()) -> bytes:
+    """An OCI layout tar of (image, name) pairs, "" for an image without a name, with other members before them."""
     blobs: dict[str, bytes] = {}
     tops = []
     for made, name in images:
@@ -113,7 +113,7 @@ def oci_archive(images: Iterable[tuple[Made, str]]) -> bytes:
     members = {f"blobs/sha256/{digest.removeprefix('sha256:')}": data for digest, data in blobs.items()}
     members["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
     members["index.json"] = json.dumps({"schemaVersion": 2, "manifests": tops}).encode()
-    return tar(entry(name, data) for name, data in members.items())
+    return tar([*first, *(entry(name, data) for name, data in members.items())])
 
 
 def docker_archive(images: Iterable[tuple[Made, list[str]]]) -> bytes:

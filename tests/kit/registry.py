@@ -1,146 +1,72 @@
-"""Registries to pull from: Debian's docker-registry, and one that misbehaves as told."""
+"""Debian's docker-registry on loopback, filled over its own HTTP API."""
 
-import asyncio
 import contextlib
+import hashlib
 import json
-import os
-import signal
 import socket
 import subprocess
-import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
 
-from holdfast.images import manifest
-from kit.images import Made
+import httpx
 
-START_SECONDS = 20
+from kit.node import until
 
-
-class Registry:
-    """A real registry on loopback."""
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-
-    def _call(self, method: str, path: str, data: bytes | None = None, media_type: str = "") -> str:
-        """Returns the Location of what was made."""
-        url = path if path.startswith("http") else f"http://{self.host}{path}"
-        headers = {"Content-Type": media_type or "application/octet-stream"}
-        request = urllib.request.Request(url, data=data, method=method, headers=headers)
-        with urllib.request.urlopen(request) as response:
-            return str(response.headers.get("Location", ""))
-
-    def push(self, name: str, made: Made, *targets: str) -> None:
-        """Put an image there, under its digests and under these tags (of the last document added)."""
-        documents = {digest for digest, data in made.blobs.items() if b'"schemaVersion"' in data}
-        for digest, data in made.blobs.items():
-            if digest not in documents:
-                place = self._call("POST", f"/v2/{name}/blobs/uploads/", b"")
-                self._call("PUT", f"{place}{'&' if '?' in place else '?'}digest={digest}", data)
-        for digest in (one for one in made.blobs if one in documents):
-            media_type = json.loads(made.blobs[digest])["mediaType"]
-            self._call("PUT", f"/v2/{name}/manifests/{digest}", made.blobs[digest], media_type)
-        last = [digest for digest in made.blobs if digest in documents][-1]
-        for tag in targets:
-            media_type = json.loads(made.blobs[last])["mediaType"]
-            self._call("PUT", f"/v2/{name}/manifests/{tag}", made.blobs[last], media_type)
-
-    def reference(self, name: str, target: str = "") -> str:
-        sign = "@" if target.startswith("sha256:") else ":"
-        return f"{self.host}/{name}{sign}{target}" if target else f"{self.host}/{name}"
+CONFIG = """version: 0.1
+storage:
+  filesystem:
+    rootdirectory: {directory}
+http:
+  addr: 127.0.0.1:{port}
+"""
 
 
 @contextlib.contextmanager
-def docker_registry(directory: Path) -> Iterator[Registry]:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    config = directory / "config.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    )
-    with open(directory / "log", "wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
+def registry() -> Iterator[str]:
+    """Yields "127.0.0.1:PORT"."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="hf-registry-") as directory:
+        config = Path(directory, "config.yml")
+        config.write_text(CONFIG.format(directory=directory, port=port))
+        command = ["docker-registry", "serve", str(config)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: answers(port), "the registry to answer")
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def answers(port: int) -> bool:
     try:
-        _wait_until_it_answers(port, process)
-        yield Registry(f"127.0.0.1:{port}")
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        return httpx.get(f"http://127.0.0.1:{port}/v2/", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
-def _wait_until_it_answers(port: int, process: "subprocess.Popen[bytes]") -> None:
-    ended = os.pidfd_open(process.pid)
-    with os.fdopen(ended):
-        for _ in range(START_SECONDS * 20):
-            assert process.poll() is None, "docker-registry ended"
-            with contextlib.suppress(URLError), urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/"):
-                return
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.05)
-    raise AssertionError("docker-registry does not answer")
+def push(host: str, repository: str, tag: str, archive: Path) -> str:
+    """Push the image of an OCI layout archive. Returns the manifest's digest."""
+    base = f"http://{host}/v2/{repository}"
+    with tarfile.open(archive) as tar, httpx.Client(trust_env=False) as client:
 
+        def member(name: str) -> bytes:
+            file = tar.extractfile(name)
+            assert file is not None
+            return file.read()
 
-Handler = Callable[[str, dict[str, str], asyncio.StreamWriter], Awaitable[None]]
-
-
-class Liar:
-    """An HTTP server that answers as one function says, and remembers what it was asked."""
-
-    def __init__(self, answer: Handler) -> None:
-        self._answer = answer
-        self.asked: list[tuple[str, dict[str, str]]] = []
-        self.port = 0
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            headers = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
-            body = await reader.readexactly(int(headers.get("content-length", 0)))
-            path = head[0].split(" ")[1]
-            self.asked.append((path, headers | ({"body": body.decode()} if body else {})))
-            await self._answer(path, headers, writer)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def run(cls, answer: Handler) -> AsyncIterator["Liar"]:
-        liar = cls(answer)
-        server = await asyncio.start_server(liar._serve, "127.0.0.1", 0)
-        liar.port = server.sockets[0].getsockname()[1]
-        try:
-            yield liar
-        finally:
-            server.close()
-            await server.wait_closed()
-
-
-def reply(status: int, body: bytes = b"", length: int | None = None, **headers: str) -> bytes:
-    """An HTTP response; `length` is what it claims, if not the truth."""
-    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body) if length is None else length}", "Connection: close"]
-    lines += [f"{key.replace('_', '-')}: {value}" for key, value in headers.items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-def honest(made: Made) -> Callable[[str], bytes]:
-    """The right answer to each path."""
-
-    def answer(path: str) -> bytes:
-        target = path.rpartition("/")[2]
-        if "/manifests/" in path:
-            data = made.blobs.get(target) or made.blobs[made.manifest]
-            return reply(200, data, Content_Type=manifest.OCI_MANIFEST)
-        return reply(200, made.blobs[target]) if target in made.blobs else reply(404)
-
-    return answer
+        entry = json.loads(member("index.json"))["manifests"][0]
+        document = member(f"blobs/sha256/{entry['digest'].removeprefix('sha256:')}")
+        manifest = json.loads(document)
+        for blob in (manifest["config"], *manifest["layers"]):
+            data = member(f"blobs/sha256/{blob['digest'].removeprefix('sha256:')}")
+            place = client.post(f"{base}/blobs/uploads/").headers["Location"]
+            url = httpx.URL(place).copy_merge_params({"digest": blob["digest"]})
+            client.put(url, content=data).raise_for_status()
+        headers = {"Content-Type": manifest["mediaType"]}
+        client.put(f"{base}/manifests/{tag}", content=document, headers=headers).raise_for_status()
+    return f"sha256:{hashlib.sha256(document).hexdigest()}"

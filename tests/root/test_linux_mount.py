@@ -133,13 +133,13 @@ def test_open_detached_filesystem_has_its_attributes(place: Path) -> None:
         os.close(fd)
 
 
-def test_names_of_every_kind_are_found_in_mountinfo(place: Path) -> None:
-    name = b"a b\tc\n\\d \xff#"
+@pytest.mark.parametrize("name", [b"a b\tc\n\\d \xff#", b"\tx", b"\\", b"a\nb", b"#"])
+def test_names_of_every_kind_are_found_in_mountinfo(place: Path, name: bytes) -> None:
     path = os.path.join(os.fsencode(place), name)
     os.mkdir(path)
     mount.mount("tmpfs", os.fsdecode(path), "tmpfs")
     assert [found.target for found in mount.mounts_below(place)] == [os.fsdecode(path)]
-    mount.unmount_tree(place)
+    mount.unmount_tree(os.fsdecode(path))
     assert mount.mounts_below(place) == []
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 FORMATS = click.Choice(["table", "json", "yaml"])
@@ -18,6 +17,9 @@ def output_option(command: Any) -> Any:
 
 
 def as_dict(message: Message) -> dict[str, Any]:
+    """A message as plain data, with its own field names, and fields that are empty."""
+    from google.protobuf.json_format import MessageToDict
+
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 

@@ -13,7 +13,7 @@ from holdfast.images import manifest
 from holdfast.images.content import Content, read_chunks
 from holdfast.images.manifest import Descriptor, Index, Manifest
 from holdfast.model.archive import BoundedHeader
-from holdfast.model.errors import InvalidArgument
+from holdfast.model.errors import InvalidArgument, Unavailable
 
 INDEX_LIMIT: Final = 4 * 1024 * 1024
 MEMBERS: Final = 100_000
@@ -103,6 +103,8 @@ async def load(path: Path, content: Content, progress: Progress) -> list[Found]:
         if archive.has("manifest.json"):
             return await _docker(archive, content, progress)
         raise InvalidArgument("archive: it has neither index.json nor manifest.json, so it is no image archive")
+    except Unavailable as exc:  # to a pull it is the registry's fault
+        raise InvalidArgument(f"archive: {exc}") from exc
     finally:
         archive.close()
 

@@ -4,7 +4,8 @@ Files come through a reader that is bounded: an image may hold a passwd file of 
 most 2^31 - 1, so that none wraps around to root (CVE-2024-40635).
 """
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,7 +53,7 @@ def resolve_user(config: pb.ContainerConfig, image_user: str, read: Read) -> Res
         entry = users.by_name(context.run_as_username)
         if entry is None:
             raise InvalidArgument(
-                f"linux.security_context.run_as_username: {context.run_as_username!r} is not in the image"
+                f"config.linux.security_context.run_as_username: {context.run_as_username!r} is not in the image"
             )
         uid, gid = entry.uid, entry.gid
     else:
@@ -69,7 +70,7 @@ def resolve_user(config: pb.ContainerConfig, image_user: str, read: Read) -> Res
 def _image_user(text: str, users: "_Users") -> tuple[int, int, _Entry | None]:
     """uid, gid and passwd entry for an image's "user[:group]", each by name or by number."""
     name, colon, group = text.partition(":")
-    if name.isdigit() or not name:
+    if _is_number(name) or not name:
         uid = _checked(name or "0", "user")
         entry = users.by_uid(uid)
         gid = entry.gid if entry else 0
@@ -79,14 +80,14 @@ def _image_user(text: str, users: "_Users") -> tuple[int, int, _Entry | None]:
             raise InvalidArgument(f"image: its user {name!r} is not in its own /etc/passwd")
         uid, gid = entry.uid, entry.gid
     if colon and group:
-        gid = _checked(group, "group") if group.isdigit() else users.group(group)
+        gid = _checked(group, "group") if _is_number(group) else users.group(group)
     return uid, gid, entry
 
 
 def _checked(text: str, what: str) -> int:
-    if not 0 <= (number := int(text)) <= ID_LIMIT:
-        raise InvalidArgument(f"image: its {what} {text} is out of range")
-    return number
+    if not _is_id(text):
+        raise InvalidArgument(f"image: its {what} {text[:32]} is out of range")
+    return int(text)
 
 
 class _Users:
@@ -94,7 +95,7 @@ class _Users:
 
     def __init__(self, read: Read) -> None:
         self._read = read
-        self._lines: dict[str, list[list[str]]] = {}
+        self._files: dict[str, bytes] = {}
 
     def by_uid(self, uid: int) -> _Entry | None:
         return next((entry for entry in self._passwd() if entry.uid == uid), None)
@@ -111,25 +112,39 @@ class _Users:
     def groups_of(self, name: str) -> set[int]:
         return {entry.gid for entry in self._groups() if name in entry.members}
 
-    def _passwd(self) -> list[_Entry]:
-        rows = [row for row in self._file("/etc/passwd") if len(row) >= 6 and _is_id(row[2]) and _is_id(row[3])]
-        return [_Entry(row[0], int(row[2]), int(row[3]), _home(row[5])) for row in rows]
+    def _passwd(self) -> Iterator[_Entry]:
+        for row in self._rows("/etc/passwd"):
+            if _is_id(row[2]) and _is_id(row[3]):
+                yield _Entry(row[0], int(row[2]), int(row[3]), _home(row[5]))
 
-    def _groups(self) -> list[_Entry]:
-        rows = [row for row in self._file("/etc/group") if len(row) >= 4 and _is_id(row[2])]
-        return [_Entry(row[0], 0, int(row[2]), members=tuple(row[3].split(","))) for row in rows]
+    def _groups(self) -> Iterator[_Entry]:
+        for row in self._rows("/etc/group"):
+            if _is_id(row[2]):
+                yield _Entry(row[0], 0, int(row[2]), members=tuple(filter(None, row[3].split(","))))
 
-    def _file(self, path: str) -> list[list[str]]:
-        if path not in self._lines:
+    def _rows(self, path: str) -> Iterator[list[str]]:
+        """Lines, each with as many fields as passwd has; those that a line lacks are empty."""
+        # Only a newline ends a line, and what cannot be decoded makes no two names the same.
+        for line in io.BytesIO(self._file(path)):
+            row = line.rstrip(b"\n").decode(errors="surrogateescape").split(":")
+            yield (row + [""] * 7)[:7]
+
+    def _file(self, path: str) -> bytes:
+        if path not in self._files:
             data = self._read(path, FILE_LIMIT + 1) or b""
             if len(data) > FILE_LIMIT:
                 raise InvalidArgument(f"image: its {path} has more than {FILE_LIMIT} bytes")
-            self._lines[path] = [line.split(":") for line in data.decode(errors="replace").splitlines()]
-        return self._lines[path]
+            self._files[path] = data
+        return self._files[path]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) <= ID_LIMIT
+    """The length comes first: int() refuses thousands of digits with an error of its own."""
+    return _is_number(text) and len(text) <= 10 and int(text) <= ID_LIMIT
 
 
 def _home(text: str) -> str:

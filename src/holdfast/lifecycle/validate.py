@@ -8,7 +8,7 @@ from typing import Final
 from google.protobuf.message import Message
 
 from holdfast.lifecycle.users import ID_LIMIT
-from holdfast.model.errors import InvalidArgument
+from holdfast.model.errors import InvalidArgument, Unimplemented
 from holdfast.proto import runtime_v1_pb2 as pb
 
 CAPABILITIES: Final = (
@@ -21,18 +21,24 @@ CAPABILITIES: Final = (
 )  # fmt: skip
 NAME_LENGTH: Final = 253
 HOSTNAME_LENGTH: Final = 64  # HOST_NAME_MAX, sethostname(2)
-_SYSCTL: Final = re.compile(r"^[a-z0-9][a-z0-9_./-]*$")
+_WORD: Final = "[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?"
+_SYSCTL: Final = re.compile(f"(?:{_WORD}[./])+{_WORD}")
+_HOSTNAME: Final = re.compile("[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_PAGE_SIZE: Final = re.compile("[1-9][0-9]*[KMG]B")
+_CGROUP_FILE: Final = re.compile(r"[a-z0-9_]+(?:\.[A-Za-z0-9_]+)+")
 
 
 def validate_pod(config: pb.PodSandboxConfig) -> None:
-    """Raises InvalidArgument."""
+    """Raises InvalidArgument, or Unimplemented."""
     if not config.HasField("metadata"):
         raise InvalidArgument("config.metadata: must be set")
     for field in ("name", "namespace", "uid"):
         _name(getattr(config.metadata, field), f"config.metadata.{field}")
-    _plain(config, "config")
+    _sound(config, "config")
     if len(config.hostname) > HOSTNAME_LENGTH:
         raise InvalidArgument(f"config.hostname: more than {HOSTNAME_LENGTH} characters")
+    if config.hostname and not _HOSTNAME.fullmatch(config.hostname):
+        raise InvalidArgument(f"config.hostname: {config.hostname!r} is not a host name")
     if config.log_directory and not config.log_directory.startswith("/"):
         raise InvalidArgument(f"config.log_directory: {config.log_directory!r} is not absolute")
     _words(config.dns_config.servers, "config.dns_config.servers")
@@ -42,8 +48,10 @@ def validate_pod(config: pb.PodSandboxConfig) -> None:
     if parent and (not parent.startswith("/") or ".." in parent.split("/") or posixpath.normpath(parent) == "/"):
         raise InvalidArgument(f"config.linux.cgroup_parent: {parent!r} is not a path below the cgroup root")
     for key in config.linux.sysctls:
-        if not _SYSCTL.match(key):
+        if not _SYSCTL.fullmatch(key):
             raise InvalidArgument(f"config.linux.sysctls: {key!r} is not a sysctl")
+    validate_resources(config.linux.resources, "config.linux.resources")
+    validate_resources(config.linux.overhead, "config.linux.overhead")
     context = config.linux.security_context
     _ids(context, "config.linux.security_context", context.HasField("run_as_user"))
     _namespaces(context.namespace_options, "config.linux.security_context.namespace_options", pod=True)
@@ -56,13 +64,15 @@ def validate_pod(config: pb.PodSandboxConfig) -> None:
 
 
 def validate_container(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
-    """Raises InvalidArgument."""
+    """Raises InvalidArgument, or Unimplemented."""
     if not config.HasField("metadata"):
         raise InvalidArgument("config.metadata: must be set")
     _name(config.metadata.name, "config.metadata.name")
     if not config.image.image:
         raise InvalidArgument("config.image.image: must not be empty")
-    _plain(config, "config")
+    _sound(config, "config")
+    if config.CDI_devices:
+        raise Unimplemented("config.CDI_devices: CDI devices cannot be used yet")
     for number, env in enumerate(config.envs):
         if not env.key or "=" in env.key:
             raise InvalidArgument(f"config.envs[{number}].key: {env.key!r} is not a name")
@@ -83,6 +93,10 @@ def validate_container(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> 
         for capability in getattr(context.capabilities, name):
             if capability_name(capability) not in ("ALL", *CAPABILITIES):
                 raise InvalidArgument(f"{field}.capabilities.{name}: {capability!r} is not a capability")
+    for name in ("masked_paths", "readonly_paths"):
+        for number, path in enumerate(getattr(context, name)):
+            if not path.startswith("/"):
+                raise InvalidArgument(f"{field}.{name}[{number}]: {path!r} is not absolute")
     if context.privileged and not pod.linux.security_context.privileged:
         raise InvalidArgument(f"{field}.privileged: the pod sandbox is not privileged")
 
@@ -98,8 +112,20 @@ def validate_resources(resources: pb.LinuxContainerResources, field: str) -> Non
     if not -1000 <= resources.oom_score_adj <= 1000:
         raise InvalidArgument(f"{field}.oom_score_adj: {resources.oom_score_adj} is not within -1000 and 1000")
     for name in ("cpuset_cpus", "cpuset_mems"):
-        if not re.match(r"^[0-9,-]*$", getattr(resources, name)):
+        if not re.fullmatch("[0-9,-]*", getattr(resources, name)):
             raise InvalidArgument(f"{field}.{name}: {getattr(resources, name)!r} is not a list of numbers")
+    # Both become parts of file names in the cgroup.
+    for number, limit in enumerate(resources.hugepage_limits):
+        if not _PAGE_SIZE.fullmatch(limit.page_size):
+            raise InvalidArgument(f"{field}.hugepage_limits[{number}].page_size: {limit.page_size!r} is not a size")
+    for key in resources.unified:
+        if not _CGROUP_FILE.fullmatch(key):
+            raise InvalidArgument(f"{field}.unified: {key!r} is not a file of a cgroup")
+
+
+def in_container(path: str) -> str:
+    """An absolute path without ".", ".." and doubled slashes; nothing is above the root."""
+    return posixpath.normpath("/" + path.lstrip("/"))
 
 
 def capability_name(text: str) -> str:
@@ -111,7 +137,7 @@ def _mount(mount: pb.Mount, field: str) -> None:
         path = getattr(mount, name)
         if not path.startswith("/") and not (name == "host_path" and mount.HasField("image")):
             raise InvalidArgument(f"{field}.{name}: {path!r} is not absolute")
-    if posixpath.normpath(mount.container_path) == "/":
+    if in_container(mount.container_path) == "/":
         raise InvalidArgument(f"{field}.container_path: the root itself cannot be mounted over")
     if mount.recursive_read_only and (not mount.readonly or mount.propagation != pb.PROPAGATION_PRIVATE):
         raise InvalidArgument(f"{field}.recursive_read_only: it needs readonly, and private propagation")
@@ -128,7 +154,7 @@ def _device(device: pb.Device, field: str) -> None:
 def _log_path(path: str) -> None:
     if path.startswith("/") or ".." in path.split("/"):
         raise InvalidArgument(f"config.log_path: {path!r} leaves the log directory")
-    if path.endswith("/"):
+    if path and posixpath.basename(path) in ("", "."):
         raise InvalidArgument(f"config.log_path: {path!r} is not a file's name")
 
 
@@ -152,6 +178,9 @@ def _namespaces(options: pb.NamespaceOption, field: str, *, pod: bool) -> None:
         if mode not in modes:
             shown = pb.NamespaceMode.Name(mode) if mode in pb.NamespaceMode.values() else str(mode)
             raise InvalidArgument(f"{field}.{name}: {shown} is not possible here")
+    if options.HasField("userns_options") and options.userns_options.mode != pb.NODE:
+        # Never run without what was asked for: it would be root of the host.
+        raise Unimplemented(f"{field}.userns_options: user namespaces cannot be used yet")
     if options.pid == pb.TARGET and not options.target_id:
         raise InvalidArgument(f"{field}.target_id: it is needed for TARGET")
 
@@ -171,21 +200,22 @@ def _words(values: Iterable[str], field: str) -> None:
             raise InvalidArgument(f"{field}[{number}]: {value!r} is not one word")
 
 
-def _plain(message: Message, field: str) -> None:
-    """No NUL in any text, which no system call could take."""
-    if b"\0" not in message.SerializeToString():
-        return
+def _sound(message: Message, field: str) -> None:
+    """No NUL in any text, which no system call could take, and no value that an enum does not have."""
     for descriptor, value in message.ListFields():
-        _plain_value(value, f"{field}.{descriptor.name}")
+        if descriptor.enum_type is not None and value not in descriptor.enum_type.values_by_number:
+            raise InvalidArgument(f"{field}.{descriptor.name}: {value} is not a {descriptor.enum_type.name}")
+        _sound_value(value, f"{field}.{descriptor.name}")
 
 
-def _plain_value(value: object, field: str) -> None:
-    if isinstance(value, str) and "\0" in value:
-        raise InvalidArgument(f"{field}: it has a NUL in it")
-    if isinstance(value, Message):
-        _plain(value, field)
-    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+def _sound_value(value: object, field: str) -> None:
+    if isinstance(value, str):
+        if "\0" in value:
+            raise InvalidArgument(f"{field}: it has a NUL in it")
+    elif isinstance(value, Message):
+        _sound(value, field)
+    elif isinstance(value, Iterable) and not isinstance(value, bytes):
         items = value.items() if hasattr(value, "items") else enumerate(value)
         for key, item in items:
-            _plain_value(key, field)
-            _plain_value(item, f"{field}[{key}]")
+            _sound_value(key, field)
+            _sound_value(item, f"{field}[{key}]")

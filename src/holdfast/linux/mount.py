@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -281,7 +282,7 @@ def mounts_below(path: str | os.PathLike[str]) -> list[MountEntry]:
     head, name = os.path.split(os.path.abspath(path))
     top = os.path.join(os.path.realpath(head), name)
     # A host with many pods has many lines, few of them about this place: only what may be is taken apart.
-    hint = os.fsencode(name.partition(" ")[0]).partition(b"\\")[0]
+    hint = re.split(rb"[ \t\n\\]", os.fsencode(name))[0]  # up to the first byte that mountinfo escapes
     entries = [_entry(line) for line in _lines() if hint in line]
     found = [entry for entry in entries if entry.target == top or entry.target.startswith(f"{top.rstrip('/')}/")]
     below: dict[int, list[MountEntry]] = {}

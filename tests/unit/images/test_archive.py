@@ -1,7 +1,6 @@
 """Image archives: both formats, and hostile ones. Members become blobs, never paths."""
 
 import gzip
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -48,7 +47,7 @@ async def test_oci_with_an_index_inside(content: Content, tmp_path: Path) -> Non
     other = made.descriptor(made.config, manifest.OCI_MANIFEST, platform={"os": "plan9", "architecture": "mips"})
     top = index(made, [other])
     made.manifest = top
-    (found,) = await load(content, oci_archive([(made, "a:1")]).replace(b"image.manifest", b"image.manifest"), tmp_path)
+    (found,) = await load(content, oci_archive([(made, "a:1")]), tmp_path)
     assert found.digest == top
     assert len(found.document.layers) == 1
 
@@ -144,18 +143,13 @@ async def test_too_many_members(content: Content, tmp_path: Path, monkeypatch: p
 
 
 async def test_blobs_that_are_something_else_are_refused(content: Content, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="what came is"):
+    with pytest.raises(InvalidArgument, match="what came is"):
         await load(content, damaged_blob(), tmp_path)
     assert list(content.ingest.iterdir()) == []
 
 
 async def test_nothing_is_extracted(content: Content, tmp_path: Path) -> None:
-    data = io.BytesIO(oci_archive([(image([(LAYER, "")]), "a:1")])).getvalue()
-    evil = tar([entry("../evil", b"x"), entry("/tmp/holdfast-evil", b"x")])
-    await load(
-        content,
-        evil[:-10240].rstrip(b"\0").ljust(-(-len(evil[:-10240].rstrip(b"\0")) // 512) * 512, b"\0") + data,
-        tmp_path,
-    )
+    evil = [entry("../evil", b"x"), entry("/tmp/holdfast-evil", b"x")]
+    assert await load(content, oci_archive([(image([(LAYER, "")]), "a:1")], evil), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "root"]
     assert not Path("/tmp/holdfast-evil").exists()

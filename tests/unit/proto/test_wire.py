@@ -17,7 +17,8 @@ WIRE: list[tuple[Message, bytes]] = [
     (cri.VersionRequest(version="v1"), b"\x0a\x02v1"),
     (cri.PodSandboxMetadata(name="n", uid="u", namespace="s", attempt=3), b"\x0a\x01n\x12\x01u\x1a\x01s\x20\x03"),
     (cri.ImageSpec(image="i", user_specified_image="t", image_ref="r"), b"\x0a\x01i\x92\x01\x01t\xa2\x01\x01r"),
-    (cri.Mount(container_path="/c", host_path="/h", readonly=True, propagation=2), b"\x0a\x02/c\x12\x02/h\x18\x01\x28\x02"),
+    (cri.Mount(container_path="/c", host_path="/h", readonly=True), b"\x0a\x02/c\x12\x02/h\x18\x01"),
+    (cri.Mount(propagation=cri.PROPAGATION_BIDIRECTIONAL), b"\x28\x02"),
     (cri.Mount(recursive_read_only=True, image_sub_path="p"), b"\x40\x01\x52\x01p"),
     (cri.NamespaceOption(network=2, pid=3, target_id="t"), b"\x08\x02\x10\x03\x22\x01t"),
     (cri.LinuxContainerSecurityContext(run_as_group=cri.Int64Value(value=5)), b"\x62\x02\x08\x05"),
@@ -43,7 +44,8 @@ WIRE: list[tuple[Message, bytes]] = [
     (ttrpc_pb2.Request(service="s", method="m", payload=b"p", timeout_nano=1), b"\x0a\x01s\x12\x01m\x1a\x01p\x20\x01"),
     (ttrpc_pb2.Request(metadata=[ttrpc_pb2.KeyValue(key="k", value="v")]), b"\x2a\x06\x0a\x01k\x12\x01v"),
     (ttrpc_pb2.Response(status=ttrpc_pb2.Status(code=5, message="m")), b"\x0a\x05\x08\x05\x12\x01m"),
-    (v1.Metrics(pids=v1.PidsStat(current=1), cpu=v1.CPUStat(usage=v1.CPUUsage(total=2))), b"\x12\x02\x08\x01\x1a\x04\x0a\x02\x08\x02"),
+    (v1.Metrics(pids=v1.PidsStat(current=1)), b"\x12\x02\x08\x01"),
+    (v1.Metrics(cpu=v1.CPUStat(usage=v1.CPUUsage(total=2))), b"\x1a\x04\x0a\x02\x08\x02"),
     (v1.Metrics(memory=v1.MemoryStat(usage=v1.MemoryEntry(usage=3))), b"\x22\x05\x8a\x02\x02\x10\x03"),
     (v2.Metrics(pids=v2.PidsStat(current=1), cpu=v2.CPUStat(usage_usec=2)), b"\x0a\x02\x08\x01\x12\x02\x08\x02"),
     (v2.Metrics(memory=v2.MemoryStat(inactive_file=4, active_file=5)), b"\x22\x04\x68\x04\x70\x05"),
@@ -51,21 +53,64 @@ WIRE: list[tuple[Message, bytes]] = [
     (node_pb2.ImportChunk(data=b"d", name="n"), b"\x0a\x01d\x12\x01n"),
 ]  # fmt: skip
 
-UNARY = """
-    Version RunPodSandbox StopPodSandbox RemovePodSandbox PodSandboxStatus ListPodSandbox
-    CreateContainer StartContainer StopContainer RemoveContainer ListContainers ContainerStatus
-    UpdateContainerResources ReopenContainerLog ExecSync Exec Attach PortForward
-    ContainerStats ListContainerStats PodSandboxStats ListPodSandboxStats
-    UpdateRuntimeConfig Status CheckpointContainer ListMetricDescriptors ListPodSandboxMetrics
-    RuntimeConfig UpdatePodSandboxResources
-""".split()
-STREAMS = """
-    StreamPodSandboxes StreamContainers StreamContainerStats StreamPodSandboxStats StreamPodSandboxMetrics
-    GetContainerEvents
-""".split()
-TASK = """
-    State Create Start Delete Pids Pause Resume Checkpoint Kill Exec ResizePty CloseIO Update Wait Stats Connect Shutdown
-""".split()
+UNARY = [
+    "Version",
+    "RunPodSandbox",
+    "StopPodSandbox",
+    "RemovePodSandbox",
+    "PodSandboxStatus",
+    "ListPodSandbox",
+    "CreateContainer",
+    "StartContainer",
+    "StopContainer",
+    "RemoveContainer",
+    "ListContainers",
+    "ContainerStatus",
+    "UpdateContainerResources",
+    "ReopenContainerLog",
+    "ExecSync",
+    "Exec",
+    "Attach",
+    "PortForward",
+    "ContainerStats",
+    "ListContainerStats",
+    "PodSandboxStats",
+    "ListPodSandboxStats",
+    "UpdateRuntimeConfig",
+    "Status",
+    "CheckpointContainer",
+    "ListMetricDescriptors",
+    "ListPodSandboxMetrics",
+    "RuntimeConfig",
+    "UpdatePodSandboxResources",
+]
+STREAMS = [
+    "StreamPodSandboxes",
+    "StreamContainers",
+    "StreamContainerStats",
+    "StreamPodSandboxStats",
+    "StreamPodSandboxMetrics",
+    "GetContainerEvents",
+]
+TASK = [
+    "State",
+    "Create",
+    "Start",
+    "Delete",
+    "Pids",
+    "Pause",
+    "Resume",
+    "Checkpoint",
+    "Kill",
+    "Exec",
+    "ResizePty",
+    "CloseIO",
+    "Update",
+    "Wait",
+    "Stats",
+    "Connect",
+    "Shutdown",
+]
 
 
 @pytest.mark.parametrize(("message", "wire"), WIRE, ids=lambda value: type(value).__name__)
@@ -113,7 +158,7 @@ def test_every_signal_has_its_number() -> None:
     assert cri.Signal.values() == list(range(66))
 
 
-def test_secrets_are_not_shown() -> None:
+def test_secrets_are_marked_as_such() -> None:
     shown = str(
         cri.AuthConfig(username="u", password="hush", auth="hush", identity_token="hush", registry_token="hush")
     )
@@ -123,7 +168,7 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_messages_are_imported_without_grpc() -> None:
-    names = "runtime_v1 task containerd_types containerd_task ttrpc node cgroups_v1 cgroups_v2".split()
+    names = ["runtime_v1", "task", "containerd_types", "containerd_task", "ttrpc", "node", "cgroups_v1", "cgroups_v2"]
     code = "import sys\n" + "".join(f"import holdfast.proto.{name}_pb2\n" for name in names)
     code += "sys.exit('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

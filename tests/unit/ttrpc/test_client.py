@@ -21,18 +21,22 @@ def ask(name: str = "x") -> task_pb2.StateRequest:
 
 @asynccontextmanager
 async def serving(path: Path, handle: Handle) -> AsyncIterator[Client]:
+    over = asyncio.Event()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         decoder = Decoder()
         while data := await reader.read(65536):
             for frame in decoder.feed(data):
                 await handle(frame, writer)
         writer.close()
+        await writer.wait_closed()
+        over.set()
 
     async with await asyncio.start_unix_server(serve, path):
         client = await Client.connect(path)
         yield client
         client.close()
-        await asyncio.sleep(0)
+        await over.wait()
 
 
 async def echo(frame: Frame, writer: asyncio.StreamWriter) -> None:
@@ -116,8 +120,9 @@ async def test_a_path_longer_than_a_socket_address(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     here = os.open(deep, os.O_PATH)
     try:
-        async with await asyncio.start_unix_server(lambda reader, writer: writer.close(), f"/proc/self/fd/{here}/s"):
+        async with serving(Path(f"/proc/self/fd/{here}/s"), echo):
             client = await Client.connect(deep / "s")
+            assert (await client.call("s", "m", ask("far"), task_pb2.StateResponse)).id == "far"
             client.close()
     finally:
         os.close(here)

@@ -45,7 +45,7 @@ pieces = st.lists(
     st.one_of(
         st.binary(max_size=60),
         st.sampled_from([b"\n", b"\n\n", b"a" * (LINE_LIMIT - 1), b"b" * LINE_LIMIT, b"c" * (LINE_LIMIT + 1)]),
-        st.integers(0, 70_000).map(lambda size: b"d" * size),
+        st.integers(0, 70_000).map(b"d".__mul__),
     ),
     max_size=12,
 )

@@ -89,7 +89,9 @@ def test_nothing_is_inherited_but_what_was_given(tmp_path: Path) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     for fd in (other, *fds.values()):
         os.close(fd)
-    assert (tmp_path / "out").read_text().split() == ["0", "1", "2", "3"]  # 3 is the directory that ls reads
+    inherited = set((tmp_path / "out").read_text().split())
+    assert {"0", "1", "2"} <= inherited
+    assert not {str(other), *map(str, fds.values())} & inherited
 
 
 def test_a_child_has_default_signals_and_its_own_session(tmp_path: Path) -> None:
@@ -101,7 +103,8 @@ def test_a_child_has_default_signals_and_its_own_session(tmp_path: Path) -> None
     for fd in (out, null):
         os.close(fd)
     ignored, blocked, session, leader = sorted((tmp_path / "out").read_text().split(), key=len, reverse=True)
-    assert int(ignored, 16) == int(blocked, 16) == 0
+    standard = (1 << 31) - 1  # those above are the C library's own
+    assert int(ignored, 16) & standard == int(blocked, 16) & standard == 0
     assert session == leader == str(pid)
 
 

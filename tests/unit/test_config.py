@@ -1,0 +1,77 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from holdfast.config import FIELDS, Config, changed_unreloadable, from_command_line, load, render
+from holdfast.model.errors import InvalidArgument
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
+    path = written(tmp_path, 'root = "/a"\nstate = "/b"\nlog_level = "debug"\n')
+    config = load(path, {"root": "/c", "log_level": None})
+    assert (config.root, config.state, config.socket) == (Path("/c"), Path("/b"), Path("/b/holdfast.sock"))
+    assert (config.log_level, config.log_format) == ("debug", "text")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('rooot = "/a"', "rooot: there is no such setting; did you mean root?"),
+        ('root = "relative"', "root: 'relative' is not an absolute path"),
+        ('log_level = "loud"', "log_level: 'loud' is not one of"),
+        ('exec_output_limit = "many"', "exec_output_limit: 'many' is not a size"),
+        ("exec_output_limit = -1", "exec_output_limit"),
+        ('cgroup_root = "/a/../b"', "cgroup_root"),
+        ('insecure_registries = "host"', "insecure_registries"),
+        ("[runtimes.crun]\nbinaries = 1", "runtimes.crun.binaries: there is no such setting"),
+        ("[runtimes.crun]", "runtimes.crun.binary"),
+        ("= 3", "cannot read configuration"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(InvalidArgument) as failure:
+        load(written(tmp_path, text))
+    assert problem in str(failure.value)
+
+
+@pytest.mark.parametrize(("text", "size"), [("8MiB", 8 << 20), ("64K", 64 << 10), ("1GB", 1 << 30), ("12", 12)])
+def test_sizes(tmp_path: Path, text: str, size: int) -> None:
+    assert load(written(tmp_path, f'exec_output_limit = "{text}"')).exec_output_limit == size
+
+
+def test_what_is_shown_gives_the_same_configuration(tmp_path: Path) -> None:
+    config = load(
+        written(
+            tmp_path,
+            'state = "/s"\ninsecure_registries = ["a:5000"]\ndefault_runtime = "x"\n[runtimes.x]\nbinary = "/bin/x"\n',
+        )
+    )
+    assert load(written(tmp_path, render(config))) == config
+    assert config.runtime_binaries() == {"x": "/bin/x"}
+
+
+def test_the_example_is_the_table() -> None:
+    example = Path(__file__).parents[2] / "dist" / "config.toml"
+    assert set(tomllib.loads(example.read_text())) == set(FIELDS) - {"runtimes"}
+    assert load(example) == Config()
+    assert example.read_text().endswith(render(Config()))
+
+
+def test_flags(tmp_path: Path) -> None:
+    path = written(tmp_path, 'log_level = "error"\n')
+    read = from_command_line(["--root", "/r", "--config", str(path)])
+    assert (read().root, read().log_level) == (Path("/r"), "error")
+    path.write_text('log_level = "info"\n')
+    assert read().log_level == "info"
+
+
+def test_what_a_reload_cannot_change() -> None:
+    old, new = Config(), load(None, {"root": "/other", "log_level": "debug"})
+    assert changed_unreloadable(old, new) == ["root"]
