@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 import grpc
 
+from holdfast.cli.errors import CommandError
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
@@ -16,14 +17,6 @@ HINTS = {
     grpc.StatusCode.UNAVAILABLE: "is holdfastd running?",
     grpc.StatusCode.PERMISSION_DENIED: "the socket belongs to root",
 }
-
-
-class CommandError(Exception):
-    """An error for the user, on one line; `status` is what the process ends with."""
-
-    def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Client:

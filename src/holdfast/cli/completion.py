@@ -2,7 +2,8 @@
 
 import click
 
-from holdfast.cli.client import Client, CommandError
+from holdfast.cli.client import Client
+from holdfast.cli.errors import CommandError
 
 
 def _daemon(ctx: click.Context) -> Client:

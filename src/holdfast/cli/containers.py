@@ -4,8 +4,9 @@ import sys
 
 import click
 
-from holdfast.cli.client import CommandError, client, each
+from holdfast.cli.client import client, each
 from holdfast.cli.completion import container_names
+from holdfast.cli.errors import CommandError
 from holdfast.cli.output import ago, as_dict, output_option, short, show, table
 from holdfast.proto import runtime_v1_pb2 as pb
 

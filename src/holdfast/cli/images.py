@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from holdfast.cli.client import Client, CommandError, client, each
+from holdfast.cli.client import Client, client, each
 from holdfast.cli.completion import image_names
+from holdfast.cli.errors import CommandError
 from holdfast.cli.output import as_dict, output_option, short, show, size, table
 from holdfast.proto import node_pb2
 from holdfast.proto import runtime_v1_pb2 as pb

@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from holdfast.cli.client import Client, CommandError, client
+from holdfast.cli.client import Client, client
 from holdfast.cli.completion import container_names
+from holdfast.cli.errors import CommandError
 from holdfast.cli.output import as_dict, output_option, show
 from holdfast.proto import runtime_v1_pb2 as pb
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from holdfast.cli.client import Client, CommandError, client
+from holdfast.cli.client import Client, client
 from holdfast.cli.completion import container_names
+from holdfast.cli.errors import CommandError
 from holdfast.proto import runtime_v1_pb2 as pb
 
 POLL_SECONDS = 0.1

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import click
 
+from holdfast.cli.errors import CommandError
+
 VERBS: Final = {
     "run": ("run", "Run a container in a pod of its own."),
     "pods": ("pods", "List pods."),
@@ -67,8 +69,6 @@ def root(ctx: click.Context, socket: str, timeout: float, debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; an error is one line on stderr."""
-    from holdfast.cli.client import CommandError
-
     try:
         status: Any = root.main(standalone_mode=False)
     except click.ClickException as exc:

@@ -34,7 +34,10 @@ def show(value: Any, form: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as other container tools have them: no frame, headings in capitals, never cut when piped."""
+    """Columns as other container tools have them: no frame, headings in capitals, nothing cut."""
+    if not sys.stdout.isatty():
+        _plain_table([columns, *rows])  # a script does not see what rich can do, and need not wait for its import
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -44,8 +47,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         drawn.add_column(column, no_wrap=True)
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 10_000
-    Console(width=width, highlight=False, soft_wrap=True).print(drawn)
+    Console(highlight=False, soft_wrap=True).print(drawn)
+
+
+def _plain_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def ago(moment: int) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from holdfast.cli.client import Client, CommandError, client
+from holdfast.cli.client import Client, client
 from holdfast.cli.completion import image_names
+from holdfast.cli.errors import CommandError
 from holdfast.cli.logs import follow_log, status_of
 from holdfast.config import size_value
 from holdfast.proto import runtime_v1_pb2 as pb

@@ -5,12 +5,11 @@ RuntimeDefault applies none yet; a Localhost profile is refused. The security an
 and each concern is a function of its own for that.
 """
 
-import posixpath
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from holdfast.lifecycle.users import ResolvedUser
-from holdfast.lifecycle.validate import CAPABILITIES, capability_name
+from holdfast.lifecycle.validate import CAPABILITIES, capability_name, in_container, sysctl_namespace
 from holdfast.model.errors import InvalidArgument, Unimplemented
 from holdfast.model.image import Image
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -64,6 +63,8 @@ class SpecRequest:
 def build(request: SpecRequest) -> Spec:
     """The content of config.json. Raises InvalidArgument or Unimplemented that names the field."""
     context = request.container.linux.security_context
+    _refuse_profiles(context)
+    _check_image(request.image)
     spec: Spec = {
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
@@ -79,22 +80,34 @@ def build(request: SpecRequest) -> Spec:
 
 def _process(request: SpecRequest) -> Spec:
     config, context, user = request.container, request.container.linux.security_context, request.user
-    if context.seccomp.profile_type == pb.SecurityProfile.Localhost:
-        raise Unimplemented("config.linux.security_context.seccomp: Localhost profiles cannot be used yet")
-    if context.apparmor.profile_type == pb.SecurityProfile.Localhost:
-        raise Unimplemented("config.linux.security_context.apparmor: Localhost profiles cannot be used yet")
     process: Spec = {
         "args": arguments(config, request.image),
         "env": environment(request),
-        "cwd": config.working_dir or request.image.workdir or "/",
+        "cwd": in_container(config.working_dir or request.image.workdir),
         "terminal": config.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
         "noNewPrivileges": context.no_new_privs,
-        "capabilities": capabilities(context, user.uid, request.facts),
+        "capabilities": capabilities(context, request.facts),
     }
     wanted = config.linux.resources.oom_score_adj
     process["oomScoreAdj"] = max(wanted, request.facts.oom_score_adj_min)
     return process
+
+
+def _refuse_profiles(context: pb.LinuxContainerSecurityContext) -> None:
+    """Never run without a confinement that was asked for. A privileged container has none, whatever it asks for."""
+    for name, old in (("seccomp", "seccomp_profile_path"), ("apparmor", "apparmor_profile")):
+        local = getattr(context, name).profile_type == pb.SecurityProfile.Localhost
+        if not context.HasField(name):
+            local = getattr(context, old).startswith("localhost/")
+        if local and not context.privileged:
+            raise Unimplemented(f"config.linux.security_context.{name}: Localhost profiles cannot be used yet")
+
+
+def _check_image(image: Image) -> None:
+    """An image's config is anybody's: no NUL, which would cut a string short in the runtime's C."""
+    if any("\0" in text for text in (*image.entrypoint, *image.cmd, *image.env, image.workdir)):
+        raise InvalidArgument(f"config.image.image: the config of image {image.id} has a NUL in it")
 
 
 def arguments(config: pb.ContainerConfig, image: Image) -> list[str]:
@@ -122,18 +135,20 @@ def environment(request: SpecRequest) -> list[str]:
     return [f"{name}={value}" for name, value in env.items() if name]
 
 
-def capabilities(context: pb.LinuxContainerSecurityContext, uid: int, facts: HostFacts) -> Spec:
+def capabilities(context: pb.LinuxContainerSecurityContext, facts: HostFacts) -> Spec:
     """The capability sets of capabilities(7). Dropping wins over adding, but for names added beside a dropped ALL."""
     add = {capability_name(name) for name in context.capabilities.add_capabilities}
     drop = {capability_name(name) for name in context.capabilities.drop_capabilities}
     ambient = {capability_name(name) for name in context.capabilities.add_ambient_capabilities}
     everything = set(CAPABILITIES) & facts.capabilities
+    if "ALL" in ambient:
+        ambient |= everything
+    kept = everything if "ALL" in add else set(DEFAULT_CAPABILITIES)
+    if "ALL" in drop:
+        kept = set()
+    kept = ((kept | add | ambient) - drop) & everything
     if context.privileged:
         kept = everything
-    else:
-        base = set() if "ALL" in drop else set(DEFAULT_CAPABILITIES)
-        base |= everything if "ALL" in add else set()
-        kept = ((base - drop) | ((add | ambient) - {"ALL"} - (drop - {"ALL"}))) & everything
     names = [f"CAP_{name}" for name in CAPABILITIES if name in kept]
     raised = [f"CAP_{name}" for name in CAPABILITIES if name in kept & ambient]
     sets: Spec = {"bounding": names, "effective": names, "permitted": names, "inheritable": raised}
@@ -145,12 +160,15 @@ def capabilities(context: pb.LinuxContainerSecurityContext, uid: int, facts: Hos
 def _mounts(request: SpecRequest) -> list[Spec]:
     """Defaults first, replaced by what is asked for at the same place; parents come before what is below them."""
     privileged = request.container.linux.security_context.privileged
+    wanted = [_bind(mount, f"config.mounts[{number}]") for number, mount in enumerate(request.container.mounts)]
     found = {mount["destination"]: mount for mount in _default_mounts(request, privileged)}
-    for number, mount in enumerate(request.container.mounts):
-        described = _bind(mount, f"config.mounts[{number}]")
-        found.pop(described["destination"], None)
-        found[described["destination"]] = described
-    return sorted(found.values(), key=lambda mount: mount["destination"].rstrip("/").count("/"))
+    if any(mount["destination"] == "/dev" for mount in wanted):
+        # What is mounted there is a /dev as somebody wants it: nothing of ours goes into it.
+        found = {place: mount for place, mount in found.items() if not place.startswith("/dev/")}
+    for mount in wanted:
+        found.pop(mount["destination"], None)
+        found[mount["destination"]] = mount
+    return sorted(found.values(), key=lambda mount: mount["destination"].count("/"))
 
 
 def _default_mounts(request: SpecRequest, privileged: bool) -> list[Spec]:
@@ -186,7 +204,7 @@ def _bind(mount: pb.Mount, where: str) -> Spec:
     if mount.recursive_read_only:
         raise InvalidArgument(f"{where}.recursive_read_only: the OCI runtime here cannot do it")
     options = ["rbind", _PROPAGATION[mount.propagation], "ro" if mount.readonly else "rw"]
-    return _mount(posixpath.normpath(mount.container_path), "bind", mount.host_path, options)
+    return _mount(in_container(mount.container_path), "bind", mount.host_path, options)
 
 
 def _mount(destination: str, kind: str, source: str, options: list[str]) -> Spec:
@@ -226,7 +244,7 @@ def _linux(request: SpecRequest) -> Spec:
     elif pb.PROPAGATION_HOST_TO_CONTAINER in shared:
         linux["rootfsPropagation"] = "rslave"
     sysctls = {key.replace("/", "."): value for key, value in request.pod.linux.sysctls.items()}
-    usable = {key: value for key, value in sysctls.items() if _in_namespace(key, request.namespaces)}
+    usable = {key: value for key, value in sysctls.items() if sysctl_namespace(key) in request.namespaces}
     if refused := sorted(sysctls.keys() - usable.keys()):
         raise InvalidArgument(f"config.linux.sysctls: {refused[0]!r} would change the host, not the pod")
     if usable:
@@ -235,7 +253,7 @@ def _linux(request: SpecRequest) -> Spec:
 
 
 def namespaces(request: SpecRequest) -> list[Spec]:
-    """Of its own: mount, and pid where it is not shared. The pod's by path. The host's are not in the list."""
+    """Of its own: mount, pid where it is not shared, cgroup on v2. The pod's by path. The host's are not listed."""
     options = request.container.linux.security_context.namespace_options
     found: list[Spec] = [{"type": "mount"}]
     for kind, name in (("net", "network"), ("ipc", "ipc"), ("uts", "uts")):
@@ -247,18 +265,11 @@ def namespaces(request: SpecRequest) -> list[Spec]:
         found.append({"type": "pid", "path": request.namespaces["pid"]})
     elif options.pid == pb.TARGET:
         if "target_pid" not in request.namespaces:
-            raise InvalidArgument("config.linux.security_context.namespace_options.target_id: it does not run")
+            raise Unimplemented("config.linux.security_context.namespace_options.pid: TARGET cannot be used yet")
         found.append({"type": "pid", "path": request.namespaces["target_pid"]})
+    if request.facts.cgroup_mode == "v2" and not request.container.linux.security_context.privileged:
+        found.append({"type": "cgroup"})
     return found
-
-
-def _in_namespace(sysctl: str, namespaces: dict[str, str]) -> bool:
-    """Whether a sysctl belongs to a namespace that the pod has of its own."""
-    if sysctl.startswith("net."):
-        return "net" in namespaces
-    if sysctl.startswith(("fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")):
-        return "ipc" in namespaces
-    return sysctl in ("kernel.domainname", "kernel.hostname") and "uts" in namespaces
 
 
 def resources_to_oci(resources: pb.LinuxContainerResources) -> Spec:

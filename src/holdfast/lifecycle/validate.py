@@ -47,9 +47,7 @@ def validate_pod(config: pb.PodSandboxConfig) -> None:
     parent = config.linux.cgroup_parent
     if parent and (not parent.startswith("/") or ".." in parent.split("/") or posixpath.normpath(parent) == "/"):
         raise InvalidArgument(f"config.linux.cgroup_parent: {parent!r} is not a path below the cgroup root")
-    for key in config.linux.sysctls:
-        if not _SYSCTL.fullmatch(key):
-            raise InvalidArgument(f"config.linux.sysctls: {key!r} is not a sysctl")
+    _sysctls(config)
     validate_resources(config.linux.resources, "config.linux.resources")
     validate_resources(config.linux.overhead, "config.linux.overhead")
     context = config.linux.security_context
@@ -128,8 +126,28 @@ def in_container(path: str) -> str:
     return posixpath.normpath("/" + path.lstrip("/"))
 
 
+def sysctl_namespace(key: str) -> str:
+    """Which kind of namespace a sysctl belongs to: "net", "ipc" or "uts"; "" for one of the whole host."""
+    key = key.replace("/", ".")
+    if key.startswith("net."):
+        return "net"
+    if key.startswith(("fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")):
+        return "ipc"
+    return "uts" if key in ("kernel.domainname", "kernel.hostname") else ""
+
+
 def capability_name(text: str) -> str:
     return text.upper().removeprefix("CAP_")
+
+
+def _sysctls(config: pb.PodSandboxConfig) -> None:
+    options = config.linux.security_context.namespace_options
+    own = {"net": options.network != pb.NODE, "uts": options.network != pb.NODE, "ipc": options.ipc != pb.NODE}
+    for key in config.linux.sysctls:
+        if not _SYSCTL.fullmatch(key):
+            raise InvalidArgument(f"config.linux.sysctls: {key!r} is not a sysctl")
+        if not own.get(sysctl_namespace(key)):
+            raise InvalidArgument(f"config.linux.sysctls: {key!r} would change the host, not the pod")
 
 
 def _mount(mount: pb.Mount, field: str) -> None:

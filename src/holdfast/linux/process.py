@@ -1,5 +1,6 @@
 """Processes: identities that survive pid reuse, pidfds, reaping, and what a process says of itself."""
 
+import ctypes
 import errno
 import fcntl
 import functools
@@ -27,6 +28,8 @@ LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 PIDFD_GET_INFO: Final = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes), linux/pidfd.h
 PIDFD_INFO_EXIT: Final = 1 << 3
 _PIDFD_INFO: Final = "=QQ11Ii"  # mask, cgroup id, pid, tgid, ppid, eight user and group ids, exit code
+
+_python_api: Final = ctypes.PyDLL(None, use_errno=True)  # calls through it keep the interpreter's lock
 
 
 @functools.cache
@@ -133,6 +136,15 @@ def open_pinned(pid: int, started: int | None) -> Pinned | None:
         os.close(fd)
         return None
     return Pinned(pid, fd)
+
+
+def fork() -> int:
+    """fork(2) and nothing else, for a process that has one thread and never had another.
+
+    os.fork also runs what modules have registered to make up for threads that are not there in the child. Here none
+    are; and running that code, in the child, costs half a megabyte of pages copied because reference counts change.
+    """
+    return check(_python_api.fork(), "fork")
 
 
 def set_child_subreaper() -> None:

@@ -67,7 +67,7 @@ class Store:
         self._reserve = reserve
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="store-writer")
+        self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -211,7 +211,7 @@ def _check_after_unclean_stop(connection: apsw.Connection, path: Path) -> None:
         return
     problems = [text for (text,) in connection.execute("PRAGMA quick_check(5)") if text != "ok"]
     if problems:
-        raise Damaged(_damage(path, problems[0]))
+        raise Damaged(_damage(path, problems[0].splitlines()[-1]))
 
 
 def _migrate(connection: apsw.Connection, path: Path) -> None:

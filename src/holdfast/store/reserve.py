@@ -38,6 +38,8 @@ class Reserve:
 
     def fill(self, connection: apsw.Connection) -> None:
         """Top it up to its size. Without room for that the store works on with what there is."""
+        # The log is written over from its start after each checkpoint, so it stays within what was pre-grown.
+        connection.wal_autocheckpoint(max(self._size // 2 // int(connection.pragma("page_size")), 1))
         try:
             self._fill_pages(connection)
             if _size(self._ballast) < self._size:

@@ -229,7 +229,7 @@ class Keeper:
                 args = request.get("args", {})
                 start = context.Start(main, f"hf-{kind}", worker_id, args, fds, listener, ready_write, theirs,
                                       self.worker_files)  # fmt: skip
-                if (pid := os.fork()) == 0:
+                if (pid := process.fork()) == 0:
                     context.run(start)
             finally:
                 os.close(ready_write)

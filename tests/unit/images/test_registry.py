@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.images import Made, image, tar
-from kit.registry import Liar, honest, reply
+from kit.registries import Liar, honest, reply
 
 from holdfast.images import manifest, registry
 from holdfast.images.content import Content

@@ -283,5 +283,5 @@ def test_what_was_acknowledged_survives_sigkill(path: Path) -> None:
         assert acknowledged <= reopened(path)
         path.unlink()
         for name in ("wal", "ballast"):
-            path.with_name(f"{path.name}-{name}").unlink()
+            path.with_name(f"{path.name}-{name}").unlink(missing_ok=True)
         acknowledged.clear()
