@@ -152,7 +152,7 @@ def make_containers(demo: Demo, pod: pb.PodSandboxConfig) -> tuple[str, dict[str
         for name in ("B", "C"):
             stub.StartContainer(pb.StartContainerRequest(container_id=ids[name]), timeout=30)
     until(lambda: statuses(demo, ids)["C"]["state"] == "EXITED", "C to exit")
-    until(lambda: (data / "heartbeat").exists(), "B's first heartbeat")
+    until(lambda: (data / "heartbeat").exists() and len(counts(demo.base / "logs" / "B.log")) >= 10, "B to count to 10")
     return pod_id, ids
 
 

@@ -56,7 +56,7 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         if handler is None:
             return None
         name = handler_call_details.method.rsplit("/", 1)[-1]
-        codecs = (handler.request_deserializer, handler.response_serializer)
+        codecs = (handler.request_deserializer, _serializer(handler.response_serializer))
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(self._streaming(name, handler.stream_stream), *codecs)
         if handler.unary_stream is not None:
@@ -95,6 +95,11 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
     def _check_gate(self, name: str) -> None:
         if not self.gate.is_set() and name not in ALWAYS_SERVED:
             raise errors.Unavailable(f"cannot serve {name} yet: the daemon is starting")
+
+
+def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A handler may answer with a message, or with one that is serialized already."""
+    return lambda reply: reply if isinstance(reply, bytes) else serialize(reply)
 
 
 async def _abort(name: str, request: Any, context: Any, error: Exception, began: float) -> NoReturn:

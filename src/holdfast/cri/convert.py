@@ -119,6 +119,24 @@ def container_info(container: Container, spec: dict[str, object] | None) -> dict
     return {"info": json.dumps(info)}
 
 
+def pod_entry(pod: Pod) -> bytes:
+    """One element of ListPodSandboxResponse on the wire, made once for a status."""
+    if pod.shown is None or pod.shown[0] is not pod.status:
+        pod.shown = (pod.status, pb.ListPodSandboxResponse(items=[pod_item(pod)]).SerializeToString())
+    return pod.shown[1]
+
+
+def container_entry(container: Container) -> bytes:
+    """One element of ListContainersResponse on the wire, made once for a status.
+
+    A repeated field is the concatenation of its elements, so that a list is a join of these.
+    """
+    if container.shown is None or container.shown[0] is not container.status:
+        reply = pb.ListContainersResponse(containers=[container_item(container)])
+        container.shown = (container.status, reply.SerializeToString())
+    return container.shown[1]
+
+
 def image_item(image: Image) -> pb.Image:
     uid, name = image_user(image.user)
     return pb.Image(

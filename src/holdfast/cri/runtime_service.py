@@ -94,9 +94,10 @@ class RuntimeService(RuntimeServiceServicer):
             timestamp=self._world.clock.now(),
         )
 
-    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Any) -> pb.ListPodSandboxResponse:
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Any) -> bytes:
+        """A ListPodSandboxResponse, already serialized."""
         found = [pod for pod in self._world.pods.values() if filters.pod_matches(pod, request.filter)]
-        return pb.ListPodSandboxResponse(items=[convert.pod_item(pod) for pod in found])
+        return b"".join(map(convert.pod_entry, found))
 
     async def CreateContainer(self, request: pb.CreateContainerRequest, context: Any) -> pb.CreateContainerResponse:
         pod_id = _needed(request.pod_sandbox_id, "pod_sandbox_id")
@@ -117,9 +118,10 @@ class RuntimeService(RuntimeServiceServicer):
         await self._containers.remove(_needed(request.container_id, "container_id"))
         return pb.RemoveContainerResponse()
 
-    async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> pb.ListContainersResponse:
+    async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> bytes:
+        """A ListContainersResponse, already serialized."""
         found = [one for one in self._world.containers.values() if filters.container_matches(one, request.filter)]
-        return pb.ListContainersResponse(containers=[convert.container_item(container) for container in found])
+        return b"".join(map(convert.container_entry, found))
 
     async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Any) -> pb.ContainerStatusResponse:
         container = self._world.container(_needed(request.container_id, "container_id"))

@@ -38,6 +38,7 @@ class HostFacts:
     oom_score_adj_min: int = -1000  # without CAP_SYS_RESOURCE it cannot be lowered below our own
     capabilities: frozenset[str] = frozenset(CAPABILITIES)  # what we could give away
     devices: tuple[tuple[str, str, int, int], ...] = ()  # (path, "c" or "b", major, minor) of the host's /dev
+    hugetlb: bool = True  # whether the OCI runtime finds a hugetlb controller
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +231,9 @@ def _linux(request: SpecRequest) -> Spec:
     linux: Spec = {
         "cgroupsPath": request.cgroups_path,
         "namespaces": namespaces(request),
-        "resources": {**resources_to_oci(config.linux.resources), "devices": _device_rules(request)},
+        "resources": {**resources_to_oci(config.linux.resources, request.facts), "devices": _device_rules(request)},
         "devices": _devices(request),
     }
-    if request.facts.cgroup_mode != "v2":
-        linux["resources"].pop("unified", None)
     if not context.privileged:
         linux["maskedPaths"] = list(context.masked_paths)
         linux["readonlyPaths"] = list(context.readonly_paths)
@@ -272,8 +271,11 @@ def namespaces(request: SpecRequest) -> list[Spec]:
     return found
 
 
-def resources_to_oci(resources: pb.LinuxContainerResources) -> Spec:
-    """Limits, as far as they were given; 0 is "not given" in the CRI."""
+def resources_to_oci(resources: pb.LinuxContainerResources, facts: HostFacts = HostFacts()) -> Spec:
+    """Limits, as far as they were given and this host can set them; 0 is "not given" in the CRI.
+
+    A kubelet sends a limit for every size of huge page, whether or not this host has the controller.
+    """
     cpu = {
         "shares": resources.cpu_shares,
         "quota": resources.cpu_quota,
@@ -287,9 +289,9 @@ def resources_to_oci(resources: pb.LinuxContainerResources) -> Spec:
         found["cpu"] = cpu
     if memory := {key: value for key, value in memory.items() if value}:
         found["memory"] = memory
-    if resources.hugepage_limits:
+    if resources.hugepage_limits and facts.hugetlb:
         found["hugepageLimits"] = [{"pageSize": one.page_size, "limit": one.limit} for one in resources.hugepage_limits]
-    if resources.unified:
+    if resources.unified and facts.cgroup_mode == "v2":
         found["unified"] = dict(resources.unified)
     return found
 

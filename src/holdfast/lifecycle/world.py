@@ -41,6 +41,7 @@ class Pod:
     intents: dict[str, Intent] = field(default_factory=dict)
     containers: dict[str, "Container"] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    shown: tuple[PodStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
 
     @property
     def state(self) -> PodState:
@@ -64,6 +65,7 @@ class Container:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)
+    shown: tuple[ContainerStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
 
     @property
     def state(self) -> ContainerState:

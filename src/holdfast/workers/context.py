@@ -2,12 +2,10 @@
 
 import json
 import os
-import resource
-import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,62 +25,51 @@ class Context:
     drop: Callable[[str], None]  # let go of what is held under a key
 
 
-@dataclass(slots=True)
-class Start:
-    """All that a forked worker needs and nothing else of the keeper's: `name` for ps, `files` the soft limit."""
-
-    main: Callable[[Context], None]
-    name: str
-    id: str
-    args: dict[str, Any]
-    fds: list[int]
-    listener: socket.socket | None
-    ready: int
-    control: socket.socket
-    files: int
+Main = Callable[[Context], None]
 
 
-def over(start: Start) -> Context:
-    """A context whose keeper is at the other end of `control`. It never waits: a keeper may be gone, or stopped."""
-    start.control.setblocking(False)
+def over(message: dict[str, Any], fds: list[int]) -> Context:
+    """A context whose keeper is at the other end of a line that never waits: the keeper may be gone, or stopped."""
+    ready_fd, control_fd, *given = fds
+    listener = None
+    if message["listens"]:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, given.pop(0))
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control_fd)
+    control.setblocking(False)
 
     def tell(message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         try:
-            sockets.send(start.control, json.dumps(message).encode(), descriptors)
+            sockets.send(control, json.dumps(message).encode(), descriptors)
         except OSError:
             return  # the descriptors live on in this worker
 
     def ready() -> None:
-        os.write(start.ready, b"1")
-        os.close(start.ready)
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
 
     return Context(
-        id=start.id,
-        args=start.args,
-        fds=start.fds,
-        listener=start.listener,
+        id=message["id"],
+        args=message["args"],
+        fds=given,
+        listener=listener,
         ready=ready,
         hold=lambda key, descriptors: tell({"op": "hold", "key": key}, descriptors),
         drop=lambda key: tell({"op": "drop", "key": key}),
     )
 
 
-def run(start: Start) -> NoReturn:
-    """In the child: keep only what is the worker's own, run it, and leave without unwinding the keeper's frames."""
+def run(line: socket.socket, data: bytes, fds: list[int], mains: Mapping[str, Main]) -> NoReturn:
+    """In the child: run the worker, and leave without unwinding the frames of whoever it was forked from."""
     status = 1
     try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        os.close(line.detach())
         os.setpgid(0, 0)  # what is sent to the keeper's group is not for its workers
-        listener = [start.listener.fileno()] if start.listener is not None else []
-        process.close_fds_except([0, 1, 2, *start.fds, start.ready, start.control.fileno(), *listener])
-        resource.setrlimit(resource.RLIMIT_NOFILE, (start.files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-        process.set_name(start.name)
-        start.main(over(start))
+        message = json.loads(data)
+        process.set_name(f"hf-{message['kind']}")
+        mains[message["kind"]](over(message, fds))
         status = 0
     except BaseException as exc:
-        _tell_failure(start.ready, exc)
+        _tell_failure(fds[0], exc)
         report()
     finally:
         os._exit(status)

@@ -25,7 +25,6 @@ import resource
 import selectors
 import signal
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +32,7 @@ from typing import Any, Final
 from holdfast import __version__
 from holdfast.linux import cgroup, files, process, sockets
 from holdfast.workers import context, exits
+from holdfast.workers.template import Template
 
 PROTOCOL: Final = 1
 MESSAGE_BYTES: Final = 128 * 1024
@@ -75,7 +75,7 @@ class Keeper:
     state: Path
     identity: tuple[int, int]
     listener: socket.socket
-    worker_files: int  # soft limit on descriptors that workers, and so containers, are given
+    template: Template
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     workers: dict[int, Worker] = field(default_factory=dict)
     held: dict[str, list[int]] = field(default_factory=dict)
@@ -214,7 +214,8 @@ class Keeper:
 
     def _fork(self, client: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         kind, worker_id = str(request["kind"]), str(request["id"])
-        main = _entry(kind)
+        if kind not in WORKERS:
+            raise ValueError(f"unknown kind of worker {kind!r}")
         self._reap_all()  # so that one which has just ended is not in the way
         for one in self.workers.values():
             if (one.kind, one.id) == (kind, worker_id):
@@ -225,12 +226,10 @@ class Keeper:
             undo.callback(os.close, ready_read)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.enter_context(ours)
+            message = {"kind": kind, "id": worker_id, "args": request.get("args", {}), "listens": listener is not None}
+            given = [ready_write, theirs.fileno(), *([listener.fileno()] if listener is not None else []), *fds]
             try:
-                args = request.get("args", {})
-                start = context.Start(main, f"hf-{kind}", worker_id, args, fds, listener, ready_write, theirs,
-                                      self.worker_files)  # fmt: skip
-                if (pid := process.fork()) == 0:
-                    context.run(start)
+                pid = self.template.fork(message, given)
             finally:
                 os.close(ready_write)
                 theirs.close()
@@ -326,13 +325,6 @@ def identity_of(directory: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _entry(kind: str) -> Callable[[context.Context], None]:
-    if kind not in WORKERS:
-        raise ValueError(f"unknown kind of worker {kind!r}")
-    main: Callable[[context.Context], None] = importlib.import_module(WORKERS[kind]).main
-    return main
-
-
 def main() -> None:
     """Become the keeper of a state directory; the process that was started ends once the keeper answers.
 
@@ -356,8 +348,6 @@ def main() -> None:
         os._exit(0)
     except OSError as exc:
         raise SystemExit(f"cannot keep {state}: {exc}") from exc
-    gc.collect()
-    gc.freeze()
     os.write(tell, b"\0")
     os.close(tell)
     keeper.run()
@@ -369,19 +359,20 @@ def main() -> None:
 def _prepare(state: Path) -> tuple[Keeper, int]:
     """The keeper, listening, and the lock that makes it the only one. Raises BlockingIOError if it is not."""
     lock = files.lock(state / "keeper.lock")
-    for module in WORKERS.values():
-        importlib.import_module(module)
+    mains = {kind: importlib.import_module(module).main for kind, module in WORKERS.items()}
     process.set_child_subreaper()
     process.set_name("hf-keeper")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds a few descriptors of each container
-    keeper = Keeper(state, identity_of(state), sockets.listen(state / "keeper.sock", socket.SOCK_SEQPACKET), soft)
+    listener = sockets.listen(state / "keeper.sock", socket.SOCK_SEQPACKET)
     _redirect_output(state)
     cgroup.mode()  # what every worker would find out for itself, into memory that it would have to pay for
     process.boot_id()
-    return keeper, lock
+    gc.collect()
+    gc.freeze()
+    return Keeper(state, identity_of(state), listener, Template(mains, soft)), lock
 
 
 def _redirect_output(state: Path) -> None:

@@ -1,5 +1,6 @@
 """The other processes of a container: those that do not end with its init, and signals to all of them."""
 
+import os
 import signal
 from typing import Final
 
@@ -19,8 +20,15 @@ def is_first_in_namespace(pid: int) -> bool:
     return False
 
 
+def holds_us(path: str) -> bool:
+    """Whether we are in a cgroup, or below it: then it is not a container's own, whatever its init says."""
+    return f"{cgroup.of_process(os.getpid())}/".startswith(f"{path.rstrip('/')}/")
+
+
 def pids(path: str) -> set[int]:
-    """Whoever lives in a cgroup. None when it is gone."""
+    """Whoever lives in a container's cgroup. Nobody when it is gone, or not the container's own."""
+    if holds_us(path):
+        return set()
     return {pid for pid in cgroup.pids(path) if process.state(pid) not in ("Z", "X", "")}
 
 

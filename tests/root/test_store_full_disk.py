@@ -1,0 +1,175 @@
+"""A disk that is really full: small ext4 and xfs filesystems on loop devices, without a byte or an inode to be had."""
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+import pytest
+
+from holdfast.linux import files
+from holdfast.model.errors import ResourceExhausted
+from holdfast.model.spec import ContainerMetadata, PodMetadata, new_id
+from holdfast.model.state import ContainerStatus, PodStatus, ProcessRef
+from holdfast.store import pods
+from holdfast.store.db import Store
+
+MAKE = {
+    "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "64"],
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+}
+SIZE = {"ext4": 64 << 20, "xfs": 320 << 20}  # mkfs.xfs takes no less than 300 MB
+CONTAINERS = 20
+UPDATES = 500
+
+
+@pytest.fixture(params=sorted(MAKE))
+def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A mounted filesystem of its own."""
+    image, place = tmp_path / "disk", tmp_path / "mounted"
+    with image.open("wb") as file:
+        file.truncate(SIZE[request.param])
+    place.mkdir()
+    subprocess.run([*MAKE[request.param], str(image)], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place: Path) -> None:
+    """Take every block, and then every inode, that can be had."""
+    descriptor = os.open(place / "hog", os.O_WRONLY | os.O_CREAT)
+    size = 4 << 20
+    try:
+        while size >= 512:
+            try:
+                os.write(descriptor, b"h" * size)
+            except OSError as exc:
+                assert exc.errno == errno.ENOSPC
+                size //= 2
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    for number in range(100_000):
+        try:
+            os.close(os.open(place / f"inode-{number}", os.O_WRONLY | os.O_CREAT))
+        except OSError as exc:
+            assert exc.errno == errno.ENOSPC
+            break
+    else:
+        raise AssertionError("there were inodes without end")
+    os.sync()
+
+
+def assert_full(place: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        (place / "one-more").write_bytes(b"x" * 8192)
+    (place / "one-more").unlink(missing_ok=True)
+
+
+def make_rows(tx: apsw.Connection) -> list[str]:
+    pod = PodMetadata(new_id(), "pod", "ns", "uid", 0, "crun", b"c" * 500, "/pods", True, 1)
+    pods.insert_pod(tx, pod, PodStatus(ready=True))
+    made = [
+        ContainerMetadata(new_id(), pod.id, f"c{n}", 0, b"c" * 1000, "image", "sha256:1", "key", "/log", "", 2)
+        for n in range(CONTAINERS)
+    ]
+    for meta in made:
+        pods.insert_container(tx, meta, ContainerStatus())
+    return [meta.id for meta in made]
+
+
+async def update(store: Store, container_id: str, number: int) -> None:
+    """What recording a start or an exit writes."""
+    process = ProcessRef(number, number, "b" * 36)
+    change = lambda before: replace(before, exit_code=number, message="m" * (number % 200), process=process)  # noqa: E731
+    await store.write(lambda tx: pods.update_container(tx, container_id, change))
+
+
+async def test_status_can_be_written_when_nothing_else_can(small: Path) -> None:
+    path = small / "holdfast.db"
+    store = Store.open(path)
+    ids = await store.write(make_rows)
+    fill(small)
+    assert_full(small)
+    for number in range(UPDATES):
+        await update(store, ids[number % CONTAINERS], number)
+    assert (await store.reserve_state()).ballast_bytes > 0  # it was not even needed
+    assert_full(small)
+    await asyncio.to_thread(store.close)
+    # A clean stop has not given the reserve away: all of it again.
+    store = Store.open(path)
+    for number in range(UPDATES, 2 * UPDATES):
+        await update(store, ids[number % CONTAINERS], number)
+    assert_full(small)
+    found = await store.read(pods.load_containers)
+    assert sorted(status.exit_code for _, status in found) == list(range(2 * UPDATES - CONTAINERS, 2 * UPDATES))
+    await asyncio.to_thread(store.close)
+
+
+async def test_when_the_pages_are_used_up_the_ballast_goes_and_then_it_is_said(small: Path) -> None:
+    store = Store.open(small / "holdfast.db", 2 << 20)
+    fill(small)
+    kept = 0
+    with pytest.raises(ResourceExhausted, match=f"the filesystem of {small} is full"):
+        for number in range(100):
+            row = (f"big-{number}", "x" * 256 * 1024)
+            await store.write(lambda tx, row=row: tx.execute("INSERT INTO meta VALUES (?, ?)", row))
+            kept += 1
+    assert (await store.reserve_state()).ballast_bytes == 0
+    assert kept * 256 * 1024 >= 2 << 20
+    count = "SELECT count(*) FROM meta WHERE key LIKE 'big-%'"
+    assert await store.read(lambda tx: tx.execute(count).get) == kept
+    # With room again it takes writes again, without a restart.
+    (small / "hog").unlink()
+    await store.write(lambda tx: tx.execute("INSERT INTO meta VALUES ('after', ?)", ("x" * 256 * 1024,)))
+    await asyncio.to_thread(store.close)
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from holdfast.store import pods
+from holdfast.store.db import Store
+from dataclasses import replace
+
+async def main():
+    store = Store.open(Path(sys.argv[1]))
+    ids = [meta.id for meta, _ in await store.write(pods.load_containers)]
+    for number in range(1, 10**9):
+        change = lambda before: replace(before, exit_code=number, message=str(number))
+        await store.write(lambda tx: pods.update_container(tx, ids[number % len(ids)], change))
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_sigkill_on_a_full_disk_loses_nothing_that_was_acknowledged(small: Path) -> None:
+    path = small / "holdfast.db"
+    store = Store.open(path)
+    await store.write(make_rows)
+    await asyncio.to_thread(store.close)
+    fill(small)
+    last = 0
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout
+            for _ in range(UPDATES // 3):
+                last = int(writer.stdout.readline())
+            writer.send_signal(signal.SIGKILL)
+            last = max([last, *(int(line) for line in writer.stdout if line.endswith("\n"))])
+        store = Store.open(path)
+        found = await store.read(pods.load_containers)
+        # One update more than was told may have been under way.
+        assert max(status.exit_code for _, status in found) in (last, last + 1)
+        assert all(status.message == str(status.exit_code) for _, status in found if status.exit_code)
+        await asyncio.to_thread(store.close)
+    assert_full(small)
+    assert files.filesystem(small).free_bytes < 8192
