@@ -10,6 +10,7 @@ import pytest
 from kit.node import Node, node, until
 
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
 
 
 @pytest.fixture(scope="module", params=["crun", "runc"])
@@ -260,3 +261,30 @@ def test_filters(life: Node) -> None:
         assert [one.id for one in life.call("ListContainers", request).containers] == expected
     for pod_id in pods:
         life.remove_pod(pod_id)
+
+
+def test_a_client_that_goes_away_ends_nothing_early_but_its_exec(life: Node, pod: str) -> None:
+    container_id = life.run(pod, 'trap "" TERM; echo ready; while :; do sleep 0.05; done')
+    until(lambda: b"ready" in life.container_log(container_id))
+    stop = pb.StopContainerRequest(container_id=container_id, timeout=3)
+    with pytest.raises(grpc.RpcError):
+        life.call("StopContainer", stop, 0.5)
+    assert life.status(container_id).state == pb.CONTAINER_RUNNING
+    command = ["/bin/sleep", "543"]
+    with pytest.raises(grpc.RpcError):
+        life.call("ExecSync", pb.ExecSyncRequest(container_id=container_id, cmd=command), 0.5)
+    until(lambda: b"sleep 543" not in life.exec(container_id, ["/bin/ps", "-o", "args"]).stdout, "the exec to end")
+    status = life.exited(container_id)
+    assert status.exit_code == 137
+    assert status.finished_at - status.started_at >= 3_000_000_000
+
+
+def test_a_creation_whose_client_goes_away_is_carried_out(life: Node) -> None:
+    request = pb.RunPodSandboxRequest(config=life.pod_config("forsaken"))
+    pods = life.state / "pods"
+    call = RuntimeServiceStub(life.channel).RunPodSandbox.future(request)
+    until(lambda: call.done() or (pods.exists() and any(pods.iterdir())), "the creation to begin")
+    call.cancel()
+    until(lambda: [one.state for one in life.pods()] == [pb.SANDBOX_READY], "the pod to be ready all the same")
+    life.remove_pod(life.pods()[0].id)
+    assert not life.leftovers()

@@ -199,13 +199,13 @@ async def test_many_images_with_one_base(node: Place, registry: Registry) -> Non
 
 @pytest.fixture
 async def stalling() -> AsyncIterator[tuple[Liar, asyncio.Event, asyncio.Event]]:
-    """A registry that stops in the middle of the first layer until it is told to go on; (it, stopped, go on)."""
+    """A registry that stops in the middle of the last layer until it is told to go on; (it, stopped, go on)."""
     made, stopped, go_on = image(LAYERS), asyncio.Event(), asyncio.Event()
     truth = honest(made)
 
     async def serve(path: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
         data = truth(path)
-        if path.endswith(made.layers[0]):
+        if path.endswith(made.layers[2]):
             writer.write(data[:-1])
             await writer.drain()
             stopped.set()
@@ -251,7 +251,7 @@ async def test_nothing_a_pull_has_found_is_collected_under_it(
 ) -> None:
     """The other image goes while this one is coming, and they share blobs and layers."""
     liar, stopped, go_on = stalling
-    shared = image(LAYERS[:1])
+    shared = image(LAYERS[:2])
     (tmp_path / "a.tar").write_bytes(oci_archive([(shared, "shared:1")]))
     await node.images.import_archive(tmp_path / "a.tar")
     pull = asyncio.get_running_loop().create_task(node.images.pull(f"{liar.host}/x"))

@@ -2,31 +2,26 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 import grpc
 
-from holdfast.cli.errors import CommandError
+from holdfast.cli.errors import CommandError, Missing, Unreachable
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
 T = TypeVar("T")
-
-HINTS = {
-    grpc.StatusCode.UNAVAILABLE: "is holdfastd running?",
-    grpc.StatusCode.PERMISSION_DENIED: "the socket belongs to root",
-}
+CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
 
 
 class Client:
-    """The services of one daemon. Calls raise CommandError."""
+    """The services of one daemon. Calls raise CommandError: Missing for NOT_FOUND, Unreachable without a daemon."""
 
     def __init__(self, socket: str, seconds: float) -> None:
         self.socket = socket
         self._seconds = seconds
-        options = (("grpc.max_receive_message_length", -1),)
-        self.channel = grpc.insecure_channel(f"unix:{socket}", options=options)
+        self.channel = grpc.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
         self.runtime = RuntimeServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.images = ImageServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
@@ -44,14 +39,21 @@ class Client:
         try:
             yield
         except grpc.RpcError as exc:
-            raise CommandError(self._explain(exc)) from exc
+            raise self._explain(exc) from exc
 
-    def _explain(self, error: Any) -> str:
+    def _explain(self, error: Any) -> CommandError:
         code, details = error.code(), " ".join((error.details() or "").split())
-        if code is grpc.StatusCode.UNAVAILABLE and "connect" in details:
-            return f"cannot reach the daemon at {self.socket} (hint: {HINTS[code]})"
-        hint = HINTS.get(code) if code is not grpc.StatusCode.UNAVAILABLE else None
-        return details + (f" (hint: {hint})" if hint else "")
+        if code is grpc.StatusCode.UNAVAILABLE:
+            if "connect" in details:
+                return Unreachable(f"cannot reach the daemon at {self.socket} (hint: is holdfastd running?)")
+            if not details.startswith("cannot"):  # from the transport, not from the daemon
+                return Unreachable(f"cannot finish the call: the daemon at {self.socket} went away ({details})")
+            return Unreachable(details)
+        if code is grpc.StatusCode.NOT_FOUND:
+            return Missing(details)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and not details.startswith("cannot"):
+            return CommandError("cannot finish the call: no answer in time (hint: holdfast --timeout SECONDS)")
+        return CommandError(details or f"cannot finish the call: {code.name}")
 
     def containers(self, **wanted: Any) -> list[pb.Container]:
         request = pb.ListContainersRequest(filter=pb.ContainerFilter(**wanted))
@@ -62,21 +64,35 @@ class Client:
         return list(self.call(self.runtime.ListPodSandbox, request).items)
 
     def find_container(self, wanted: str) -> pb.Container:
-        """By id, unique beginning of an id, or unique name."""
+        """By id, name or beginning of an id. Raises Missing, or CommandError when several match."""
         return _one(self.containers(), wanted, "container")
 
     def find_pod(self, wanted: str) -> pb.PodSandbox:
         return _one(self.pods(), wanted, "pod")
 
+    def facts(self) -> dict[str, Any]:
+        """Where the daemon keeps things: root, state, log_root, cgroup_root and more."""
+        import json
+
+        status = self.call(self.runtime.Status, pb.StatusRequest(verbose=True))
+        found: dict[str, Any] = json.loads(status.info.get("config", "{}"))
+        return found
+
 
 def _one(objects: Iterable[T], wanted: str, what: str) -> T:
-    found = list(objects)
-    exact = [one for one in found if wanted in (one.id, one.metadata.name)]  # type: ignore[attr-defined]
-    matches = exact or [one for one in found if wanted and one.id.startswith(wanted)]  # type: ignore[attr-defined]
-    if len(matches) != 1:
-        why = f"{len(matches)} match" if matches else "there is none"
-        raise CommandError(f"cannot find {what} {wanted!r}: {why}")
-    return matches[0]
+    found: list[Any] = list(objects)
+    for matches in (
+        [one for one in found if one.id == wanted],
+        [one for one in found if one.metadata.name == wanted],
+        [one for one in found if wanted and one.id.startswith(wanted)],
+    ):
+        if len(matches) == 1:
+            only: T = matches[0]
+            return only
+        if matches:
+            ids = ", ".join(one.id[:13] for one in matches[:5])
+            raise CommandError(f"cannot find {what} {wanted!r}: {len(matches)} match (hint: say which by id: {ids})")
+    raise Missing(f"cannot find {what} {wanted!r}: there is none")
 
 
 def client(ctx: click.Context) -> Client:
@@ -95,3 +111,10 @@ def each(names: Iterable[str], action: Callable[[str], None]) -> int:
             click.echo(f"holdfast: {exc}", err=True)
             status = 1
     return status
+
+
+def named(names: tuple[str, ...], everything: bool, listed: Callable[[], Iterable[Any]]) -> tuple[str, ...]:
+    """The names that were typed, or with --all the ids of all that is listed. Raises UsageError for neither or both."""
+    if everything is bool(names):
+        raise click.UsageError("say either names or --all")
+    return tuple(one.id for one in listed()) if everything else names

@@ -1,51 +1,66 @@
 """Shell completion, with names from the daemon."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import click
 
 from holdfast.cli.client import Client
 from holdfast.cli.errors import CommandError
 
-
-def _daemon(ctx: click.Context) -> Client:
-    parameters = ctx.find_root().params
-    return Client(parameters.get("socket") or "/run/holdfast/holdfast.sock", 1.0)
+SECONDS = 1.0  # a shell that waits longer feels broken
+Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
-def _matching(names: list[str], incomplete: str) -> list[str]:
-    return sorted({name for name in names if name.startswith(incomplete)})
+def _completing(*sources: Callable[[Client], Iterable[str]]) -> Complete:
+    """A completion that asks the daemon; without one there is nothing to offer."""
+
+    def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+        daemon = Client(ctx.find_root().params["socket"], SECONDS)
+        try:
+            names = {name for source in sources for name in source(daemon)}
+        except CommandError:
+            return []
+        return sorted(name for name in names if name.startswith(incomplete))
+
+    return complete
 
 
-def container_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    try:
-        found = _daemon(ctx).containers()
-    except CommandError:
-        return []
-    return _matching([name for one in found for name in (one.id, one.metadata.name)], incomplete)
+def _containers(daemon: Client) -> Iterable[str]:
+    return _names_and_ids(daemon.containers())
 
 
-def pod_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    try:
-        found = _daemon(ctx).pods()
-    except CommandError:
-        return []
-    return _matching([name for one in found for name in (one.id, one.metadata.name)], incomplete)
+def _pods(daemon: Client) -> Iterable[str]:
+    return _names_and_ids(daemon.pods())
 
 
-def image_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+def _names_and_ids(objects: Iterable[Any]) -> Iterable[str]:
+    return [name for one in objects for name in (one.metadata.name, one.id)]
+
+
+def _images(daemon: Client) -> Iterable[str]:
     from holdfast.proto import runtime_v1_pb2 as pb
 
-    daemon = _daemon(ctx)
-    try:
-        found = daemon.call(daemon.images.ListImages, pb.ListImagesRequest()).images
-    except CommandError:
-        return []
-    return _matching([tag for one in found for tag in one.repo_tags], incomplete)
+    found = daemon.call(daemon.images.ListImages, pb.ListImagesRequest()).images
+    return [name for one in found for name in (*one.repo_tags, one.id)]
+
+
+container_names = _completing(_containers)
+pod_names = _completing(_pods)
+image_names = _completing(_images)
+all_names = _completing(_containers, _pods, _images)
 
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(shell: str) -> None:
-    """Print a completion script; e.g. holdfast completion bash > /etc/bash_completion.d/holdfast"""
+    """Print a completion script for a shell; names of containers, pods and images come from the daemon.
+
+    \b
+    holdfast completion bash > /etc/bash_completion.d/holdfast
+    holdfast completion zsh > /usr/local/share/zsh/site-functions/_holdfast
+    holdfast completion fish > /etc/fish/completions/holdfast.fish
+    """
     from click.shell_completion import get_completion_class
 
     from holdfast.cli.main import root

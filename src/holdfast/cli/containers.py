@@ -4,14 +4,14 @@ import sys
 
 import click
 
-from holdfast.cli.client import client, each
+from holdfast.cli.client import client, each, named
 from holdfast.cli.completion import container_names
 from holdfast.cli.errors import CommandError
 from holdfast.cli.output import ago, as_dict, output_option, short, show, table
 from holdfast.proto import runtime_v1_pb2 as pb
 
 STATES = {pb.CONTAINER_CREATED: "Created", pb.CONTAINER_RUNNING: "Running", pb.CONTAINER_EXITED: "Exited"}
-names_argument = click.argument("containers", nargs=-1, shell_complete=container_names)
+names_argument = click.argument("containers", nargs=-1, required=True, shell_complete=container_names)
 
 
 @click.command("ps")
@@ -28,7 +28,12 @@ def ps_command(
     ctx: click.Context, everything: bool, quiet: bool, no_trunc: bool, name: str, pod: str, state: str | None,
     label: tuple[str, ...], output: str,
 ) -> None:  # fmt: skip
-    """List containers: the running ones, or with -a all of them."""
+    """List containers: the running ones, or with -a or --state others too.
+
+    \b
+    holdfast ps -a --pod web
+    holdfast ps -a --state exited -q
+    """
     daemon = client(ctx)
     wanted: dict[str, object] = {"label_selector": dict(part.partition("=")[::2] for part in label)}
     pods = {one.id: one for one in daemon.pods()}
@@ -59,7 +64,10 @@ def ps_command(
 @names_argument
 @click.pass_context
 def start_command(ctx: click.Context, containers: tuple[str, ...]) -> int:
-    """Start created containers."""
+    """Start created containers, and print the name of each that was started.
+
+    Exit status: 0 when all were started, 1 when any was not.
+    """
     daemon = client(ctx)
 
     def start(name: str) -> None:
@@ -72,10 +80,16 @@ def start_command(ctx: click.Context, containers: tuple[str, ...]) -> int:
 
 @click.command("stop")
 @names_argument
-@click.option("--timeout", "-t", default=10, show_default=True, help="Seconds to wait before it is killed.")
+@click.option(
+    "--timeout", "-t", default=10, type=click.IntRange(min=0), show_default=True, help="Seconds before it is killed."
+)
 @click.pass_context
 def stop_command(ctx: click.Context, containers: tuple[str, ...], timeout: int) -> int:
-    """Stop containers: their stop signal first, SIGKILL after the timeout."""
+    """Stop containers: their stop signal first, SIGKILL after the timeout. One that has exited stays as it is.
+
+    \b
+    holdfast stop -t 30 web
+    """
     daemon = client(ctx)
 
     def stop(name: str) -> None:
@@ -87,15 +101,19 @@ def stop_command(ctx: click.Context, containers: tuple[str, ...], timeout: int) 
 
 
 @click.command("rm")
-@names_argument
+@click.argument("containers", nargs=-1, shell_complete=container_names)
 @click.option("--force", "-f", is_flag=True, help="Kill it if it runs.")
 @click.option("--all", "-a", "everything", is_flag=True, help="All containers.")
 @click.pass_context
 def rm_command(ctx: click.Context, containers: tuple[str, ...], force: bool, everything: bool) -> int:
-    """Remove containers. A running one is refused without --force."""
+    """Remove containers, with their writable layer. A running one is refused without --force.
+
+    \b
+    holdfast rm -f web
+    holdfast rm --all
+    """
     daemon = client(ctx)
-    if everything:
-        containers = tuple(one.id for one in daemon.containers())
+    containers = named(containers, everything, daemon.containers)
 
     def remove(name: str) -> None:
         found = daemon.find_container(name)
@@ -107,18 +125,34 @@ def rm_command(ctx: click.Context, containers: tuple[str, ...], force: bool, eve
     return each(containers, remove)
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--timeout", default=0, help="Seconds after which the command is killed; 0 is never.")
+@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--timeout", default=0, type=click.IntRange(min=0), help="Seconds after which the command is killed; 0 is never."
+)
+@click.option("--interactive", "-i", is_flag=True, hidden=True)
+@click.option("--tty", "-t", is_flag=True, hidden=True)
 @click.argument("container", shell_complete=container_names)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
-def exec_command(ctx: click.Context, timeout: int, container: str, command: tuple[str, ...]) -> int:
-    """Run a command in a running container and end with its exit status."""
+def exec_command(
+    ctx: click.Context, timeout: int, interactive: bool, tty: bool, container: str, command: tuple[str, ...]
+) -> int:
+    """Run a command in a running container; its output is shown when it has ended.
+
+    Exit status: that of the command; 1 when it could not be run.
+
+    \b
+    holdfast exec web cat /etc/hosts
+    holdfast exec --timeout 5 web sh -c 'ls | wc -l'
+    """
+    if interactive or tty:
+        raise CommandError("cannot exec with -i or -t: streaming comes with a later version (hint: leave them out)")
     daemon = client(ctx)
     found = daemon.find_container(container)
     request = pb.ExecSyncRequest(container_id=found.id, cmd=command, timeout=timeout)
     reply = daemon.call(daemon.runtime.ExecSync, request, timeout + 10 if timeout else 365 * 86400)
     sys.stdout.buffer.write(reply.stdout)
-    sys.stdout.flush()
+    sys.stdout.buffer.flush()
     sys.stderr.buffer.write(reply.stderr)
+    sys.stderr.buffer.flush()
     return int(reply.exit_code)

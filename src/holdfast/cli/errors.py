@@ -1,4 +1,4 @@
-"""What goes wrong, as the user is told."""
+"""What goes wrong, as the user gets to see it. Imports nothing, so that showing help stays quick."""
 
 
 class CommandError(Exception):
@@ -7,3 +7,11 @@ class CommandError(Exception):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Missing(CommandError):
+    """There is no such object: it may be of another kind, or gone by now."""
+
+
+class Unreachable(CommandError):
+    """The daemon did not answer; that says nothing about containers."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from holdfast.cli.client import Client, client, each
+from holdfast.cli.client import Client, client, each, named
 from holdfast.cli.completion import image_names
-from holdfast.cli.errors import CommandError
+from holdfast.cli.errors import Missing
 from holdfast.cli.output import as_dict, output_option, short, show, size, table
 from holdfast.proto import node_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -30,7 +30,12 @@ def image_command() -> None:
 @output_option
 @click.pass_context
 def ls(ctx: click.Context, quiet: bool, digests: bool, output: str) -> None:
-    """List images."""
+    """List images, one line for each name.
+
+    \b
+    holdfast image ls --digests
+    holdfast image ls -o json
+    """
     daemon = client(ctx)
     found = daemon.call(daemon.images.ListImages, pb.ListImagesRequest()).images
     if output != "table":
@@ -53,7 +58,12 @@ def ls(ctx: click.Context, quiet: bool, digests: bool, output: str) -> None:
 @click.option("--quiet", "-q", is_flag=True, help="No progress; print the name only.")
 @click.pass_context
 def pull(ctx: click.Context, image: str, quiet: bool) -> None:
-    """Pull an image from its registry."""
+    """Pull an image from its registry, by tag or by digest, and print its name.
+
+    \b
+    holdfast image pull docker.io/library/busybox:1.36
+    holdfast image pull 127.0.0.1:5000/app@sha256:...
+    """
     pull_image(client(ctx), image, quiet)
 
 
@@ -68,7 +78,11 @@ def pull_image(daemon: Client, image: str, quiet: bool) -> None:
 @click.option("--quiet", "-q", is_flag=True, help="No progress; print the names only.")
 @click.pass_context
 def import_(ctx: click.Context, file: Path, quiet: bool) -> None:
-    """Import an OCI layout archive, or what `docker save` writes."""
+    """Import an OCI layout archive, or what `docker save` writes, and print the names of its images.
+
+    \b
+    podman save --format oci-archive -o app.tar example.org/app && holdfast image import app.tar
+    """
     daemon = client(ctx)
     with daemon.errors():
         _follow(daemon.node().ImportImage(_chunks(file), timeout=HOURS), quiet)
@@ -79,15 +93,17 @@ def import_(ctx: click.Context, file: Path, quiet: bool) -> None:
 @click.option("--all", "-a", "everything", is_flag=True, help="All images.")
 @click.pass_context
 def rm(ctx: click.Context, images: tuple[str, ...], everything: bool) -> int:
-    """Remove images with all their names."""
+    """Remove images with all their names. Containers made from them go on.
+
+    Exit status: 0 when all were removed, 1 when any was not.
+    """
     daemon = client(ctx)
-    if everything:
-        images = tuple(one.id for one in daemon.call(daemon.images.ListImages, pb.ListImagesRequest()).images)
+    images = named(images, everything, lambda: daemon.call(daemon.images.ListImages, pb.ListImagesRequest()).images)
 
     def remove(name: str) -> None:
         spec = pb.ImageSpec(image=name)
         if not daemon.call(daemon.images.ImageStatus, pb.ImageStatusRequest(image=spec)).HasField("image"):
-            raise CommandError(f"cannot remove image {name!r}: it is not on this node")
+            raise Missing(f"cannot remove image {name!r}: it is not on this node")
         daemon.call(daemon.images.RemoveImage, pb.RemoveImageRequest(image=spec))
         click.echo(name)
 
@@ -104,12 +120,12 @@ def inspect(ctx: click.Context, image: str, output: str) -> None:
 
 
 def image_details(daemon: Client, name: str) -> dict[str, Any]:
-    """Status and config of an image. Raises CommandError when there is none."""
+    """Status and config of an image. Raises Missing when there is none."""
     request = pb.ImageStatusRequest(image=pb.ImageSpec(image=name), verbose=True)
     reply = daemon.call(daemon.images.ImageStatus, request)
     if not reply.HasField("image"):
-        raise CommandError(f"cannot find image {name!r}: it is not on this node")
-    return {"status": as_dict(reply.image), "info": json.loads(reply.info["info"])}
+        raise Missing(f"cannot find image {name!r}: it is not on this node")
+    return {"status": as_dict(reply.image), "info": json.loads(reply.info.get("info", "{}"))}
 
 
 def _chunks(file: Path) -> Iterator[node_pb2.ImportChunk]:

@@ -3,34 +3,42 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import click
 
 from holdfast.cli.client import Client, client
 from holdfast.cli.completion import container_names
-from holdfast.cli.errors import CommandError
+from holdfast.cli.errors import CommandError, Missing, Unreachable
 from holdfast.proto import runtime_v1_pb2 as pb
 
-POLL_SECONDS = 0.1
+POLL_SECONDS: Final = 0.1
 
 
 @click.command("logs")
 @click.argument("container", shell_complete=container_names)
-@click.option("--follow", "-f", is_flag=True, help="Go on until the container exits.")
-@click.option("--tail", default=-1, help="Only the last lines.")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the container has exited or is removed.")
+@click.option("--tail", type=click.IntRange(min=0), help="Only the last lines.")
 @click.option("--timestamps", "-t", is_flag=True, help="Print the time of each line.")
 @click.pass_context
-def logs_command(ctx: click.Context, container: str, follow: bool, tail: int, timestamps: bool) -> None:
-    """Print what a container has written, stdout and stderr apart."""
+def logs_command(ctx: click.Context, container: str, follow: bool, tail: int | None, timestamps: bool) -> None:
+    """Print what a container has written: its stdout on stdout, its stderr on stderr.
+
+    The log is read from the file itself. Following it goes on while the daemon is down, and across rotation.
+
+    \b
+    holdfast logs --tail 20 -f web
+    holdfast logs -t web 2>/dev/null
+    """
     daemon = client(ctx)
     found = daemon.find_container(container)
     path = status_of(daemon, found.id).log_path
     if not path:
         raise CommandError(f"cannot read the log of container {container}: it has none")
-    ended = (lambda: status_of(daemon, found.id).state != pb.CONTAINER_RUNNING) if follow else (lambda: True)
-    follow_log(Path(path), ended, tail, timestamps)
+    follow_log(Log(Path(path)), exited(daemon, found.id) if follow else lambda: True, tail, timestamps)
 
 
 def status_of(daemon: Client, container_id: str) -> pb.ContainerStatus:
@@ -39,48 +47,88 @@ def status_of(daemon: Client, container_id: str) -> pb.ContainerStatus:
     return status
 
 
-def follow_log(path: Path, ended: Callable[[], bool], tail: int = -1, timestamps: bool = False) -> None:
-    """Print the log until `ended` says so and everything there was has been printed."""
-    lines: list[bytes] = []
-    inode, position, rest = 0, 0, b""
-    first = True
-    while True:
-        over = ended()  # asked before reading: what was written until then is read below
-        inode, position, rest, lines = _read_on(path, inode, position, rest)
-        if first and tail >= 0:
-            lines = lines[-tail:] if tail else []
-        first = False
-        for line in lines:
-            _print(line, timestamps)
-        sys.stdout.flush()
-        if over:
-            return
-        if not lines:
-            time.sleep(POLL_SECONDS)
+def exited(daemon: Client, container_id: str) -> Callable[[], bool]:
+    """Whether a container is over. A daemon that does not answer is no sign of that: it is asked again."""
+
+    def over() -> bool:
+        try:
+            return status_of(daemon, container_id).state == pb.CONTAINER_EXITED
+        except Missing:
+            return True
+        except Unreachable:
+            return False
+
+    return over
 
 
-def _read_on(path: Path, inode: int, position: int, rest: bytes) -> tuple[int, int, bytes, list[bytes]]:
-    """New whole lines; from the start when the file was replaced."""
-    try:
-        with path.open("rb") as file:
-            now = os.fstat(file.fileno()).st_ino
-            if now != inode:
-                inode, position, rest = now, 0, b""
-            file.seek(position)
-            data = file.read()
-    except FileNotFoundError:
-        return inode, position, rest, []
-    *lines, rest_now = (rest + data).split(b"\n")
-    return inode, position + len(data), rest_now, lines
+def follow_log(log: "Log", ended: Callable[[], bool], tail: int | None = None, timestamps: bool = False) -> None:
+    """Print the log until `ended` says so and everything there was until then has been printed."""
+    over = ended()  # asked before reading: what was written until then is read below
+    lines = log.lines()
+    _print(lines if tail is None else iter(deque(lines, tail)), timestamps)
+    while not over:
+        time.sleep(POLL_SECONDS)
+        over = ended()
+        _print(log.lines(), timestamps)
 
 
-def _print(line: bytes, timestamps: bool) -> None:
-    """One entry: "<time> <stream> <F|P> <text>"."""
-    parts = line.split(b" ", 3)
-    if len(parts) < 4:
-        return
-    moment, stream, tag, text = parts
-    out = sys.stderr.buffer if stream == b"stderr" else sys.stdout.buffer
-    prefix = moment + b" " if timestamps else b""
-    out.write(prefix + text + (b"\n" if tag.startswith(b"F") else b""))
-    out.flush()
+class Log:
+    """One log across rotation: the old file is read to its end before the new one, which has taken its name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._rest = b""
+
+    def lines(self) -> Iterator[bytes]:
+        """Whole lines written since the last call."""
+        while True:
+            # Looked up before the old file is read: once the new one is there, nobody writes to the old one.
+            replaced = self._replaced()
+            if self._file is not None:
+                yield from self._new_lines(self._file)
+            if not replaced:
+                return
+            self.close()
+            try:
+                self._file = self._path.open("rb")
+            except FileNotFoundError:
+                return
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._rest = None, b""
+
+    def _replaced(self) -> bool:
+        try:
+            named = os.stat(self._path)
+        except FileNotFoundError:  # renamed, and its successor is yet to be made; or there is no log yet
+            return False
+        if self._file is None:
+            return True
+        ours = os.fstat(self._file.fileno())
+        return (named.st_dev, named.st_ino) != (ours.st_dev, ours.st_ino) or named.st_size < self._file.tell()
+
+    def _new_lines(self, file: BinaryIO) -> Iterator[bytes]:
+        for piece in file:
+            self._rest += piece
+            if self._rest.endswith(b"\n"):
+                line, self._rest = self._rest[:-1], b""
+                yield line
+
+
+def _print(lines: Iterator[bytes], timestamps: bool) -> None:
+    """Entries read "<time> stdout|stderr F|P <text>"; P is a part of a line that goes on in the next entry."""
+    last = None
+    for line in lines:
+        moment, _, entry = line.partition(b" ")
+        stream, _, entry = entry.partition(b" ")
+        tag, _, text = entry.partition(b" ")
+        out = sys.stderr.buffer if stream == b"stderr" else sys.stdout.buffer
+        if last not in (None, out):
+            last.flush()  # so that the two come in order on a terminal
+        last = out
+        out.write((moment + b" " if timestamps else b"") + text + (b"" if tag.startswith(b"P") else b"\n"))
+    if last is not None:
+        last.flush()

@@ -1,6 +1,7 @@
 """holdfast, the command line: a client of the CRI socket. Verbs are imported only when they are used."""
 
 import importlib
+import os
 import sys
 from typing import Any, Final
 
@@ -8,6 +9,7 @@ import click
 
 from holdfast.cli.errors import CommandError
 
+RUN_FAILED: Final = 125  # what container tools end a run with when the failure is theirs, not the command's
 VERBS: Final = {
     "run": ("run", "Run a container in a pod of its own."),
     "pods": ("pods", "List pods."),
@@ -64,21 +66,39 @@ def root(ctx: click.Context, socket: str, timeout: float, debug: bool) -> None:
     Containers live in pods; `run` makes both. Ids may be shortened, and names will do, as long as they are unique.
     Exit status: 0 done, 1 failed, 2 wrong usage; `run` and `exec` end with the command's own status.
     """
-    ctx.obj = {"socket": socket, "timeout": timeout, "debug": debug}
+    ctx.obj |= {"socket": socket, "timeout": timeout, "debug": debug}
 
 
 def main() -> None:
     """Run the command line; an error is one line on stderr."""
+    options: dict[str, Any] = {}
     try:
-        status: Any = root.main(standalone_mode=False)
-    except click.ClickException as exc:
+        status: Any = root.main(standalone_mode=False, obj=options)
+    except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
-        sys.exit(exc.exit_code)
+        status = exc.exit_code
+    except click.UsageError as exc:
+        status = _usage(exc)
+    except click.ClickException as exc:
+        print(f"holdfast: {exc.format_message()}", file=sys.stderr)
+        status = exc.exit_code
     except CommandError as exc:
+        if options.get("debug"):
+            raise
         print(f"holdfast: {exc}", file=sys.stderr)
-        sys.exit(exc.status)
+        status = exc.status
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        status = 130
     except BrokenPipeError:
-        sys.exit(141)
+        # Whoever read our output has had enough; the interpreter would flush what is left once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage(error: click.UsageError) -> int:
+    """Say what is wrong with the command line and where to read on."""
+    command = error.ctx.command_path if error.ctx else "holdfast"
+    text = error.format_message().rstrip(".").replace("\n", " ")
+    print(f"holdfast: {text[:1].lower()}{text[1:]} (hint: {command} --help)", file=sys.stderr)
+    return RUN_FAILED if command == "holdfast run" else error.exit_code

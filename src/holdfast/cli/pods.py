@@ -1,14 +1,18 @@
 """pods, stopp, rmp."""
 
+import contextlib
+import os
+from typing import Final
+
 import click
 
-from holdfast.cli.client import client, each
+from holdfast.cli.client import Client, client, each, named
 from holdfast.cli.completion import pod_names
 from holdfast.cli.errors import CommandError
 from holdfast.cli.output import ago, as_dict, output_option, short, show, table
 from holdfast.proto import runtime_v1_pb2 as pb
 
-names_argument = click.argument("pods", nargs=-1, shell_complete=pod_names)
+MADE_BY_RUN: Final = "holdfast.io/run"  # annotation of pods whose logs are ours to remove
 
 
 @click.command("pods")
@@ -24,7 +28,12 @@ def pods_command(
     ctx: click.Context, quiet: bool, no_trunc: bool, name: str, namespace: str, state: str | None,
     label: tuple[str, ...], output: str,
 ) -> None:  # fmt: skip
-    """List pods."""
+    """List pods.
+
+    \b
+    holdfast pods --namespace default --state ready
+    holdfast pods -o json
+    """
     wanted: dict[str, object] = {"label_selector": dict(part.partition("=")[::2] for part in label)}
     if state:
         wanted["state"] = pb.PodSandboxStateValue(state=f"SANDBOX_{state.upper()}")
@@ -51,10 +60,13 @@ def pods_command(
 
 
 @click.command("stopp")
-@names_argument
+@click.argument("pods", nargs=-1, required=True, shell_complete=pod_names)
 @click.pass_context
 def stopp_command(ctx: click.Context, pods: tuple[str, ...]) -> int:
-    """Stop pods, with all their containers."""
+    """Stop pods: their containers are ended, their namespaces and addresses given back. Records and logs stay.
+
+    Exit status: 0 when all were stopped, 1 when any was not.
+    """
     daemon = client(ctx)
 
     def stop(name: str) -> None:
@@ -66,21 +78,44 @@ def stopp_command(ctx: click.Context, pods: tuple[str, ...]) -> int:
 
 
 @click.command("rmp")
-@names_argument
+@click.argument("pods", nargs=-1, shell_complete=pod_names)
 @click.option("--force", "-f", is_flag=True, help="Stop it first if it is ready.")
 @click.option("--all", "-a", "everything", is_flag=True, help="All pods.")
 @click.pass_context
 def rmp_command(ctx: click.Context, pods: tuple[str, ...], force: bool, everything: bool) -> int:
-    """Remove pods with their containers. A ready one is refused without --force."""
+    """Remove pods with their containers, and the logs of those that `run` has made. A ready one needs --force.
+
+    \b
+    holdfast rmp -f web
+    holdfast rmp -f --all
+    """
     daemon = client(ctx)
-    if everything:
-        pods = tuple(one.id for one in daemon.pods())
+    pods = named(pods, everything, daemon.pods)
 
     def remove(name: str) -> None:
         found = daemon.find_pod(name)
         if found.state == pb.SANDBOX_READY and not force:
             raise CommandError(f"cannot remove pod {name}: it is ready (hint: stop it first, or use --force)")
-        daemon.call(daemon.runtime.RemovePodSandbox, pb.RemovePodSandboxRequest(pod_sandbox_id=found.id))
+        remove_pod(daemon, found)
         click.echo(name)
 
     return each(pods, remove)
+
+
+def remove_pod(daemon: Client, pod: pb.PodSandbox) -> None:
+    """Stop and remove a pod; the logs of a pod that `run` has made go with it, those of others are their owners'."""
+    daemon.call(daemon.runtime.StopPodSandbox, pb.StopPodSandboxRequest(pod_sandbox_id=pod.id))
+    daemon.call(daemon.runtime.RemovePodSandbox, pb.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
+    if pod.annotations.get(MADE_BY_RUN) == "true":
+        from holdfast.linux.files import remove_tree
+
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(log_directory(daemon, pod.metadata))
+
+
+def log_directory(daemon: Client, pod: pb.PodSandboxMetadata) -> str:
+    """Where the logs of a pod made by `run` are. Raises CommandError for a name that leads elsewhere."""
+    name = f"{pod.namespace}_{pod.name}_{pod.uid}"
+    if "/" in name or "\0" in name:
+        raise CommandError(f"cannot use the name {pod.name!r}: it has a slash in it")
+    return os.path.join(daemon.facts()["log_root"], name)

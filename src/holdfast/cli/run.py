@@ -1,8 +1,9 @@
 """run: a pod and its one container in one go."""
 
-import json
+import contextlib
 import os
 import secrets
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ import click
 from holdfast.cli.client import Client, client
 from holdfast.cli.completion import image_names
 from holdfast.cli.errors import CommandError
-from holdfast.cli.logs import follow_log, status_of
+from holdfast.cli.logs import Log, exited, follow_log, status_of
+from holdfast.cli.main import RUN_FAILED
+from holdfast.cli.pods import MADE_BY_RUN, log_directory, remove_pod
 from holdfast.config import size_value
 from holdfast.proto import runtime_v1_pb2 as pb
 
-FAILED = 125  # what container tools end with when it is their own failure and not the command's
+STOP_SECONDS = 10  # from the stop signal to SIGKILL, when a foreground run is interrupted
 PID_MODES = {"pod": pb.POD, "container": pb.CONTAINER, "host": pb.NODE}
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("run", context_settings={"allow_interspersed_args": False})
 @click.option("--name", default="", help="Name of pod and container; made up if not given.")
 @click.option("--detach", "-d", is_flag=True, help="Print the container's id and leave it running.")
 @click.option("--rm", "remove", is_flag=True, help="Remove pod and container when it has exited.")
@@ -52,56 +55,62 @@ PID_MODES = {"pod": pb.POD, "container": pb.CONTAINER, "host": pb.NODE}
 def run_command(ctx: click.Context, /, **options: Any) -> int:
     """Run IMAGE, with COMMAND in place of its own, in a pod of its own.
 
-    In the foreground its output is shown until it exits, and its exit status is ours.
+    In the foreground its output is shown until it exits; an interrupt stops it. Pod and container stay, unless --rm
+    is given, until `rmp` removes them.
+
+    Exit status: that of the container; 125 when it could not be run; 0 with --detach.
 
     \b
     holdfast run --rm docker.io/library/busybox echo hello
     holdfast run -d --name web -v /srv/www:/www:ro -m 64MiB example.org/httpd
+    holdfast run --rm --network host --mount type=bind,source=/etc,target=/host,readonly busybox ls /host
     """
-    if options["tty"] and options["interactive"] and not options["detach"]:
-        raise CommandError("cannot run with -it in the foreground: attaching comes with a later version", FAILED)
+    if options["interactive"] and not options["detach"]:
+        text = "cannot run with -i in the foreground: attaching comes with a later version (hint: use --detach)"
+        raise CommandError(text, RUN_FAILED)
+    if options["detach"] and options["remove"]:
+        text = "cannot run with --detach and --rm: nobody would be there to remove it (hint: rmp -f removes it)"
+        raise CommandError(text, RUN_FAILED)
     daemon = client(ctx)
     try:
         return _run(daemon, options)
     except CommandError as exc:
-        raise CommandError(str(exc), FAILED) from exc
+        raise CommandError(str(exc), RUN_FAILED) from exc
 
 
 def _run(daemon: Client, options: dict[str, Any]) -> int:
     _ensure_image(daemon, options["image"], options["pull"])
     name = options["name"] or f"{Path(options['image']).name.partition(':')[0]}-{secrets.token_hex(3)}"
+    container = _container(name, options)
     pod = _pod(daemon, name, options)
     request = pb.RunPodSandboxRequest(config=pod, runtime_handler=options["runtime"])
     pod_id = daemon.call(daemon.runtime.RunPodSandbox, request).pod_sandbox_id
-    undo: list[Callable[[], None]] = [lambda: _remove_pod(daemon, pod_id, pod.log_directory)]
-    try:
-        create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=_container(name, options), sandbox_config=pod)
+    made = pb.PodSandbox(id=pod_id, metadata=pod.metadata, annotations=pod.annotations)
+    with contextlib.ExitStack() as undo:
+        undo.callback(remove_pod, daemon, made)
+        create = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=pod)
         container_id = daemon.call(daemon.runtime.CreateContainer, create).container_id
         daemon.call(daemon.runtime.StartContainer, pb.StartContainerRequest(container_id=container_id))
         if not options["remove"]:
-            undo.clear()
-        if options["detach"]:
-            undo.clear()
-            click.echo(container_id)
-            return 0
-        return _foreground(daemon, container_id)
-    finally:
-        for step in undo:
-            step()
+            undo.pop_all()
+        if not options["detach"]:
+            return _foreground(daemon, container_id)
+        click.echo(container_id)
+        return 0
 
 
 def _foreground(daemon: Client, container_id: str) -> int:
-    path = status_of(daemon, container_id).log_path
-    follow_log(Path(path), lambda: status_of(daemon, container_id).state == pb.CONTAINER_EXITED)
+    """Show the log until the container has exited. An interrupt stops it, and then its end is shown."""
+    path, over = Path(status_of(daemon, container_id).log_path), exited(daemon, container_id)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log = Log(path)
+    try:
+        follow_log(log, over)
+    except KeyboardInterrupt:
+        request = pb.StopContainerRequest(container_id=container_id, timeout=STOP_SECONDS)
+        daemon.call(daemon.runtime.StopContainer, request, STOP_SECONDS + 60)
+        follow_log(log, over)
     return status_of(daemon, container_id).exit_code
-
-
-def _remove_pod(daemon: Client, pod_id: str, logs: str) -> None:
-    daemon.call(daemon.runtime.StopPodSandbox, pb.StopPodSandboxRequest(pod_sandbox_id=pod_id))
-    daemon.call(daemon.runtime.RemovePodSandbox, pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
-    from holdfast.linux.files import remove_tree
-
-    remove_tree(logs)
 
 
 def _ensure_image(daemon: Client, image: str, policy: str) -> None:
@@ -116,13 +125,12 @@ def _ensure_image(daemon: Client, image: str, policy: str) -> None:
 
 
 def _pod(daemon: Client, name: str, options: dict[str, Any]) -> pb.PodSandboxConfig:
-    status = daemon.call(daemon.runtime.Status, pb.StatusRequest(verbose=True))
-    uid = secrets.token_hex(16)
-    directory = os.path.join(json.loads(status.info["config"])["log_root"], f"default_{name}_{uid}")
+    metadata = pb.PodSandboxMetadata(name=name, namespace="default", uid=secrets.token_hex(16))
     return pb.PodSandboxConfig(
-        metadata=pb.PodSandboxMetadata(name=name, namespace="default", uid=uid),
+        metadata=metadata,
         hostname=options["hostname"],
-        log_directory=directory,
+        log_directory=log_directory(daemon, metadata),
+        annotations={MADE_BY_RUN: "true"},
         labels=_pairs(options["label"], "--label"),
         linux=pb.LinuxPodSandboxConfig(
             security_context=pb.LinuxSandboxSecurityContext(

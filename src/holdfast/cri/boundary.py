@@ -7,7 +7,7 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -31,6 +31,7 @@ STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
 }
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ALWAYS_SERVED: Final = frozenset({"Version", "Status", "Recovery", "Config"})
+ENDS_WITH_CLIENT: Final = frozenset({"ExecSync"})
 QUIET: Final = frozenset({"Version", "Status", "RuntimeConfig", "ImageFsInfo"})
 
 
@@ -49,6 +50,7 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap a method's handler; None for a method that no service has."""
@@ -63,12 +65,12 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
             return grpc.unary_stream_rpc_method_handler(self._streaming(name, handler.unary_stream), *codecs)
         return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary), *codecs)
 
-    def _unary(self, name: str, method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    def _unary(self, name: str, method: Callable[[Any, Any], Coroutine[Any, Any, Any]]) -> Any:
         async def call(request: Any, context: Any) -> Any:
             began = time.monotonic()
             try:
                 self._check_gate(name)
-                reply = await method(request, context)
+                reply = await self._carry_out(name, method(request, context))
             except Exception as exc:
                 await _abort(name, request, context, exc, began)
             level = logging.DEBUG if name in QUIET or name.startswith("List") else logging.INFO
@@ -76,6 +78,23 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
             return reply
 
         return call
+
+    async def _carry_out(self, name: str, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do what was asked to its end, even when the client goes away meanwhile: half an operation helps nobody.
+
+        What is done only for the client's eyes ends with it.
+        """
+        if name in ENDS_WITH_CLIENT:
+            return await work
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("%s ended with: %s", task.get_name(), error)
 
     def _streaming(self, name: str, method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:

@@ -99,6 +99,9 @@ class Executor:
         except TimeoutError as exc:
             await self._kill(task, container_id, exec_id)
             raise DeadlineExceeded(f"cannot exec in container {container_id}: no end after {seconds:g} s") from exc
+        except asyncio.CancelledError:  # the client has gone, and with it the reason to run this
+            await self._kill(task, container_id, exec_id)
+            raise
         finally:
             await self._forget(task, container_id, exec_id)
 
