@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from holdfast.model.errors import InvalidArgument
 
-_SIZE: Final = re.compile(r"^([0-9]+)\s*([KMGT]i?B?|B)?$")
+_SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]i?B?|B)?", re.ASCII | re.IGNORECASE)
+_HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")  # it names a directory, and RuntimeClasses refer to it
 _UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _RUNTIME_KEYS: Final = frozenset({"binary"})
 
@@ -45,7 +46,7 @@ def _word(*allowed: str) -> Callable[[str, Any], str]:
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidArgument(f"{key}: {value!r} is not a text")
+        raise InvalidArgument(f"{key}: {value!r} is not a string, or is empty")
     return value
 
 
@@ -59,10 +60,10 @@ def _cgroup(key: str, value: Any) -> str:
 def size_value(key: str, value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    match = _SIZE.match(value) if isinstance(value, str) else None
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise InvalidArgument(f"{key}: {value!r} is not a size such as 8388608 or '8MiB'")
-    return int(match[1]) * _UNITS.get((match[2] or "B")[0], 1)
+    return int(match[1]) * _UNITS.get((match[2] or "B")[0].upper(), 1)
 
 
 def _hosts(key: str, value: Any) -> tuple[str, ...]:
@@ -75,6 +76,8 @@ def _runtimes(key: str, value: Any) -> dict[str, dict[str, str]]:
     if not isinstance(value, Mapping):
         raise InvalidArgument(f"{key}: {value!r} is not a table")
     for name, table in value.items():
+        if not _HANDLER.fullmatch(name):
+            raise InvalidArgument(f"{key}.{name}: {name!r} is not a handler name such as 'crun'")
         if not isinstance(table, Mapping):
             raise InvalidArgument(f"{key}.{name}: {table!r} is not a table")
         for unknown in table.keys() - _RUNTIME_KEYS:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from kit.place import Place, place, running_keeper
 from kit.registries import Liar, Registry, honest, real_registry, reply
 
 from holdfast.images import service
-from holdfast.linux import mount
+from holdfast.linux import mount, process
 from holdfast.model.errors import Damaged, InvalidArgument, NotFound, Unavailable
+from holdfast.runtime.keeper import WorkerInfo
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -363,6 +365,46 @@ async def test_leftovers_of_a_failed_pull_help_the_next_and_go_in_the_end(
 
 
 # -- crashes
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """An archive with one layer, which takes a while to unpack."""
+    path = tmp_path / "slow.tar"
+    layer = tar(entry(f"d{number % 50}/f{number}", b"x" * 5000) for number in range(8000))
+    path.write_bytes(oci_archive([(image([(layer, "gzip")]), "slow:1")]))
+    return path
+
+
+async def unpacker_of(node: Place) -> WorkerInfo:
+    """The worker that unpacks, once there is one."""
+    while True:
+        for worker in await node.keeper.list_workers():
+            if worker.kind == "unpack":
+                return worker
+
+
+async def test_an_unpacker_that_dies(node: Place, slow: Path) -> None:
+    task = asyncio.get_running_loop().create_task(node.images.import_archive(slow))
+    os.kill((await unpacker_of(node)).pid, signal.SIGKILL)
+    with pytest.raises(Unavailable, match="the unpacker died"):
+        await task
+    await node.collect()
+    assert not [name for name in node.leftovers() if name.startswith("snapshots")]
+    await node.images.import_archive(slow)
+
+
+async def test_cancelling_in_the_middle_of_an_unpack(node: Place, slow: Path) -> None:
+    task = asyncio.get_running_loop().create_task(node.images.import_archive(slow))
+    worker = await unpacker_of(node)
+    with process.pin(worker.pid, worker.start_time) as pinned:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert pinned is None or await asyncio.to_thread(select.select, [pinned.fd], [], [], 20)
+    await node.collect()
+    assert not [name for name in node.leftovers() if name.startswith("snapshots")]
+    await node.images.import_archive(slow)
 
 
 def run_place(*arguments: object) -> "subprocess.CompletedProcess[str]":

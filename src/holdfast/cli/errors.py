@@ -1,5 +1,9 @@
 """What goes wrong, as the user gets to see it. Imports nothing, so that showing help stays quick."""
 
+from typing import Final
+
+RUN_FAILED: Final = 125  # what container tools end a run with when the failure is theirs, not the command's
+
 
 class CommandError(Exception):
     """An error for the user, on one line; `status` is what the process ends with."""

@@ -7,9 +7,8 @@ from typing import Any, Final
 
 import click
 
-from holdfast.cli.errors import CommandError
+from holdfast.cli.errors import RUN_FAILED, CommandError
 
-RUN_FAILED: Final = 125  # what container tools end a run with when the failure is theirs, not the command's
 VERBS: Final = {
     "run": ("run", "Run a container in a pod of its own."),
     "pods": ("pods", "List pods."),
@@ -66,7 +65,7 @@ def root(ctx: click.Context, socket: str, timeout: float, debug: bool) -> None:
     Containers live in pods; `run` makes both. Ids may be shortened, and names will do, as long as they are unique.
     Exit status: 0 done, 1 failed, 2 wrong usage; `run` and `exec` end with the command's own status.
     """
-    ctx.obj |= {"socket": socket, "timeout": timeout, "debug": debug}
+    ctx.ensure_object(dict).update(socket=socket, timeout=timeout, debug=debug)
 
 
 def main() -> None:

@@ -7,28 +7,40 @@ import click
 
 from holdfast import __version__
 from holdfast.cli.client import client
+from holdfast.cli.errors import CommandError, Unreachable
 from holdfast.cli.output import as_dict, output_option, show, size, table
+from holdfast.config import Config
 from holdfast.proto import node_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
 
 
 @click.command("version")
+@output_option
 @click.pass_context
-def version_command(ctx: click.Context) -> None:
-    """Show the versions of client and daemon."""
-    click.echo(f"Client:   {__version__}")
+def version_command(ctx: click.Context, output: str) -> None:
+    """Show the versions of client and daemon. The client's is shown without a daemon too."""
     daemon = client(ctx)
-    found = daemon.call(daemon.runtime.Version, pb.VersionRequest())
-    click.echo(
-        f"Daemon:   {found.runtime_version}\nRuntime:  {found.runtime_name}\nCRI:      {found.runtime_api_version}"
-    )
+    versions = {"client": __version__}
+    try:
+        found = daemon.call(daemon.runtime.Version, pb.VersionRequest())
+        versions |= {"daemon": found.runtime_version, "runtime": found.runtime_name, "cri": found.runtime_api_version}
+    finally:
+        if output == "table":
+            click.echo("".join(f"{key.capitalize() + ':':<10}{value}\n" for key, value in versions.items()), nl=False)
+        else:
+            show(versions, output)
 
 
 @click.command("info")
 @output_option
 @click.pass_context
 def info_command(ctx: click.Context, output: str) -> None:
-    """Show the state of the runtime: conditions, handlers, places, disk use."""
+    """Show the state of the runtime: conditions, handlers, places, disk use.
+
+    \b
+    holdfast info
+    holdfast info -o json
+    """
     daemon = client(ctx)
     status = daemon.call(daemon.runtime.Status, pb.StatusRequest(verbose=True))
     disk = daemon.call(daemon.images.ImageFsInfo, pb.ImageFsInfoRequest()).image_filesystems[0]
@@ -56,7 +68,11 @@ def config_command() -> None:
 @config_command.command("show")
 @click.pass_context
 def show_config(ctx: click.Context) -> None:
-    """Print the daemon's configuration as the TOML file that would give it."""
+    """Print the daemon's configuration as the TOML file that would give it, each setting with its meaning.
+
+    \b
+    holdfast config show > /etc/holdfast/config.toml
+    """
     daemon = client(ctx)
     click.echo(daemon.call(daemon.node().Config, node_pb2.ConfigRequest()).toml)
 
@@ -65,9 +81,18 @@ def show_config(ctx: click.Context) -> None:
 @output_option
 @click.pass_context
 def recovery_command(ctx: click.Context, output: str) -> None:
-    """Show what the daemon's last start found, what it settled and why, and how long that took."""
+    """Show what the daemon's last start found, what it settled and why, and how long that took.
+
+    \b
+    holdfast recovery
+    holdfast recovery -o json
+    """
     daemon = client(ctx)
-    report: dict[str, Any] = json.loads(daemon.call(daemon.node().Recovery, node_pb2.RecoveryRequest()).json)
+    try:
+        report: dict[str, Any] = json.loads(daemon.call(daemon.node().Recovery, node_pb2.RecoveryRequest()).json)
+    except Unreachable as exc:
+        place = f"{Config().root}/holdfast.db, or holdfast.db in the --root it was given"
+        raise CommandError(f"cannot show the last recovery: {exc}; its report is kept in {place}") from exc
     if output != "table":
         show(report, output)
         return

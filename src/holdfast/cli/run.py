@@ -12,9 +12,8 @@ import click
 
 from holdfast.cli.client import Client, client
 from holdfast.cli.completion import image_names
-from holdfast.cli.errors import CommandError
+from holdfast.cli.errors import RUN_FAILED, CommandError
 from holdfast.cli.logs import Log, exited, follow_log, status_of
-from holdfast.cli.main import RUN_FAILED
 from holdfast.cli.pods import MADE_BY_RUN, log_directory, remove_pod
 from holdfast.config import size_value
 from holdfast.proto import runtime_v1_pb2 as pb

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import os
 import secrets
 import time
@@ -13,6 +14,8 @@ from typing import IO, Final
 from holdfast.images.reference import is_digest
 from holdfast.linux import files
 from holdfast.model.errors import InvalidArgument, Unavailable
+
+log = logging.getLogger(__name__)
 
 CHUNK: Final = 1024 * 1024
 
@@ -30,7 +33,10 @@ class Content:
         for directory in (self._blobs.parent, self._blobs, self.ingest):
             files.make_private(directory)
         for name in os.listdir(self.ingest):
-            files.remove_tree(self.ingest / name)
+            try:
+                files.remove_tree(self.ingest / name)
+            except OSError as exc:  # of a filesystem that is read-only, say; it takes room and does no other harm
+                log.warning("what was left half-way at %s stays: %s", self.ingest / name, exc)
 
     def path(self, digest: str) -> Path:
         """Raises InvalidArgument for anything but a sha256 digest."""

@@ -97,6 +97,8 @@ class Recovery:
         began = time.monotonic()
         await self._world.load()
         before = await self._store.read(lambda tx: rows.get_meta(tx, "boot_id"))
+        aside = await self._store.read(rows.quarantined)
+        self.report.problems += [f"row {key} of {table} was set aside: {reason}" for table, key, reason in aside]
         self.report.rebooted = before not in ("", self.report.boot_id)
         self.report.pods, self.report.containers = len(self._world.pods), len(self._world.containers)
         workers = {worker.id: worker for worker in await self._keeper.list_workers() if worker.kind == "shim"}

@@ -82,7 +82,9 @@ class Sweeper:
         """Remove every orphan. Returns what was removed; appends to `problems` what could not be."""
         workers = {worker.id: worker for worker in await self._keeper.list_workers() if worker.kind == "shim"}
         found = await in_thread(self._look, frozenset(workers))
-        pods, containers = frozenset(self._world.pods), frozenset(self._world.containers)
+        # A row that could not be read still owns what is its own.
+        pods = frozenset(self._world.pods) | self._world.unreadable
+        containers = frozenset(self._world.containers) | self._world.unreadable
         removed = []
         for orphan in plan_sweep(found, pods, containers, self._cgroup_root):
             try:

@@ -45,7 +45,7 @@ def validate_pod(config: pb.PodSandboxConfig) -> None:
     _words(config.dns_config.searches, "config.dns_config.searches")
     _words(config.dns_config.options, "config.dns_config.options")
     parent = config.linux.cgroup_parent
-    if parent and (not parent.startswith("/") or ".." in parent.split("/") or posixpath.normpath(parent) == "/"):
+    if parent and (not parent.startswith("/") or ".." in parent.split("/") or in_container(parent) == "/"):
         raise InvalidArgument(f"config.linux.cgroup_parent: {parent!r} is not a path below the cgroup root")
     _sysctls(config)
     validate_resources(config.linux.resources, "config.linux.resources")

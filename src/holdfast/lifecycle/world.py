@@ -29,6 +29,8 @@ from holdfast.store import pods as rows
 from holdfast.store.db import Store
 
 T = TypeVar("T")
+Pods = list[tuple[PodMetadata, PodStatus]]
+Containers = list[tuple[ContainerMetadata, ContainerStatus]]
 
 
 @dataclass(slots=True, eq=False)
@@ -84,12 +86,18 @@ class World:
         self.clock = clock
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
+        self.unreadable: frozenset[str] = frozenset()  # ids of rows that were set aside: unknown, which is not gone
 
     async def load(self) -> None:
         """Fill the world from the store; rows that cannot be read have been set aside by it."""
-        pods, containers, intents = await self._store.write(
-            lambda tx: (rows.load_pods(tx), rows.load_containers(tx), rows.load_intents(tx))
-        )
+
+        def load(tx: apsw.Connection) -> tuple[Pods, Containers, list[Intent], frozenset[str]]:
+            pods = rows.load_pods(tx, lambda meta: pb.PodSandboxConfig.FromString(meta.config))
+            containers = rows.load_containers(tx, lambda meta: pb.ContainerConfig.FromString(meta.config))
+            intents = rows.load_intents(tx)
+            return pods, containers, intents, frozenset(key for _, key, _ in rows.quarantined(tx))
+
+        pods, containers, intents, self.unreadable = await self._store.write(load)
         for pod_meta, pod_status in pods:
             self._add_pod(pod_meta, pod_status)
         for meta, status in containers:

@@ -49,7 +49,10 @@ class Snapshots:
         for row in self._rows.values():
             if row.kind != "committed" and row.directory not in there:
                 log.warning("directory of snapshot %s was lost in a power cut; it starts afresh", row.key)
-                self._make_directories(row)
+                try:
+                    self._make_directories(row)
+                except OSError as exc:  # one container's loss is no reason not to start
+                    log.error("directory of snapshot %s cannot be made: %s", row.key, exc)
 
     def is_committed(self, key: str) -> bool:
         row = self._rows.get(key)

@@ -32,6 +32,7 @@ from typing import Any, Final
 from holdfast import __version__
 from holdfast.linux import cgroup, files, process, sockets
 from holdfast.workers import context, exits
+from holdfast.workers.shim import rehearsal
 from holdfast.workers.template import Template
 
 PROTOCOL: Final = 1
@@ -370,6 +371,7 @@ def _prepare(state: Path) -> tuple[Keeper, int]:
     _redirect_output(state)
     cgroup.mode()  # what every worker would find out for itself, into memory that it would have to pay for
     process.boot_id()
+    rehearsal.rehearse(state / "rehearsal")
     gc.collect()
     gc.freeze()
     return Keeper(state, identity_of(state), listener, Template(mains, soft)), lock

@@ -35,14 +35,23 @@ class Template:
         self._line = self._start()
 
     def fork(self, message: dict[str, Any], fds: Sequence[int]) -> int:
-        """A new worker's pid. A template that somebody has killed is made again. Raises OSError."""
+        """A new worker's pid. A template that somebody has killed is made again. Raises OSError.
+
+        One that does not answer in time is given up, and so is what it may have forked: its lines lead nowhere.
+        """
         data = json.dumps(message).encode()
         try:
             return self._ask(data, fds)
-        except (BrokenPipeError, ConnectionResetError):
-            self._line.close()
-            self._line = self._start()
+        except ConnectionError:
+            self._replace()
             return self._ask(data, fds)
+        except TimeoutError:
+            self._replace()
+            raise
+
+    def _replace(self) -> None:
+        self._line.close()
+        self._line = self._start()
 
     def _ask(self, data: bytes, fds: Sequence[int]) -> int:
         sockets.send(self._line, data, fds)

@@ -130,6 +130,17 @@ async def test_a_row_whose_directory_a_power_cut_took(snapshots: Snapshots, stor
     assert sorted(os.listdir(reloaded.place("c").parent)) == ["fs", "work"]
 
 
+async def test_a_lost_layer_does_not_keep_the_daemon_from_starting(
+    snapshots: Snapshots, store: Store, tmp_path: Path
+) -> None:
+    await layer(snapshots, "a")
+    await snapshots.prepare("c", "a")
+    for key in ("a", "c"):
+        files.remove_tree(snapshots.place(key).parent)
+    reloaded = await again(store, tmp_path)
+    assert reloaded.starting_with("") == ["a", "c"]
+
+
 async def test_a_failure_leaves_nothing(snapshots: Snapshots, store: Store, tmp_path: Path) -> None:
     store.close()
     with pytest.raises(Exception, match="closed"):
