@@ -1,13 +1,20 @@
 """Nothing a test makes may outlive it: processes, mounts, namespaces, cgroups and loop devices are counted."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+RUN = re.compile(r"hf-[a-z]+-(\d+)")  # the directories and cgroups of the kits bear the number of their test run
 MARK = f"HOLDFAST_TESTS={os.getpid()}"
 os.environ.update([MARK.split("=")])  # inherited by all that the tests start, but for what runs in containers
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("holdfast")
 
 
 def processes() -> set[str]:
@@ -45,7 +52,9 @@ def loops() -> set[str]:
 
 
 def belongings() -> set[str]:
-    return processes() | mounts() | cgroups() | loops()
+    """All of it, but for what bears the number of another test run beside this one."""
+    found = processes() | mounts() | cgroups() | loops()
+    return {one for one in found if (run := RUN.search(one)) is None or run[1] == str(os.getpid())}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -40,7 +40,7 @@ class Node:
     """One daemon. `runtime` is the handler that its pods use."""
 
     def __init__(self, runtime: str = "crun", base: Path | None = None, **settings: Any) -> None:
-        self.base = base or Path(tempfile.mkdtemp(prefix="hf-t-"))
+        self.base = base or Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
         self.root, self.state = self.base / "root", self.base / "state"
         self.socket = self.state / "holdfast.sock"
         self.cgroup = f"/{self.base.name}"

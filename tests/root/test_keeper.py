@@ -30,7 +30,7 @@ SECONDS = 10.0
 # A keeper like any other, but for one more kind of worker, which runs the script that it is given.
 START = """
 import sys, types
-from holdfast.workers import keeper
+from holdfast.workers import keeper, template
 probe = types.ModuleType("probe")
 exec('''
 import os, signal, socket, subprocess, sys, time
@@ -40,6 +40,7 @@ def main(context):
 ''', probe.__dict__)
 sys.modules["probe"] = probe
 keeper.WORKERS["probe"] = "probe"
+template.ANSWER_SECONDS = 1.5
 keeper.main()
 """
 

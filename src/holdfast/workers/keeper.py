@@ -1,8 +1,8 @@
 """The keeper: forks workers on request, holds descriptors, reaps. Small, single-threaded, outlives the daemon.
 
 Started by exec, before the daemon has threads. It imports the worker modules once, freezes what they allocated, and
-every worker shares those pages with it. It is a subreaper: what a dead shim leaves behind becomes its child, so that
-an exit code is never lost with a shim.
+forks a template of itself from which all workers are forked, so that they share those pages. It is a subreaper: what a
+dead shim leaves behind becomes its child, so that an exit code is never lost with a shim.
 
 Talk is JSON in SOCK_SEQPACKET messages with descriptors beside them, on `<state>/keeper.sock`. Each request has "op"
 and "seq"; the reply has the same "seq" and either its result or "error".

@@ -4,12 +4,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from holdfast.linux import process
-from holdfast.workers.shim.loop import Lock, Loop, Pause
+from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause
 
 
 @pytest.fixture
@@ -122,20 +123,53 @@ def test_a_lock_is_free_after_a_failure(loop: Loop) -> None:
     assert run(loop, succeed()) == "yes"
 
 
-def test_what_blocks_goes_to_a_thread_and_the_loop_goes_on(loop: Loop) -> None:
+def test_what_blocks_goes_to_a_child_and_the_loop_goes_on(loop: Loop) -> None:
     seen: list[str] = []
 
-    async def blocking() -> str:
-        return await loop.in_thread(lambda: (time.sleep(0.05), "done")[1])
+    def work() -> str:
+        time.sleep(0.05)
+        seen.append("in the child's memory only")
+        return "done"
 
     loop.timers.add(0.01, lambda: seen.append("meanwhile"))
-    assert run(loop, blocking()) == "done"
+    assert run(loop, loop.in_child(work, 5)) == "done"
     assert seen == ["meanwhile"]
 
-    async def failing() -> None:
-        await loop.in_thread(lambda: os.rmdir("/no/such/directory"))
 
-    assert isinstance(run(loop, failing()), FileNotFoundError)
+def test_how_a_child_fails(loop: Loop, capfd: pytest.CaptureFixture[str]) -> None:
+    def impossible() -> str:
+        os.rmdir("/no/such/directory")
+        return "never"
+
+    def wrong() -> str:
+        return [""][1]
+
+    def killed() -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return "never"
+
+    for work, text in (
+        (impossible, "[Errno 2] No such file or directory: '/no/such/directory'"),
+        (wrong, "the child that was to do it ended with status 1"),
+        (killed, "the child that was to do it ended with status 137"),
+    ):
+        failure = run(loop, loop.in_child(work, 5))
+        assert isinstance(failure, Failed)
+        assert str(failure) == text
+    assert "IndexError" in capfd.readouterr().err
+
+
+def test_a_child_that_hangs_is_killed_with_those_it_has_made(loop: Loop, tmp_path: Path) -> None:
+    def hang() -> str:
+        pid = spawn("sleep", "1000")
+        (tmp_path / "pid").write_text(str(pid))
+        os.waitpid(pid, 0)
+        return "never"
+
+    failure = run(loop, loop.in_child(hang, 0.1))
+    assert str(failure) == "no end after 0.1 s"
+    pid = int((tmp_path / "pid").read_text())
+    turn_until(loop, lambda: process.state(pid) in ("", "Z"))
 
 
 def test_a_callback_that_fails_stops_nothing(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:

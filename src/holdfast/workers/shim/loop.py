@@ -1,12 +1,13 @@
 """The shim's event loop: descriptors, timers, children, and coroutines that wait for any of them. Nothing blocks it.
 
 `async def` without asyncio, which would cost a shim twice its memory: a coroutine awaits a `Pause`, and whoever the
-pause was arranged with resumes it. What can block in the kernel (mounting, unmounting) goes to a thread by one door,
-`in_thread`.
+pause was arranged with resumes it. What may block (mounts, OCI runtime commands) is done by a forked child, `in_child`:
+a page that a process only reads of what it imported it shares with all other shims, a page that it runs code from it
+does not, and what a child has touched is gone with the child.
 """
 
-import _thread
 import collections
+import contextlib
 import heapq
 import itertools
 import os
@@ -15,15 +16,19 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol
 
 from holdfast.linux import process
 
-T = TypeVar("T")
 Resume = Callable[[Any], None]
 Done = Callable[[Any, Exception | None], None]
 
+ANSWER_BYTES: Final = 256 * 1024
 CALM: Final = 0.01  # after a callback has failed: it may be called again at once, for ever
+
+
+class Failed(Exception):
+    """What was to be done could not be done; the text says why."""
 
 
 class Pause:
@@ -166,26 +171,28 @@ class Loop:
         status: int | None = await Pause(arrange)
         return status
 
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        """The door for what may block. The result, or the exception, is the function's."""
-        outcome: list[Any] = [None, None]
+    async def in_child(self, work: Callable[[], str], seconds: float) -> str:
+        """The door for what may block, and for what touches much memory that is then nobody's any more.
 
-        def arrange(resume: Resume) -> None:
-            def run() -> None:
-                try:
-                    outcome[0] = function()
-                except Exception as exc:
-                    outcome[1] = exc
-                self._ready.append(lambda: resume(None))
-                os.write(self._wake_write, b"\0")
-
-            _thread.start_new_thread(run, ())
-
-        await Pause(arrange)
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: T = outcome[0]
-        return result
+        `work` runs in a forked child, in a process group of its own; its result comes back as text. Raises Failed
+        with the text of the OSError or Failed that it has raised, or when it is killed after `seconds`.
+        """
+        answer = os.memfd_create("answer", os.MFD_CLOEXEC)
+        try:
+            pid = process.fork()
+            if pid == 0:
+                _be_child(work, answer)
+            status = await self.exited(pid, seconds)
+            if status is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                raise Failed(f"no end after {seconds:g} s")
+            text = os.pread(answer, ANSWER_BYTES, 0).decode(errors="replace")
+        finally:
+            os.close(answer)
+        if status:
+            raise Failed(text or f"the child that was to do it ended with status {status}")
+        return text
 
     def _patience(self) -> float | None:
         """How long nothing may happen."""
@@ -240,3 +247,21 @@ class Lock:
 
 def void(_: object) -> None:
     """For a lambda that has to return nothing."""
+
+
+def _be_child(work: Callable[[], str], answer: int) -> NoReturn:
+    """In the child of `in_child`: do the work, leave its text, and end without unwinding the loop's frames."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setpgid(0, 0)
+        try:
+            text, status = work(), 0
+        except (OSError, Failed) as exc:
+            text = str(exc)
+        os.write(answer, text.encode())
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)

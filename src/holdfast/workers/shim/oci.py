@@ -1,25 +1,18 @@
-"""Commands of OCI runtimes (crun, runc): run without blocking, with a limit, and with the error from their own log."""
+"""Commands of OCI runtimes (crun, runc), and the error from their own log when one fails."""
 
 import contextlib
 import json
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from holdfast.workers.shim.loop import Loop
+from holdfast.workers.shim.loop import Failed
 from holdfast.workers.shim.spawn import spawn
 
 ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-COMMAND_SECONDS: Final = 120.0
-KILL_SECONDS: Final = 5.0
 LOG_LIMIT: Final = 256 * 1024
 _STANDARD: Final = frozenset({0, 1, 2})
-
-
-class RuntimeFailed(Exception):
-    """The OCI runtime could not do it; the text is its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +33,10 @@ class Runtime:
     def from_args(cls, args: Mapping[str, Any], image: int) -> "Runtime":
         return cls(args["name"], args["binary"], args["root"], tuple(args.get("hide", ())), image)
 
-    async def run(self, loop: Loop, *arguments: str, fds: Mapping[int, int] | None = None) -> None:
-        """Run one command to its end; descriptors that are not given are /dev/null. Raises RuntimeFailed.
+    def run(self, *arguments: str, fds: Mapping[int, int] | None = None) -> None:
+        """Run one command to its end; descriptors that are not given are /dev/null. Raises Failed.
 
-        A command that does not end within COMMAND_SECONDS is killed: nobody waits for it for ever.
+        It blocks, so it is for a child of the loop (`Loop.in_child`), which is killed with it when it takes too long.
         """
         with memory_file("log") as log, _null() as null:
             command = [self.binary, "--root", self.root, "--log", path_of(log), "--log-format", "json", *arguments]
@@ -51,23 +44,14 @@ class Runtime:
             try:
                 pid = spawn(command, env=ENVIRONMENT, fds=streams, hide=self.hide, executable=self._executable)
             except OSError as exc:
-                raise RuntimeFailed(f"cannot run {self.binary}: {exc.strerror}") from exc
-            status = await loop.exited(pid, COMMAND_SECONDS)
-            if status is None:
-                await self._give_up(loop, pid, arguments[0])
-            if status:
+                raise Failed(f"cannot run {self.binary}: {exc.strerror}") from exc
+            if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
                 said = error_text(os.pread(log, LOG_LIMIT, 0))
-                raise RuntimeFailed(said or f"{self.name} {arguments[0]} ended with status {status}")
+                raise Failed(said or f"{self.name} {arguments[0]} ended with status {status}")
 
     @property
     def _executable(self) -> str | None:
         return f"/proc/self/fd/{self.image}" if self.image >= 0 else None
-
-    async def _give_up(self, loop: Loop, pid: int, verb: str) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # it leads a session of its own, which a container's init has left
-        await loop.exited(pid, KILL_SECONDS)
-        raise RuntimeFailed(f"{self.name} {verb} did not end within {COMMAND_SECONDS:g} s and was killed")
 
 
 def error_text(log: bytes) -> str:

@@ -1,33 +1,34 @@
 """What the shim does to containers through the OCI runtime: create, start, exec, pause, update, delete.
 
 Each operation is a coroutine that runs under its task's lock, so that commands on one container follow each other,
-while other containers, signals, states and logs go on.
+while other containers, signals, states and logs go on. What takes time is done by a child of the shim.
 """
 
 import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from holdfast.linux import cgroup, files, mount, process
 from holdfast.model.spec import Mount
-from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, encode
+from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, decode_init, encode
 from holdfast.proto import task_pb2
 from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, CallError
 from holdfast.workers.context import Context
 from holdfast.workers.shim import grace, remains
-from holdfast.workers.shim.loop import Lock, Loop, Pause, Resume
-from holdfast.workers.shim.oci import Runtime, RuntimeFailed, memory_file, path_of
+from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
+from holdfast.workers.shim.oci import Runtime, memory_file, path_of
 from holdfast.workers.shim.stdio import Stdio
 from holdfast.workers.shim.task import Process, State, Task
 
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
 PID_LIMIT: Final = 64
 END_SECONDS: Final = 10.0
+COMMAND_SECONDS: Final = 120.0
 
 
 class Operations:
@@ -76,9 +77,7 @@ class Operations:
         async with task.lock:
             if task.init.state is not State.CREATED or task.record is None:
                 raise CallError(FAILED_PRECONDITION, f"cannot start task {task.id}: {_condition(task)}")
-            task.record = replace(task.record, started=True)
-            files.write_atomic(task.bundle / INIT_FILE, encode(task.record), sync=False)
-            await self._command(f"start task {task.id}", "start", task.id)
+            await self._child(f"start task {task.id}", lambda: self._start(task))
             if task.init.state is State.CREATED:
                 task.init.state = State.RUNNING
             return task_pb2.StartResponse(pid=task.init.pid)
@@ -103,7 +102,7 @@ class Operations:
                 raise CallError(FAILED_PRECONDITION, f"cannot {verb} task {task.id}: {_condition(task)}")
             after = State.PAUSED if verb == "pause" else State.RUNNING
             if task.init.state is not after:
-                await self._command(f"{verb} task {task.id}", verb, task.id)
+                await self._child(f"{verb} task {task.id}", lambda: self._runtime.run(verb, task.id))
                 if task.init.alive:
                     task.init.state = after
 
@@ -119,9 +118,7 @@ class Operations:
         async with task.lock:
             if task.init.state is State.STOPPED:
                 raise CallError(FAILED_PRECONDITION, f"cannot update task {task.id}: {_condition(task)}")
-            with memory_file("resources", request.resources.value) as resources:
-                arguments = ("update", "--resources", path_of(resources), task.id)
-                await self._command(f"update task {task.id}", *arguments)
+            await self._child(f"update task {task.id}", lambda: self._update(task, request.resources.value))
 
     # -- processes executed in it
 
@@ -143,24 +140,22 @@ class Operations:
         if task.init.state is not State.RUNNING:
             raise CallError(FAILED_PRECONDITION, f"cannot exec in task {task.id}: {_condition(task)}")
         one.starting = True
-        pid_file = task.bundle / f"exec.{one.exec_id}.pid"
         try:
-            with memory_file("process", one.spec) as spec, self._expecting():
-                options = ["--process", path_of(spec), "--detach", "--pid-file", str(pid_file)]
-                if one.terminal:
-                    files.make_private(one.stdio.directory)
-                    options += ["--console-socket", one.stdio.open_terminal(*one.paths[:2])]
-                else:
-                    one.stdio.open(*one.paths)
-                await self._runtime.run(self._loop, "exec", *options, task.id, fds=one.stdio.fds)
+            options = []
+            if one.terminal:
+                files.make_private(one.stdio.directory)
+                options = ["--console-socket", one.stdio.open_terminal(*one.paths[:2])]
+            else:
+                one.stdio.open(*one.paths)
+            with self._expecting():
+                pid = await self._loop.in_child(lambda: self._exec(task, one, options), COMMAND_SECONDS)
                 one.stdio.given()
-                self._exec_started(one, _read_pid(pid_file))
+                self._exec_started(one, int(pid))
         except Exception as exc:
             one.stdio.close()
             raise _as_call_error(exc, f"cannot exec in task {task.id}") from exc
         finally:
             one.starting = False
-            pid_file.unlink(missing_ok=True)
         return task_pb2.StartResponse(pid=one.pid)
 
     def delete_exec(self, task: Task, one: Process) -> task_pb2.DeleteResponse:
@@ -184,36 +179,23 @@ class Operations:
     async def _create(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
         for name in (INIT_FILE, EXIT_FILE):
             (task.bundle / name).unlink(missing_ok=True)
-        grace.begin()
-        mounts = [Mount(one.type, one.source, one.target, tuple(one.options)) for one in request.rootfs]
-        if mounts:
-            await self._loop.in_thread(lambda: _mount_rootfs(task.rootfs, mounts))
         stdio = task.init.stdio
-        pid_file = task.bundle / "init.pid"
-        options = ["--bundle", str(task.bundle), "--pid-file", str(pid_file)]
+        options = []
         if request.terminal:
-            options += ["--console-socket", stdio.open_terminal(request.stdin, request.stdout)]
+            options = ["--console-socket", stdio.open_terminal(request.stdin, request.stdout)]
         else:
             stdio.open(request.stdin, request.stdout, request.stderr)
         with self._expecting():
-            await self._runtime.run(self._loop, "create", *options, task.id, fds=stdio.fds)
+            made = await self._loop.in_child(lambda: self._make(task, request, options), COMMAND_SECONDS)
             stdio.given()
-            self._created(task, _read_pid(pid_file))
+            own_pids, record = made[:1], decode_init(made[1:].encode())
+            if record.pid in self._unclaimed:
+                raise Failed("its init ended before it was started")
+            if request.terminal:
+                stdio.take_terminal()
+            task.record, task.own_pids, task.init.pid = record, own_pids == "1", record.pid
         for name, fd in stdio.kept.items():
             self._context.hold(f"{task.id}/{name}", [fd])
-
-    def _created(self, task: Task, pid: int) -> None:
-        """Know the init, and say so in init.json."""
-        started = process.start_time(pid)
-        if pid in self._unclaimed or started is None:
-            raise RuntimeFailed("its init ended before it was")
-        if task.init.terminal:
-            task.init.stdio.take_terminal()
-        task.init.pid = pid
-        task.own_pids = remains.is_first_in_namespace(pid)
-        path = cgroup.of_process(pid)
-        task.record = InitRecord(pid, started, process.boot_id(), path, cgroup.oom_kills(path))
-        files.write_atomic(task.bundle / INIT_FILE, encode(task.record), sync=False)
 
     def _exec_started(self, one: Process, pid: int) -> None:
         one.pid = pid
@@ -226,12 +208,11 @@ class Operations:
 
     async def _discard(self, task: Task) -> None:
         """Undo everything but the bundle's files. Raises when something would not go, to be tried again."""
-        await self._forget(task)
+        await self._child(f"delete task {task.id}", lambda: self._forget(task))
         if task.init.pid and not await self._ended(task.init, END_SECONDS):
             raise CallError(INTERNAL, f"cannot delete task {task.id}: its init, pid {task.init.pid}, does not die")
         if task.record is not None and not task.own_pids:
             await remains.kill(self._loop, task.record.cgroup)
-        await self._loop.in_thread(lambda: _unmount(task.rootfs))
         for one in (task.init, *task.execs.values()):
             one.stdio.close()
             one.exited(0, 0)  # what never ran has nothing to tell those who wait for it
@@ -239,15 +220,6 @@ class Operations:
             self._context.drop(f"{task.id}/{name}")
         task.deleted = True
         del self.tasks[task.id]
-
-    async def _forget(self, task: Task) -> None:
-        """Have the runtime delete the container; one that it does not know is deleted."""
-        force = () if task.init.state is State.STOPPED else ("--force",)
-        try:
-            await self._runtime.run(self._loop, "delete", *force, task.id)
-        except RuntimeFailed as exc:
-            if Path(self._runtime.root, task.id).exists():
-                raise CallError(INTERNAL, f"cannot delete task {task.id}: {exc}") from exc
 
     async def _ended(self, one: Process, seconds: float) -> bool:
         """Wait until a process has been reaped, for at most `seconds`."""
@@ -264,10 +236,14 @@ class Operations:
         result: bool = await Pause(arrange)
         return result
 
-    async def _command(self, what: str, *arguments: str) -> None:
+    async def _child(self, what: str, work: Callable[[], None]) -> None:
+        def quietly() -> str:
+            work()
+            return ""
+
         try:
-            await self._runtime.run(self._loop, *arguments)
-        except RuntimeFailed as exc:
+            await self._loop.in_child(quietly, COMMAND_SECONDS)
+        except Failed as exc:
             raise CallError(INTERNAL, f"cannot {what}: {exc}") from exc
 
     @contextlib.contextmanager
@@ -280,6 +256,52 @@ class Operations:
             self._starting -= 1
             if not self._starting:
                 self._unclaimed.clear()
+
+    # -- what children do: it may block, and what it changes in memory is lost
+
+    def _make(self, task: Task, request: task_pb2.CreateTaskRequest, options: list[str]) -> str:
+        """Returns "1" or "0", for whether the init is process 1 of a namespace of its own, and its record."""
+        grace.begin()
+        if request.rootfs:
+            task.rootfs.mkdir(mode=0o700, exist_ok=True)
+            for one in request.rootfs:
+                mount.mount_one(Mount(one.type, one.source, one.target, tuple(one.options)), task.rootfs)
+        pid_file = task.bundle / "init.pid"
+        where = ["--bundle", str(task.bundle), "--pid-file", str(pid_file)]
+        self._runtime.run("create", *where, *options, task.id, fds=task.init.stdio.fds)
+        pid = _read_pid(pid_file)
+        if (started := process.start_time(pid)) is None:
+            raise Failed("its init ended before it was started")
+        path = cgroup.of_process(pid)
+        record = encode(InitRecord(pid, started, process.boot_id(), path, cgroup.oom_kills(path)))
+        files.write_atomic(task.bundle / INIT_FILE, record, sync=False)
+        return f"{int(remains.is_first_in_namespace(pid))}{record.decode()}"
+
+    def _start(self, task: Task) -> None:
+        assert task.record is not None
+        files.write_atomic(task.bundle / INIT_FILE, encode(replace(task.record, started=True)), sync=False)
+        self._runtime.run("start", task.id)
+
+    def _exec(self, task: Task, one: Process, options: list[str]) -> str:
+        pid_file = task.bundle / f"exec.{one.exec_id}.pid"
+        with memory_file("process", one.spec) as spec:
+            where = ["--process", path_of(spec), "--detach", "--pid-file", str(pid_file)]
+            self._runtime.run("exec", *where, *options, task.id, fds=one.stdio.fds)
+        return str(_read_pid(pid_file))
+
+    def _update(self, task: Task, content: bytes) -> None:
+        with memory_file("resources", content) as resources:
+            self._runtime.run("update", "--resources", path_of(resources), task.id)
+
+    def _forget(self, task: Task) -> None:
+        """Have the runtime delete the container, and unmount its rootfs. One that is not known is deleted."""
+        force = () if task.init.state is State.STOPPED else ("--force",)
+        try:
+            self._runtime.run("delete", *force, task.id)
+        except Failed:
+            if Path(self._runtime.root, task.id).exists():
+                raise
+        _unmount(task.rootfs)
 
 
 def _as_call_error(error: Exception, what: str) -> CallError:
@@ -304,12 +326,6 @@ def _read_pid(path: Path) -> int:
     pid = int(files.read_bounded(path, PID_LIMIT))
     path.unlink()
     return pid
-
-
-def _mount_rootfs(target: Path, mounts: list[Mount]) -> None:
-    target.mkdir(mode=0o700, exist_ok=True)
-    for one in mounts:
-        mount.mount_one(one, target)
 
 
 def _unmount(target: Path) -> None:

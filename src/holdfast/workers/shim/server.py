@@ -305,8 +305,7 @@ def _check_streams(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessReq
 
 def main(context: Context) -> None:
     """A worker's life: be the reaper of what the OCI runtime leaves, serve until told to shut down."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the keeper has done with SIGHUP, SIGINT and SIGPIPE
     process.set_child_subreaper()
     arguments = context.args
     shared = arguments.get("pid_namespace", False)

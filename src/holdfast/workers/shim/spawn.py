@@ -33,7 +33,7 @@ def spawn(
     hide: Iterable[str] = (),
     executable: str | None = None,
 ) -> int:
-    """Run a program in a session of its own. Returns its pid; the caller reaps. Raises OSError if it cannot be run.
+    """Run a program. Returns its pid; the caller reaps. Raises OSError if it cannot be run.
 
     `fds` maps the child's descriptors to ours; it inherits no others. `hide` are mounts that it shall not see.
     `executable` is run under the name argv[0].
@@ -48,7 +48,6 @@ def spawn(
             list(argv),
             env,
             file_actions=actions,
-            setsid=True,
             setsigmask=(),
             setsigdef=_DEFAULTS,
         )
