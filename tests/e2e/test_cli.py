@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -79,6 +80,43 @@ COUNT = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done"
 def test_logs_are_followed_to_the_end(life: Node) -> None:
     life.cli("run", "-d", "--name", "short", IMAGE, "sh", "-c", "for n in 1 2 3; do echo $n; sleep 0.2; done")
     assert life.cli("logs", "-f", "short").stdout == "1\n2\n3\n"
+
+
+def background(life: Node, *arguments: str) -> subprocess.Popen[str]:
+    command = [str(BIN / "holdfast"), "--socket", str(life.socket), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_an_interrupt_stops_a_foreground_run(life: Node) -> None:
+    script = "trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.05; done"
+    with background(life, "run", "--rm", IMAGE, "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert (process.stdout.read(), process.wait()) == ("bye\n", 4)
+    assert not life.pods()
+
+
+def test_following_goes_on_when_the_daemon_is_killed(life: Node) -> None:
+    life.cli("run", "-d", "--name", "count", IMAGE, "sh", "-c", COUNT)
+    with background(life, "logs", "-f", "count") as process:
+        assert process.stdout is not None
+        numbers = [int(process.stdout.readline())]
+        life.restart()
+        numbers.append(int(process.stdout.readline()))
+        life.cli("stop", "-t", "0", "count")
+        numbers += map(int, process.stdout.read().split())
+        assert process.wait() == 0
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) == life.container_log(life.containers()[0].id).count(b"\n")
+
+
+def test_rmp_takes_the_logs_of_run_along(life: Node) -> None:
+    life.cli("run", "-d", "--name", "logged", IMAGE, "sleep", "100")
+    directory = Path(life.status(life.containers()[0].id).log_path).parent
+    assert directory.is_dir()
+    life.cli("rmp", "-f", "logged")
+    assert not directory.exists()
 
 
 @pytest.mark.parametrize(

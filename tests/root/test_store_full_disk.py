@@ -1,8 +1,6 @@
 """A disk that is really full: small ext4 and xfs filesystems on loop devices, without a byte or an inode to be had."""
 
 import asyncio
-import errno
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from kit import disk
 
 from holdfast.model.errors import ResourceExhausted
 from holdfast.model.spec import ContainerMetadata, PodMetadata, new_id
@@ -19,57 +18,14 @@ from holdfast.model.state import ContainerStatus, PodStatus, ProcessRef
 from holdfast.store import pods
 from holdfast.store.db import Store
 
-MAKE = {
-    "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "64"],
-    "xfs": ["mkfs.xfs", "-q", "-f"],
-}
-SIZE = {"ext4": 64 << 20, "xfs": 320 << 20}  # mkfs.xfs takes no less than 300 MB
 CONTAINERS = 20
 UPDATES = 500
 
 
-@pytest.fixture(params=sorted(MAKE))
+@pytest.fixture(params=disk.KINDS)
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A mounted filesystem of its own."""
-    image, place = tmp_path / "disk", tmp_path / "mounted"
-    with image.open("wb") as file:
-        file.truncate(SIZE[request.param])
-    place.mkdir()
-    subprocess.run([*MAKE[request.param], str(image)], check=True, capture_output=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)  # a test that failed has the store open
-
-
-def fill(place: Path) -> None:
-    """Take every block, and then every inode, that can be had."""
-    descriptor = os.open(place / "hog", os.O_WRONLY | os.O_CREAT)
-    size = 4 << 20
-    try:
-        while size >= 512:
-            try:
-                os.write(descriptor, b"h" * size)
-            except OSError as exc:
-                assert exc.errno == errno.ENOSPC
-                size //= 2
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    for number in range(100_000):
-        try:
-            os.close(os.open(place / f"inode-{number}", os.O_WRONLY | os.O_CREAT))
-        except OSError as exc:
-            assert exc.errno == errno.ENOSPC
-            break
-    else:
-        raise AssertionError("there were inodes without end")
-    os.sync()
-
-
-def assert_full(place: Path) -> None:
-    with pytest.raises(OSError, match="No space left"):
-        (place / "one-more").write_bytes(b"x" * 8192)
-    (place / "one-more").unlink(missing_ok=True)
+    with disk.small(request.param, tmp_path) as place:
+        yield place
 
 
 def make_rows(tx: apsw.Connection) -> list[str]:
@@ -95,18 +51,18 @@ async def test_status_can_be_written_when_nothing_else_can(small: Path) -> None:
     path = small / "holdfast.db"
     store = Store.open(path)
     ids = await store.write(make_rows)
-    fill(small)
-    assert_full(small)
+    disk.fill(small)
+    assert disk.is_full(small)
     for number in range(UPDATES):
         await update(store, ids[number % CONTAINERS], number)
     assert (await store.reserve_state()).ballast_bytes > 0  # it was not even needed
-    assert_full(small)
+    assert disk.is_full(small)
     await asyncio.to_thread(store.close)
     # A clean stop has not given the reserve away: all of it again.
     store = Store.open(path)
     for number in range(UPDATES, 2 * UPDATES):
         await update(store, ids[number % CONTAINERS], number)
-    assert_full(small)
+    assert disk.is_full(small)
     found = await store.read(pods.load_containers)
     assert sorted(status.exit_code for _, status in found) == list(range(2 * UPDATES - CONTAINERS, 2 * UPDATES))
     await asyncio.to_thread(store.close)
@@ -114,7 +70,7 @@ async def test_status_can_be_written_when_nothing_else_can(small: Path) -> None:
 
 async def test_when_the_pages_are_used_up_the_ballast_goes_and_then_it_is_said(small: Path) -> None:
     store = Store.open(small / "holdfast.db", 2 << 20)
-    fill(small)
+    disk.fill(small)
     kept = 0
     with pytest.raises(ResourceExhausted, match=f"the filesystem of {small} is full"):
         for number in range(100):
@@ -155,7 +111,7 @@ async def test_sigkill_on_a_full_disk_loses_nothing_that_was_acknowledged(small:
     store = Store.open(path)
     await store.write(make_rows)
     await asyncio.to_thread(store.close)
-    fill(small)
+    disk.fill(small)
     last = 0
     for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True) as writer:
@@ -170,4 +126,4 @@ async def test_sigkill_on_a_full_disk_loses_nothing_that_was_acknowledged(small:
         assert max(status.exit_code for _, status in found) in (last, last + 1)
         assert all(status.message == str(status.exit_code) for _, status in found if status.exit_code)
         await asyncio.to_thread(store.close)
-    assert_full(small)
+    assert disk.is_full(small)

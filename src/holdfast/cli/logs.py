@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Self
 
 import click
 
@@ -38,7 +38,8 @@ def logs_command(ctx: click.Context, container: str, follow: bool, tail: int | N
     path = status_of(daemon, found.id).log_path
     if not path:
         raise CommandError(f"cannot read the log of container {container}: it has none")
-    follow_log(Log(Path(path)), exited(daemon, found.id) if follow else lambda: True, tail, timestamps)
+    with Log(Path(path)) as log:
+        follow_log(log, exited(daemon, found.id) if follow else lambda: True, tail, timestamps)
 
 
 def status_of(daemon: Client, container_id: str) -> pb.ContainerStatus:
@@ -79,6 +80,12 @@ class Log:
         self._path = path
         self._file: BinaryIO | None = None
         self._rest = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def lines(self) -> Iterator[bytes]:
         """Whole lines written since the last call."""

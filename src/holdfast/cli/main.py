@@ -1,7 +1,6 @@
 """holdfast, the command line: a client of the CRI socket. Verbs are imported only when they are used."""
 
 import importlib
-import os
 import sys
 from typing import Any, Final
 
@@ -72,7 +71,7 @@ def main() -> None:
     """Run the command line; an error is one line on stderr."""
     options: dict[str, Any] = {}
     try:
-        status: Any = root.main(standalone_mode=False, obj=options)
+        status: Any = root.main(prog_name="holdfast", standalone_mode=False, obj=options)
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         status = exc.exit_code
@@ -88,10 +87,6 @@ def main() -> None:
         status = exc.status
     except (click.Abort, KeyboardInterrupt):
         status = 130
-    except BrokenPipeError:
-        # Whoever read our output has had enough; the interpreter would flush what is left once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -47,7 +47,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         drawn.add_column(column, no_wrap=True)
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False, soft_wrap=True).print(drawn)
+    Console(width=10_000, highlight=False).print(drawn)  # an id that was cut is of no use
 
 
 def _plain_table(rows: Sequence[Sequence[str]]) -> None:

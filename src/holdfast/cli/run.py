@@ -16,6 +16,7 @@ from holdfast.cli.errors import RUN_FAILED, CommandError
 from holdfast.cli.logs import Log, exited, follow_log, status_of
 from holdfast.cli.pods import MADE_BY_RUN, log_directory, remove_pod
 from holdfast.config import size_value
+from holdfast.model.errors import InvalidArgument
 from holdfast.proto import runtime_v1_pb2 as pb
 
 STOP_SECONDS = 10  # from the stop signal to SIGKILL, when a foreground run is interrupted
@@ -75,6 +76,8 @@ def run_command(ctx: click.Context, /, **options: Any) -> int:
         return _run(daemon, options)
     except CommandError as exc:
         raise CommandError(str(exc), RUN_FAILED) from exc
+    except InvalidArgument as exc:
+        raise CommandError(f"cannot use {exc}", RUN_FAILED) from exc
 
 
 def _run(daemon: Client, options: dict[str, Any]) -> int:
@@ -102,13 +105,13 @@ def _foreground(daemon: Client, container_id: str) -> int:
     """Show the log until the container has exited. An interrupt stops it, and then its end is shown."""
     path, over = Path(status_of(daemon, container_id).log_path), exited(daemon, container_id)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    log = Log(path)
-    try:
-        follow_log(log, over)
-    except KeyboardInterrupt:
-        request = pb.StopContainerRequest(container_id=container_id, timeout=STOP_SECONDS)
-        daemon.call(daemon.runtime.StopContainer, request, STOP_SECONDS + 60)
-        follow_log(log, over)
+    with Log(path) as log:
+        try:
+            follow_log(log, over)
+        except KeyboardInterrupt:
+            request = pb.StopContainerRequest(container_id=container_id, timeout=STOP_SECONDS)
+            daemon.call(daemon.runtime.StopContainer, request, STOP_SECONDS + 60)
+            follow_log(log, over)
     return status_of(daemon, container_id).exit_code
 
 

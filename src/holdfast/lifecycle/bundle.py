@@ -2,8 +2,9 @@
 
 import json
 import os
+import stat
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from holdfast.images.service import Images
 from holdfast.lifecycle.cleanup import container_cgroup
@@ -13,6 +14,7 @@ from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.users import ResolvedUser, resolve_user
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
+from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -39,14 +41,21 @@ class Bundles:
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
         await in_thread(self._write, container, image, mounts[0])
 
-    async def ensure(self, container: Container, image: Image) -> None:
-        """Make the bundle unless it is there; the state directory may have been lost since it was written."""
+    async def ensure(self, container: Container) -> None:
+        """Make the bundle unless it is there; the state directory may have been lost since it was written.
+
+        Only then is the image needed, which may have been removed meanwhile.
+        """
         if not (self.path(container) / CONFIG_FILE).exists():
-            await self.write(container, image)
+            await self.write(container, self._images.find(container.meta.image_id))
 
     async def update_resources(self, container: Container, resources: pb.LinuxContainerResources) -> None:
         """Change the limits with which a container that was not started will start."""
         await in_thread(self._update_resources, container, resources)
+
+    def to_oci(self, resources: pb.LinuxContainerResources) -> dict[str, Any]:
+        """Limits as the OCI spec has them, as far as this host knows them."""
+        return resources_to_oci(resources, self._facts)
 
     def load(self, container: Container) -> dict[str, object]:
         """The OCI spec as it was written."""
@@ -67,7 +76,7 @@ class Bundles:
         linux = spec["linux"]
         assert isinstance(linux, dict)
         before = linux.get("resources", {})
-        for key, value in resources_to_oci(resources).items():
+        for key, value in self.to_oci(resources).items():
             merged = {**before.get(key, {}), **value} if isinstance(value, dict) else value
             before[key] = merged
         linux["resources"] = before
@@ -77,16 +86,7 @@ class Bundles:
         """Who the process will be, looked up in the image's own files through a mount that nobody else sees."""
         descriptor = mount.open_detached(rootfs)
         try:
-
-            def read(path: str, limit: int) -> bytes | None:
-                try:
-                    found = files.open_beneath(descriptor, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK, in_root=True)
-                except (FileNotFoundError, NotADirectoryError):
-                    return None
-                with os.fdopen(found, "rb") as file:
-                    return file.read(limit)
-
-            return resolve_user(container.config, image.user, read)
+            return resolve_user(container.config, image.user, lambda path, limit: read_in(descriptor, path, limit))
         finally:
             os.close(descriptor)
 
@@ -120,6 +120,26 @@ class Bundles:
             "hostname_path": str(directory / "hostname"),
             "shm": str(shm) if shm.exists() else "/dev/shm",
         }
+
+
+def read_in(root: int, path: str, limit: int) -> bytes | None:
+    """At most `limit` bytes of a regular file of an image; None when it has none of that name.
+
+    Looked at before it is opened: opening a device or a FIFO does things. Raises InvalidArgument.
+    """
+    try:
+        found = files.open_beneath(root, path.lstrip("/"), os.O_PATH, in_root=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise InvalidArgument(f"image: cannot read its {path}: {exc.strerror}") from exc
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise InvalidArgument(f"image: its {path} is not a regular file")
+        with open(f"/proc/self/fd/{found}", "rb") as file:
+            return file.read(limit)
+    finally:
+        os.close(found)
 
 
 def hostname(config: pb.PodSandboxConfig) -> str:

@@ -13,7 +13,6 @@ from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor, read_init
-from holdfast.lifecycle.oci_spec import resources_to_oci
 from holdfast.lifecycle.stop import Stopper, signal_number
 from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.validate import validate_container, validate_resources
@@ -150,7 +149,7 @@ class Containers:
                 await self._bundles.update_resources(container, resources)
             elif container.state is ContainerState.RUNNING:
                 task = await self._shims.task(container.pod.meta.id)
-                await task.update(container.meta.id, resources_to_oci(resources))
+                await task.update(container.meta.id, self._bundles.to_oci(resources))
             else:
                 raise FailedPrecondition(f"cannot update container {container.meta.id}: it is {container.state}")
             data = resources.SerializeToString()
@@ -181,7 +180,7 @@ class Containers:
     async def _run(self, container: Container) -> ProcessRef:
         """Have the shim create and start the task."""
         bundle = self._layout.bundle(container.pod.meta.id, container.meta.id)
-        await self._bundles.ensure(container, self._images.find(container.meta.image_id))
+        await self._bundles.ensure(container)
         log_to = await in_thread(prepare_log, container.meta.log_path)
         stdin = str(bundle / "stdin") if container.config.stdin else ""
         task = await self._shims.task(container.pod.meta.id)

@@ -20,7 +20,16 @@ def detect() -> HostFacts:
         oom_score_adj_min=lowest,
         capabilities=frozenset(name for number, name in enumerate(CAPABILITIES) if held >> number & 1),
         devices=tuple(_devices()),
+        hugetlb=_hugetlb(),
     )
+
+
+def _hugetlb() -> bool:
+    """Whether the OCI runtimes find the controller: on a hybrid host they look at v1 only."""
+    found = cgroup.hierarchies()
+    if cgroup.mode() != "v2":
+        return "hugetlb" in found
+    return "hugetlb" in (found[""] / "cgroup.controllers").read_text().split()
 
 
 def _bounding_set() -> int:

@@ -37,6 +37,7 @@ class Fake(services.RuntimeServiceServicer, services.ImageServiceServicer, node_
         self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.exec_reply = pb.ExecSyncResponse()
         self.exit_on_start: int | None = None
+        self.before_status: Callable[[int], None] = lambda times: None  # how often a status was asked for before
 
     def add(self, number: str, name: str, state: str = "RUNNING", seconds: float = 125) -> str:
         """A pod with one container; `number` is a hex digit that the ids are made of."""
@@ -97,6 +98,7 @@ class Fake(services.RuntimeServiceServicer, services.ImageServiceServicer, node_
         return pb.ListContainersResponse(containers=found)
 
     def ContainerStatus(self, request: Any, context: Any) -> Any:
+        self.before_status(sum(isinstance(one, pb.ContainerStatusRequest) for one in self.asked))
         self._note(request, context, "ContainerStatus")
         if (one := self.containers.get(request.container_id)) is None:
             context.abort(grpc.StatusCode.NOT_FOUND, f"cannot find container {request.container_id!r}")

@@ -9,10 +9,12 @@ The OCI runtime is played by true(1), the container by a child that says a few w
 """
 
 import gc
+import json
 import marshal
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 import types
@@ -25,7 +27,7 @@ from google.protobuf.message import Message
 from holdfast.linux import files, process, sockets
 from holdfast.proto import task_pb2, ttrpc_pb2
 from holdfast.ttrpc.codec import REQUEST, Decoder, Frame, encode
-from holdfast.workers.context import Context
+from holdfast.workers import context
 from holdfast.workers.shim.oci import Runtime
 from holdfast.workers.shim.server import Shim
 
@@ -45,6 +47,7 @@ def rehearse(directory: Path, rounds: int = ROUNDS) -> None:
             gather(functions_of(lambda: play(directory, program)))
             for _ in range(rounds):
                 play(directory, program)
+            gc.collect()  # it would make holes again
             _ballast.extend(fill_holes())
     except (OSError, TimeoutError):
         return  # shims are as good without it, only larger
@@ -108,11 +111,15 @@ class Play:
         self._decoder = Decoder()
         (self._bundle / "rootfs").mkdir(parents=True)
         self._log = f"cri://{directory}/log"
-        listener = sockets.listen(directory / "shim.sock")
-        context = Context("x", {}, [], listener, _nothing, _nothing, _nothing)
-        self._shim = Shim(context, Runtime("true", program, str(directory / "oci")))
+        self._keeper, line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fds = [os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), line.detach()]
+        fds.append(sockets.listen(directory / "shim.sock").detach())
+        runtime = {"name": "true", "binary": program, "root": str(directory / "oci"), "hide": []}
+        message = {"id": "x", "kind": "shim", "listens": True, "args": {"runtime": runtime}}
+        self._context = context.over(json.loads(json.dumps(message)), fds)
+        self._context.ready()
+        self._shim = Shim(self._context, Runtime.from_args(self._context.args["runtime"], -1))
         self._peer = sockets.connect(directory / "shim.sock", timeout=0)
-        self._listener = listener
 
     def run(self) -> None:
         try:
@@ -123,7 +130,9 @@ class Play:
             self._peer.close()
             self._shim.loop.turn()
             self._shim.loop.close()
-            self._listener.close()
+            self._keeper.close()
+            if self._context.listener is not None:
+                self._context.listener.close()
 
     def _act(self) -> None:
         self._actor(self._bundle / "init.pid")

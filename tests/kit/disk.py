@@ -1,0 +1,67 @@
+"""Small filesystems on loop devices, to be filled to the last byte and inode."""
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_MAKE: Final = {
+    "ext4": (64 << 20, ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "256"]),
+    "xfs": (320 << 20, ["mkfs.xfs", "-q", "-f"]),  # which takes no less than 300 MB
+}
+KINDS: Final = tuple(sorted(_MAKE))
+
+
+@contextlib.contextmanager
+def small(kind: str, directory: Path) -> Iterator[Path]:
+    """A filesystem of its own, mounted below `directory`."""
+    size, command = _MAKE[kind]
+    image, place = directory / "disk", directory / "mounted"
+    with image.open("wb") as file:
+        file.truncate(size)
+    place.mkdir()
+    subprocess.run([*command, str(image)], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # a test that failed may have files open
+
+
+def fill(place: Path) -> None:
+    """Take every block, and then every inode, that can be had."""
+    descriptor = os.open(place / "hog", os.O_WRONLY | os.O_CREAT)
+    size = 4 << 20
+    try:
+        while size >= 512:
+            try:
+                os.write(descriptor, b"h" * size)
+            except OSError as exc:
+                assert exc.errno == errno.ENOSPC
+                size //= 2
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    for number in range(100_000):
+        try:
+            os.close(os.open(place / f"inode-{number}", os.O_WRONLY | os.O_CREAT))
+        except OSError as exc:
+            assert exc.errno == errno.ENOSPC
+            break
+    else:
+        raise AssertionError("there were inodes without end")
+    os.sync()
+
+
+def is_full(place: Path) -> bool:
+    try:
+        (place / "one-more").write_bytes(b"x" * 8192)
+    except OSError as exc:
+        assert exc.errno == errno.ENOSPC
+        return True
+    finally:
+        (place / "one-more").unlink(missing_ok=True)
+    return False
