@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _MAKE: Final = {
-    "ext4": (64 << 20, ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "256"]),
+    "ext4": (64 << 20, ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "2048"]),
     "xfs": (320 << 20, ["mkfs.xfs", "-q", "-f"]),  # which takes no less than 300 MB
 }
 KINDS: Final = tuple(sorted(_MAKE))

@@ -1,0 +1,86 @@
+"""The daemon itself: notification, logs, flags, and what it refuses."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import apsw
+import pytest
+from kit.node import BIN, Node, node
+
+from holdfast.proto import runtime_v1_pb2 as pb
+
+
+def test_it_tells_the_service_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        with node() as one:
+            assert manager.recv(64) == b"READY=1"
+            assert one.process is not None
+            one.process.send_signal(signal.SIGHUP)
+            assert [manager.recv(64), manager.recv(64)] == [b"RELOADING=1", b"READY=1"]
+            one.end(signal.SIGTERM)
+            assert manager.recv(64) == b"STOPPING=1"
+
+
+def test_json_logs_carry_ids() -> None:
+    with node(log_format="json") as one:
+        pod_id = one.run_pod()
+        container_id = one.run(pod_id, "exit 0")
+        one.exited(container_id)
+        entries = [json.loads(line) for line in one.log().splitlines()]
+        assert {"time", "level", "module", "message"} <= entries[0].keys()
+        assert pod_id in {entry.get("pod") for entry in entries}
+        assert container_id in {entry.get("container") for entry in entries}
+
+
+def test_the_log_level_flag() -> None:
+    one = Node()
+    try:
+        one.start("--log-level", "error")
+        assert "serving" not in one.log()
+    finally:
+        one.purge()
+
+
+def test_settings_are_refused_by_name(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("rooot = 1\n")
+    done = subprocess.run([BIN / "holdfastd", "--config", config], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "holdfastd: rooot: there is no such setting; did you mean root?\n")
+
+
+def test_a_newer_store_is_refused_and_left_as_it_is() -> None:
+    with node() as one:
+        one.end(signal.SIGTERM)
+        database = one.root / "holdfast.db"
+        connection = apsw.Connection(str(database))
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        connection.execute("PRAGMA user_version = 1000")
+        connection.close()
+        command = [BIN / "holdfastd", "--root", one.root, "--state", one.state, "--config", one.config]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "written by a newer Holdfast (schema 1000" in done.stderr
+        connection = apsw.Connection(str(database))
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.close()
+        one.start()
+        assert len(one.images("ListImages", pb.ListImagesRequest()).images) == 1
+
+
+def test_daemons_run_side_by_side() -> None:
+    with node() as one, node() as two:
+        first, second = one.run_pod(), two.run_pod()
+        one.run(first, "sleep 1000")
+        two.run(second, "sleep 1000")
+        assert ([len(one.pods()), len(two.pods())]) == [1, 1]
+        one.remove_pod(first)
+        assert len(two.containers()) == 1
+        assert not os.path.exists("/run/holdfast")

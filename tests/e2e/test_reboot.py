@@ -1,0 +1,58 @@
+"""A reboot, as far as one can be had without one: every process, mount and volatile file gone, another boot id."""
+
+import os
+import signal
+
+import apsw
+import pytest
+from kit.node import Node, node, until
+
+from holdfast.linux import cgroup, files, mount, process
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime import keeper
+
+
+def reboot(one: Node) -> None:
+    one.kill()
+    for pid in cgroup.pids(one.cgroup) | {worker.pid for worker in keeper.workers(one.state)}:
+        with process.pin(pid, None) as pinned:
+            if pinned is not None:
+                pinned.send(signal.SIGKILL)
+    until(lambda: not keeper.workers(one.state), "the shims to end")
+    keeper.shut_down(one.state)
+    until(lambda: not (one.state / "keeper.sock").exists(), "the keeper to end")
+    mount.unmount_tree(one.state)
+    until(lambda: not cgroup.pids(one.cgroup), "the cgroups to be empty")
+    cgroup.remove(one.cgroup)
+    files.remove_tree(one.state)
+    store = apsw.Connection(str(one.root / "holdfast.db"))
+    store.execute("PRAGMA locking_mode = EXCLUSIVE")
+    store.execute("UPDATE containers SET boot_id = 'before' WHERE boot_id IS NOT NULL")
+    store.execute("UPDATE pods SET shim_boot_id = 'before' WHERE shim_boot_id IS NOT NULL")
+    store.execute("UPDATE meta SET value = 'before' WHERE key = 'boot_id'")
+    store.close()
+
+
+@pytest.mark.parametrize("network", [pb.NODE, pb.POD])
+def test_what_ran_is_over_and_everything_else_is_kept(network: pb.NamespaceMode) -> None:
+    with node() as one:
+        pod_id = one.run_pod(one.pod_config(network=network))
+        running = one.run(pod_id, "sleep 1000", "running", network=network)
+        exited = one.run(pod_id, "exit 7", "exited", network=network)
+        created = one.create(pod_id, one.container_config("exit 0", "created", network=network))
+        one.exited(exited)
+        kept = [one.status(exited), one.status(created)]
+        reboot(one)
+        one.start()
+        status = one.exited(running)
+        assert (status.exit_code, status.reason) == (255, "NodeRebooted")
+        assert "reboot" in status.message
+        assert [one.status(exited), one.status(created)] == kept
+        until(lambda: [pod.state for pod in one.pods()] == [pb.SANDBOX_NOTREADY], "the pod to be not ready")
+        snapshots = len(os.listdir(one.root / "snapshots"))
+        assert snapshots == 4  # the image's layer, and a writable one for each container
+        again = one.run_pod(one.pod_config(network=network))
+        assert one.exited(one.run(again, "exit 3", network=network)).exit_code == 3
+        for pod in (pod_id, again):
+            one.remove_pod(pod)
+        assert not one.leftovers()
