@@ -42,7 +42,9 @@ class Runtime:
             command = [self.binary, "--root", self.root, "--log", path_of(log), "--log-format", "json", *arguments]
             streams = {**dict.fromkeys(_STANDARD, null), **(fds or {})}
             try:
-                pid = spawn(command, env=ENVIRONMENT, fds=streams, hide=self.hide, executable=self._executable)
+                # A start only opens the gate that create has left closed: it looks at no cgroup, nothing needs hiding.
+                hide = () if arguments[0] == "start" else self.hide
+                pid = spawn(command, env=ENVIRONMENT, fds=streams, hide=hide, executable=self._executable)
             except OSError as exc:
                 raise Failed(f"cannot run {self.binary}: {exc.strerror}") from exc
             if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
