@@ -107,6 +107,10 @@ def descriptors(pid: int) -> dict[str, str]:
     return found
 
 
+def kinds_of(pid: int) -> list[str]:
+    return sorted(target.partition(":")[0] for number, target in descriptors(pid).items() if int(number) > 2)
+
+
 def closes_all_but(pid: int, count: int) -> None:
     until(lambda: len(descriptors(pid)) <= count, "descriptors to be closed")
 
@@ -275,8 +279,8 @@ async def test_a_worker_has_what_it_was_given_and_nothing_else(state: Path, pid:
     with os.fdopen(told, "rb") as pipe, sockets.connect(state / "probe.sock", timeout=SECONDS) as connection:
         assert connection.recv(10) == b"hello"
         assert os.read(pipe.fileno(), 100) == b"'one'"
-        kinds = sorted(target.partition(":")[0] for number, target in descriptors(ref.pid).items() if int(number) > 2)
-    assert kinds == ["pipe", "socket", "socket"]  # what it was given, its listener and its line to the keeper
+        expected = ["pipe", "socket", "socket"]  # what it was given, its listener and its line to the keeper
+        until(lambda: kinds_of(ref.pid) == expected, "nothing else to be open")
     assert ref == ProcessRef(ref.pid, process.start_time(ref.pid) or 0, process.boot_id())
     assert Path(f"/proc/{ref.pid}/comm").read_text() == "hf-probe\n"
     assert os.getpgid(ref.pid) == ref.pid

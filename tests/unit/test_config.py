@@ -32,6 +32,8 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
         ('insecure_registries = "host"', "insecure_registries"),
         ("[runtimes.crun]\nbinaries = 1", "runtimes.crun.binaries: there is no such setting"),
         ("[runtimes.crun]", "runtimes.crun.binary"),
+        ("[runtimes.'../x']\nbinary = '/bin/x'", "runtimes.../x: '../x' is not a handler name"),
+        ('exec_output_limit = "8 MiB!"', "exec_output_limit: '8 MiB!' is not a size"),
         ("= 3", "cannot read configuration"),
     ],
 )
@@ -41,7 +43,7 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, problem: str) -> None:
     assert problem in str(failure.value)
 
 
-@pytest.mark.parametrize(("text", "size"), [("8MiB", 8 << 20), ("64K", 64 << 10), ("1GB", 1 << 30), ("12", 12)])
+@pytest.mark.parametrize(("text", "size"), [("8MiB", 8 << 20), ("64K", 64 << 10), ("1GB", 1 << 30), ("64m", 64 << 20), ("12", 12)])
 def test_sizes(tmp_path: Path, text: str, size: int) -> None:
     assert load(written(tmp_path, f'exec_output_limit = "{text}"')).exec_output_limit == size
 
