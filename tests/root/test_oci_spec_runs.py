@@ -32,8 +32,6 @@ class Runner:
         self.binary, self.base = binary, base
         self.parent = f"/hf-spec-{os.getpid()}-{time.monotonic_ns()}"
         self.facts = facts.detect()
-        if self.facts.cgroup_mode != "v2":
-            self.facts = replace(self.facts, hugetlb="hugetlb" in cgroup.hierarchies())
         self.rootfs = base / "rootfs"
         for name in ("bin", "proc", "dev", "sys", "tmp", "etc", "data"):
             (self.rootfs / name).mkdir(parents=True)

@@ -561,7 +561,9 @@ async def test_a_command_that_hangs_holds_up_none_but_its_own_container(tmp_path
     wrapper = tmp_path / "bin" / "crun"
     wrapper.parent.mkdir()
     real = shutil.which("crun")
-    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *"pause sick") sleep 1000;; esac\nexec {real} "$@"\n')
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *"pause sick") echo $$ > {tmp_path}/hung; exec sleep 1000;; esac\nexec {real} "$@"\n'
+    )
     wrapper.chmod(0o755)
     kit.binary = str(wrapper)
     try:
@@ -582,6 +584,8 @@ async def test_a_command_that_hangs_holds_up_none_but_its_own_container(tmp_path
         await client.delete("well", seconds=5)
         client.close()
     finally:
+        if (hung := tmp_path / "hung").exists():
+            os.kill(int(hung.read_text()), signal.SIGKILL)
         kit.stop()
 
 
