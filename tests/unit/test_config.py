@@ -43,7 +43,10 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, problem: str) -> None:
     assert problem in str(failure.value)
 
 
-@pytest.mark.parametrize(("text", "size"), [("8MiB", 8 << 20), ("64K", 64 << 10), ("1GB", 1 << 30), ("64m", 64 << 20), ("12", 12)])
+SIZES = [("8MiB", 8 << 20), ("64K", 64 << 10), ("1GB", 1 << 30), ("64m", 64 << 20), ("12", 12)]
+
+
+@pytest.mark.parametrize(("text", "size"), SIZES)
 def test_sizes(tmp_path: Path, text: str, size: int) -> None:
     assert load(written(tmp_path, f'exec_output_limit = "{text}"')).exec_output_limit == size
 
