@@ -20,8 +20,10 @@ def main(argv: list[str] | None = None) -> int:
         load = configuration.from_command_line(arguments)
         config = load()
         logs.configure(config.log_level, config.log_format)
-        for directory in (config.root, config.state, config.socket.parent):
+        for directory in (config.root, config.state):
             files.make_private(directory)
+        if not config.socket.parent.exists():  # one that exists is somebody's, and keeps its mode
+            files.make_private(config.socket.parent)
         lock = take_lock(config.root)
         keeper_client.ensure_running(config.state)
     except (HoldfastError, OSError) as exc:

@@ -84,3 +84,19 @@ def test_daemons_run_side_by_side() -> None:
         one.remove_pod(first)
         assert len(two.containers()) == 1
         assert not os.path.exists("/run/holdfast")
+
+
+def test_a_socket_elsewhere_leaves_that_directory_as_it_is(tmp_path: Path) -> None:
+    shared, fresh = tmp_path / "shared", tmp_path / "fresh"
+    shared.mkdir(mode=0o755)
+    one = Node()
+    try:
+        for directory, mode in ((shared, 0o755), (fresh, 0o700)):
+            one.socket = directory / "cri.sock"
+            one.start("--socket", str(one.socket))
+            assert one.socket.stat().st_mode & 0o777 == 0o600
+            assert directory.stat().st_mode & 0o777 == mode
+            one.end(signal.SIGTERM)
+    finally:
+        one.socket = one.state / "holdfast.sock"
+        one.purge()
