@@ -20,7 +20,7 @@ MAY: dict[str, set[str]] = {
     "ttrpc.codec": set(),
     "ttrpc": {"linux", *MESSAGES},
     "proto": {"proto", "google", "grpc"},
-    "store": {"model", "linux.files", "apsw"},
+    "store": {"model", "linux.files", "linux.inject", "apsw"},
     "snapshots": {"store", "linux", "model"},
     "network": {"linux", "model"},
     "runtime": {"ttrpc", "linux", "model", *MESSAGES},

@@ -13,6 +13,7 @@ from typing import IO, Final
 
 from holdfast.images.reference import is_digest
 from holdfast.linux import files
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import InvalidArgument, Unavailable
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,9 @@ class Content:
                 raise Unavailable(f"cannot take in blob {digest}: {done} of {size} bytes came")
             if f"sha256:{found.hexdigest()}" != digest:
                 raise Unavailable(f"cannot take in blob {digest}: what came is sha256:{found.hexdigest()}")
+            crashpoint("blob.synced")
             part.rename(target)
+            crashpoint("blob.renamed")
             await asyncio.to_thread(files.sync_directory, self._blobs)
         finally:
             part.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from holdfast.images import archive, reference, registry
 from holdfast.images.content import Content
 from holdfast.images.manifest import Manifest
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, InvalidArgument, NotFound
 from holdfast.model.image import CONFIG_LIMIT, Image, UnpackResult, parse_config
 from holdfast.snapshots.overlay import Snapshots
@@ -150,6 +151,7 @@ class Images:
         image = self.find(wanted)
         arrivals = self._arrivals
         unused = await self._store.write(lambda tx: rows.delete_image(tx, image.id))
+        crashpoint("rmi.row")
         self._images.pop(image.id, None)
         self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
         self._leftovers = True
@@ -230,9 +232,12 @@ class Images:
             raise InvalidArgument(
                 f"cannot use image {image_id}: {len(document.layers)} layers, {len(image.diff_ids)} diff ids"
             )
+        crashpoint("pull.fetched")
         await self._unpack_layers(image, document, progress)
+        crashpoint("pull.unpacked")
         row = ImageRow(image_id, config, size, tuple(names))
         await self._store.write(lambda tx: rows.put_image(tx, row, blobs))
+        crashpoint("pull.stored")
         return self._remember(row)
 
     async def _unpack_layers(self, image: Image, document: Manifest, progress: Progress) -> None:
@@ -250,12 +255,15 @@ class Images:
         key = f"{UNPACKING}{chain_id}"
         await self._snapshots.remove(key)  # of an attempt that was cut off
         await self._snapshots.prepare(key, parent)
+        crashpoint("layer.prepared")
         try:
             place = self._snapshots.place(key).parent
             result = await self._unpack(self._content.path(digest), place, self._snapshots.layers(parent))
             if result.diff_id != diff_id:
                 raise InvalidArgument(f"cannot unpack layer {digest}: its diff id is {result.diff_id}, not {diff_id}")
+            crashpoint("layer.unpacked")
             await self._snapshots.commit(chain_id, key, result.bytes, result.inodes)
+            crashpoint("layer.committed")
         except BaseException as exc:
             await self._snapshots.remove(key)
             if isinstance(exc, InvalidArgument) and not await self._content.verify(digest):

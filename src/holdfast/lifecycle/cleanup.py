@@ -14,6 +14,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import NotFound, Unavailable
 from holdfast.model.spec import PodMetadata
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
@@ -76,7 +77,9 @@ class Cleanup:
             await self._runtime_delete(container)
         if bundle.exists():
             await in_thread(mount.unmount_tree, bundle / "rootfs")
+        crashpoint("task.deleted")
         await self._remove_cgroup(container_cgroup(container))
+        crashpoint("task.cgroup")
         container.cleaned.set()
 
     async def discard(self, container: Container) -> None:
@@ -90,7 +93,9 @@ class Cleanup:
         bundle = self._bundle(container)
         if bundle.exists():
             await in_thread(files.remove_tree, bundle)
+        crashpoint("remove.bundle")
         await self._snapshots.remove(container.meta.snapshot_key)
+        crashpoint("remove.snapshot")
         await self._world.delete_container(container)
 
     async def sandbox(self, pod: Pod) -> None:
@@ -99,9 +104,13 @@ class Cleanup:
         if pod.status.netns:
             where = Path(pod.status.netns)
             await within(STEP_SECONDS, self._network.delete(pod_id, where), f"delete network of pod {pod_id}")
+        crashpoint("sandbox.network")
         await self._shims.end(pod_id, pod.status.shim)
+        crashpoint("sandbox.shim")
         await self._remove_cgroup(init_cgroup(pod.meta), kill=True)
+        crashpoint("sandbox.init")
         await in_thread(self._unpin, pod_id)
+        crashpoint("sandbox.unpinned")
         if pod.meta.owns_cgroup:
             await self._remove_cgroup(pod.meta.cgroup_parent)
             if Path(pod.meta.cgroup_parent).parent == Path(self._cgroup_root):
@@ -112,7 +121,9 @@ class Cleanup:
         directory = self._layout.pod(pod.meta.id)
         if directory.exists():
             await in_thread(files.remove_tree, directory)
+        crashpoint("rmp.directory")
         await self._world.delete_pod(pod)
+        crashpoint("rmp.row")
 
     def _unpin(self, pod_id: str) -> None:
         if not self._layout.pod(pod_id).exists():

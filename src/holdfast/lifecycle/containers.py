@@ -17,6 +17,7 @@ from holdfast.lifecycle.stop import Stopper, signal_number
 from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, new_id
 from holdfast.model.state import (
@@ -72,11 +73,15 @@ class Containers:
         meta = self._metadata(pod, config, image.id, image.stop_signal)
         intent = Intent(meta.id, "create", self._world.clock.now(), {})
         container = await self._world.insert_container(meta, ContainerStatus(), intent)
+        crashpoint("create.recorded")
         async with AsyncExitStack() as undo, container.lock:
             undo.push_async_callback(self.undo_create, container)
             await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
+            crashpoint("create.snapshot")
             await self._bundles.write(container, image)
+            crashpoint("create.bundle")
             await self._world.end(container, "create")
+            crashpoint("create.done")
             undo.pop_all()
         container.settled.set()
         container.cleaned.set()
@@ -96,6 +101,7 @@ class Containers:
             if pod.state is not PodState.READY:
                 raise FailedPrecondition(f"cannot start container {container.meta.id}: its pod sandbox is not ready")
             await self._world.begin(container, "start")
+            crashpoint("start.recorded")
             container.cleaned.clear()
             now = self._world.clock.now()  # before the act: a process may be over before we hear that it runs
             try:
@@ -109,6 +115,7 @@ class Containers:
                 raise
             started = lambda status: replace(status, started_at=status.started_at or now, process=process)  # noqa: E731
             await self._world.update_container(container, started, end="start")
+            crashpoint("start.done")
             self._monitor.watch(container)
 
     async def stop(self, container_id: str, seconds: float) -> None:
@@ -131,6 +138,7 @@ class Containers:
         """Carry out a removal, from wherever it stands."""
         if "remove" not in container.intents:
             await self._world.begin(container, "remove")
+            crashpoint("remove.recorded")
         await self._stopper.stop(container, 0)
         async with container.lock:
             if container.meta.id not in self._world.containers:
@@ -181,6 +189,7 @@ class Containers:
         """Have the shim create and start the task."""
         bundle = self._layout.bundle(container.pod.meta.id, container.meta.id)
         await self._bundles.ensure(container)
+        crashpoint("start.bundle")
         log_to = await in_thread(prepare_log, container.meta.log_path)
         stdin = str(bundle / "stdin") if container.config.stdin else ""
         task = await self._shims.task(container.pod.meta.id)
@@ -194,7 +203,9 @@ class Containers:
             stdout=log_to,
             stderr=log_to,
         )
+        crashpoint("start.created")
         await task.start(container.meta.id)
+        crashpoint("start.started")
         init = await in_thread(read_init, bundle)
         if init is None:
             raise Unavailable(f"cannot start container {container.meta.id}: its shim has not recorded its init")

@@ -13,6 +13,7 @@ from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container
 from holdfast.linux import files
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, InvalidArgument
 from holdfast.runtime.shims import Shims
 from holdfast.runtime.task import TaskClient
@@ -90,11 +91,15 @@ class Executor:
         process.pop("consoleSize", None)
         container_id = container.meta.id
         stdout, stderr = str(directory / "stdout"), str(directory / "stderr")
+        crashpoint("exec.prepared")
         await task.exec(container_id, exec_id, process, stdin="", stdout=stdout, stderr=stderr, terminal=False)
         try:
             async with asyncio.timeout(seconds if seconds > 0 else None):
+                crashpoint("exec.created")
                 await task.start(container_id, exec_id)
+                crashpoint("exec.started")
                 code, _ = await task.wait(container_id, exec_id)
+                crashpoint("exec.exited")
                 return code
         except TimeoutError as exc:
             await self._kill(task, container_id, exec_id)

@@ -17,6 +17,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import Container, World
 from holdfast.linux import files, process
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, HoldfastError, NotFound
 from holdfast.model.settle import Action, Kernel, Settlement, Witnesses, settle
 from holdfast.model.settle import Shim as ShimView
@@ -56,6 +57,7 @@ class Monitor:
         if found.status != container.status:
             before = container.state
             done = "start" if "start" in container.intents and Action.PROBE not in found.actions else ""
+            crashpoint("settle.found")
             await self._world.update_container(
                 container, lambda now: replace(found.status, resources=now.resources), end=done
             )

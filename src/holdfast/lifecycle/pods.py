@@ -16,6 +16,7 @@ from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.validate import validate_pod
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import NotFound
 from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodStatus
@@ -60,12 +61,14 @@ class Pods:
         meta = await self._metadata(config, handler)
         intent = Intent(meta.id, "run", meta.created_at, {})
         pod = await self._world.insert_pod(meta, PodStatus(), intent)
+        crashpoint("run.recorded")
         async with AsyncExitStack() as undo, pod.lock:
             undo.push_async_callback(self.undo_run, pod)
             await self._bring_up(pod, handler)
             network = pod.status.network
             ready = lambda status: replace(status, ready=True, network=network)  # noqa: E731
             await self._world.update_pod(pod, ready, end="run")
+            crashpoint("run.ready")
             undo.pop_all()
         return pod
 
@@ -89,6 +92,7 @@ class Pods:
                 return
             if "stop" not in pod.intents:
                 await self._world.begin(pod, "stop")
+                crashpoint("stopp.recorded")
             async with asyncio.TaskGroup() as group:
                 for container in list(pod.containers.values()):
                     group.create_task(self._end(container.meta.id), name=f"stop {container.meta.id}")
@@ -96,6 +100,7 @@ class Pods:
             now = self._world.clock.now()
             stopped = lambda status: replace(status, ready=False, stopped_at=now, shim=None)  # noqa: E731
             await self._world.update_pod(pod, stopped, end="stop")
+            crashpoint("stopp.done")
 
     async def remove(self, pod_id: str) -> None:
         """Stop and remove the pod and its containers. One that does not exist has been removed."""
@@ -112,8 +117,10 @@ class Pods:
             if pod.meta.id not in self._world.pods:
                 return
             await self._world.begin(pod, "remove")
+            crashpoint("rmp.recorded")
             for container in list(pod.containers.values()):
                 await self._containers.finish_remove(container)
+            crashpoint("rmp.containers")
             await self._cleanup.pod(pod)
 
     async def _end(self, container_id: str) -> None:
@@ -126,6 +133,7 @@ class Pods:
         """Files, namespaces, cgroup and shim at once; then the network, which needs the namespaces."""
         directory, config = self._layout.pod(pod.meta.id), pod.config
         await in_thread(files.make_private, directory)
+        crashpoint("run.directory")
         if config.log_directory:
             Path(config.log_directory).mkdir(parents=True, exist_ok=True)
         shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
@@ -145,6 +153,7 @@ class Pods:
 
     async def _start_shim(self, pod: Pod, handler: Handler, pid_namespace: bool) -> None:
         shim = await self._shims.start(pod.meta.id, handler, pid_namespace, init_cgroup(pod.meta))
+        crashpoint("run.shim")
         options = pod.config.linux.security_context.namespace_options
         netns = "" if options.network == pb.NODE else str(self._layout.namespaces(pod.meta.id) / "net")
         await self._world.update_pod(pod, lambda status: replace(status, shim=shim, netns=netns))
@@ -161,13 +170,16 @@ class Pods:
         files.make_private(directory)
         if kinds:
             namespace.pin(kinds, directory, hostname=hostname(pod.config))
+            crashpoint("run.namespaces")
         if options.ipc != pb.NODE:
             shm = self._layout.shm(pod.meta.id)
             shm.mkdir(mode=0o1777)
+            crashpoint("run.shm")
             mount.mount(
                 "shm", shm, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC, f"mode=1777,size={SHM_BYTES}"
             )
         write_pod_files(self._layout.pod(pod.meta.id), pod.config)
+        crashpoint("run.files")
 
     async def _metadata(self, config: pb.PodSandboxConfig, handler: Handler) -> PodMetadata:
         pod_id = new_id()

@@ -21,6 +21,7 @@ from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import Background
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import process
+from holdfast.linux.inject import crashpoint
 from holdfast.model.settle import Action
 from holdfast.model.state import REASON_REBOOT, PodState, ProcessRef
 from holdfast.runtime.keeper import Keeper
@@ -107,6 +108,7 @@ class Recovery:
                 # Forked, but the daemon was gone before it could write that down.
                 pod.status = replace(pod.status, shim=ProcessRef(worker.pid, worker.start_time, self.report.boot_id))
         self.report.load_milliseconds = _since(began)
+        crashpoint("recover.loaded")
 
     def last_report(self) -> str:
         """The report of this start as JSON; while recovery runs it tells what is known so far."""
@@ -122,7 +124,9 @@ class Recovery:
             for pod in list(self._world.pods.values()):
                 name = f"recover pod {pod.meta.id}"
                 group.create_task(self._one(name, self._pod(pod)), name=name)
+        crashpoint("recover.settled")
         self.report.swept = await self._sweeper.sweep(self.report.problems)
+        crashpoint("recover.swept")
         self.report.total_milliseconds = _since(self._began)
         text = self.report.to_json()
         boot_id = self.report.boot_id
@@ -132,6 +136,7 @@ class Recovery:
             rows.set_meta(tx, "boot_id", boot_id)
 
         await self._store.write(save)
+        crashpoint("recover.saved")
         log.info(
             "recovered %d pods and %d containers in %.0f ms, swept %d orphans, %d problems",
             self.report.pods,

@@ -14,6 +14,7 @@ from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.tasks import Background
 from holdfast.lifecycle.world import Container, World
 from holdfast.linux import process
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, InvalidArgument
 from holdfast.model.spec import Intent
 from holdfast.model.state import ContainerState
@@ -62,6 +63,7 @@ class Stopper:
         before = container.intents.get("stop")
         if before is None:
             await self._world.begin(container, "stop", deadline=deadline, boot_id=process.boot_id(), sent=False)
+            crashpoint("stop.recorded")
         elif deadline < _deadline(before):
             await self._world.begin(container, "stop", **{**before.data, "deadline": deadline})
         self.resume(container)
@@ -88,15 +90,18 @@ class Stopper:
             intent = container.intents["stop"]
             if not intent.data.get("sent") and _deadline(intent) > _now():
                 self._send(container, signal_number(container.meta.stop_signal))
+                crashpoint("stop.signalled")
                 await self._world.begin(container, "stop", **{**container.intents["stop"].data, "sent": True})
             while not container.exited.is_set() and (left := _deadline(container.intents["stop"]) - _now()) > 0:
                 sooner.clear()
                 await _first(container.exited, sooner, left / NS)
             if not container.exited.is_set():
                 self._send(container, signal.SIGKILL)
+                crashpoint("stop.killed")
                 if container.status.process is None:
                     await self._cleanup.kill(container)
                 await container.exited.wait()
+            crashpoint("stop.exited")
             await self._world.end(container, "stop")
         finally:
             self._sooner.pop(container.meta.id, None)

@@ -12,11 +12,11 @@ That directory is the whole interface, so that daemon, keeper, shims and their c
 import os
 import signal
 import threading
-from pathlib import Path
 from typing import Final
 
 _WHERE: Final = os.environ.get("HOLDFAST_INJECT", "")
 _LINE_LIMIT: Final = 64
+_opened: dict[int, int] = {}
 
 
 def crashpoint(name: str) -> None:
@@ -33,26 +33,44 @@ def fault(call: str, path: object = None) -> None:
 
 def _its_turn(name: str) -> int:
     """0 when it is not, else the number that stands behind the count, or 1."""
-    directory = Path(_WHERE)
-    _trace(directory / "trace", name)
+    directory = _directory()
+    _trace(directory, name)
     try:
-        count, *more = (directory / name).read_text()[:_LINE_LIMIT].split()
+        count, *more = _read(directory, name).split()
     except (OSError, ValueError):
         return 0
     if int(count) > 1:
-        (directory / name).write_text(" ".join([str(int(count) - 1), *more]))
+        _write(directory, name, " ".join([str(int(count) - 1), *more]))
         return 0
-    (directory / name).write_text(str(os.getpid()))
-    (directory / name).rename(directory / f"{name}.hit")
+    _write(directory, name, str(os.getpid()))
+    os.rename(name, f"{name}.hit", src_dir_fd=directory, dst_dir_fd=directory)
     return int(more[0]) if more else 1
 
 
-def _trace(path: Path, name: str) -> None:
+def _directory() -> int:
+    """Opened once by each process, so that one which locks itself into another root still reaches it."""
+    pid = os.getpid()
+    if pid not in _opened:
+        _opened.clear()
+        _opened[pid] = os.open(_WHERE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return _opened[pid]
+
+
+def _trace(directory: int, name: str) -> None:
     try:
-        trace = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        trace = os.open("trace", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return
-    try:
-        os.write(trace, f"{os.getpid()} {name}\n".encode())
-    finally:
-        os.close(trace)
+    with os.fdopen(trace, "wb", buffering=0) as file:
+        file.write(f"{os.getpid()} {name}\n".encode())
+
+
+def _read(directory: int, name: str) -> str:
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)) as file:
+        return file.read(_LINE_LIMIT)
+
+
+def _write(directory: int, name: str, text: str) -> None:
+    """In place: whoever reads it at the same moment is another process at another point, or the test."""
+    with os.fdopen(os.open(name, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, dir_fd=directory), "w") as file:
+        file.write(text)

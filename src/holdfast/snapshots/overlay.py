@@ -19,6 +19,7 @@ import stat
 from pathlib import Path
 
 from holdfast.linux import files
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import AlreadyExists, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.spec import Mount
 from holdfast.store import images as rows
@@ -131,6 +132,7 @@ class Snapshots:
         except BaseException:
             self._rows.setdefault(key, row)
             raise
+        crashpoint("snapshot.row")
         await self._delete(self._place(row))
 
     def loose(self) -> list[str]:
@@ -158,6 +160,7 @@ class Snapshots:
         self._rows[key] = row
         try:
             self._make_directories(row)
+            crashpoint("snapshot.directory")
             await self._store.write(lambda tx: rows.insert_snapshot(tx, row))
         except BaseException:
             del self._rows[key]

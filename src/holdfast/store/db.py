@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, FailedPrecondition, HoldfastError, ResourceExhausted, Unavailable
 from holdfast.store.migrations import MIGRATIONS
 from holdfast.store.reserve import RESERVE_BYTES, Reserve, ReserveState
@@ -164,7 +165,9 @@ class Store:
                 if job.error is not None:
                     execute("ROLLBACK TO change")
                 execute("RELEASE change")
+            crashpoint("store.commit")
             execute("COMMIT")
+            crashpoint("store.committed")
         except apsw.Error as exc:
             failure = _translate(exc, self._path, self._connection.system_errno)
             if self._connection.in_transaction:

@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from holdfast import __version__
 from holdfast.linux import cgroup, files, process, sockets
+from holdfast.linux.inject import crashpoint
 from holdfast.workers import context, exits
 from holdfast.workers.shim import rehearsal
 from holdfast.workers.template import Template
@@ -204,6 +205,7 @@ class Keeper:
     def _hold(self, key: str, fds: list[int]) -> None:
         self._drop(key)
         self.held[key] = fds.copy()
+        crashpoint("keeper.held")
         fds.clear()
 
     def _drop(self, key: str = "", prefix: str = "") -> None:
@@ -230,7 +232,9 @@ class Keeper:
             message = {"kind": kind, "id": worker_id, "args": request.get("args", {}), "listens": listener is not None}
             given = [ready_write, theirs.fileno(), *([listener.fileno()] if listener is not None else []), *fds]
             try:
+                crashpoint("keeper.fork")
                 pid = self.template.fork(message, given)
+                crashpoint("keeper.forked")
             finally:
                 os.close(ready_write)
                 theirs.close()
@@ -290,7 +294,9 @@ class Keeper:
             worker = self.workers.pop(pid, None)
             try:
                 if worker is None:
+                    crashpoint("keeper.exit")
                     self._record_orphan(pid, code, status)
+                    crashpoint("keeper.recorded")
             finally:
                 process.reap(pid)
             if worker is not None:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from holdfast.linux import files, mount, namespace, process
+from holdfast.linux.inject import crashpoint
 from holdfast.model.spec import Mount
 from holdfast.workers.context import Context
 
@@ -342,6 +343,7 @@ def unpack(
     stream = Hashing(_decompressed(blob), abandoned)
     target_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.umask(0)
+    crashpoint("unpack.started")
     _lock_in(target, work, merged, lowers)
     try:
         with tarfile.open(
@@ -358,7 +360,9 @@ def unpack(
         raise
     except Exception as exc:  # tarfile's and the decompressors' own: the blob is not what it says
         raise Hostile(f"{type(exc).__name__}: {exc}") from exc
+    crashpoint("unpack.extracted")
     files.syncfs(target_fd)
+    crashpoint("unpack.synced")
     size, inodes = _usage(target_fd)
     return {"diff_id": f"sha256:{stream.digest.hexdigest()}", "bytes": size, "inodes": inodes}
 

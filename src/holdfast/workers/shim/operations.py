@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import cgroup, files, mount, process
+from holdfast.linux.inject import crashpoint
 from holdfast.model.spec import Mount
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, decode_init, encode
 from holdfast.proto import task_pb2
@@ -150,6 +151,7 @@ class Operations:
             with self._expecting():
                 pid = await self._loop.in_child(lambda: self._exec(task, one, options), COMMAND_SECONDS)
                 one.stdio.given()
+                crashpoint("shim.execed")
                 self._exec_started(one, int(pid))
         except Exception as exc:
             one.stdio.close()
@@ -194,6 +196,7 @@ class Operations:
             if request.terminal:
                 stdio.take_terminal()
             task.record, task.own_pids, task.init.pid = record, own_pids == "1", record.pid
+            crashpoint("shim.made")
         for name, fd in stdio.kept.items():
             self._context.hold(f"{task.id}/{name}", [fd])
 
@@ -219,6 +222,7 @@ class Operations:
         for name in task.init.stdio.kept:
             self._context.drop(f"{task.id}/{name}")
         task.deleted = True
+        crashpoint("shim.deleted")
         del self.tasks[task.id]
 
     async def _ended(self, one: Process, seconds: float) -> bool:
@@ -268,24 +272,30 @@ class Operations:
                 mount.mount_one(Mount(one.type, one.source, one.target, tuple(one.options)), task.rootfs)
         pid_file = task.bundle / "init.pid"
         where = ["--bundle", str(task.bundle), "--pid-file", str(pid_file)]
+        crashpoint("shim.mounted")
         self._runtime.run("create", *where, *options, task.id, fds=task.init.stdio.fds)
+        crashpoint("shim.created")
         pid = _read_pid(pid_file)
         if (started := process.start_time(pid)) is None:
             raise Failed("its init ended before it was started")
         path = cgroup.of_process(pid)
         record = encode(InitRecord(pid, started, process.boot_id(), path, cgroup.oom_kills(path)))
         files.write_atomic(task.bundle / INIT_FILE, record, sync=False)
+        crashpoint("shim.init")
         return f"{int(remains.is_first_in_namespace(pid))}{record.decode()}"
 
     def _start(self, task: Task) -> None:
         assert task.record is not None
         files.write_atomic(task.bundle / INIT_FILE, encode(replace(task.record, started=True)), sync=False)
+        crashpoint("shim.starting")
         self._runtime.run("start", task.id)
+        crashpoint("shim.started")
 
     def _exec(self, task: Task, one: Process, options: list[str]) -> str:
         pid_file = task.bundle / f"exec.{one.exec_id}.pid"
         with memory_file("process", one.spec) as spec:
             where = ["--process", path_of(spec), "--detach", "--pid-file", str(pid_file)]
+            crashpoint("shim.exec")
             self._runtime.run("exec", *where, *options, task.id, fds=one.stdio.fds)
         return str(_read_pid(pid_file))
 
@@ -297,11 +307,14 @@ class Operations:
         """Have the runtime delete the container, and unmount its rootfs. One that is not known is deleted."""
         force = () if task.init.state is State.STOPPED else ("--force",)
         try:
+            crashpoint("shim.delete")
             self._runtime.run("delete", *force, task.id)
         except Failed:
             if Path(self._runtime.root, task.id).exists():
                 raise
+        crashpoint("shim.forgotten")
         _unmount(task.rootfs)
+        crashpoint("shim.unmounted")
 
 
 def _as_call_error(error: Exception, what: str) -> CallError:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from holdfast import __version__
 from holdfast.linux import process
+from holdfast.linux.inject import crashpoint
 from holdfast.proto import containerd_task_pb2, task_pb2
 from holdfast.ttrpc.server import (
     FAILED_PRECONDITION,
@@ -254,13 +255,16 @@ class Shim:
         record = exits.describe(task.record, code, status, "shim")
         try:
             if not task.discarded:
+                crashpoint("shim.exit")
                 exits.write(task.bundle, record)
+                crashpoint("shim.recorded")
             if not task.own_pids:
                 self.loop.start(remains.kill(self.loop, task.record.cgroup), _report)
             task.init.stdio.finish()
         except OSError:
             traceback.print_exc()  # the exit itself is not in doubt: whoever asks us is told
         process.reap(task.record.pid)
+        crashpoint("shim.reaped")
         task.init.exited(record.code, record.finished_at)
 
 
