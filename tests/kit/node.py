@@ -37,14 +37,21 @@ def until(condition: Callable[[], Any], what: str = "the condition", seconds: fl
 
 
 class Node:
-    """One daemon. `runtime` is the handler that its pods use."""
+    """One daemon. `runtime` is the handler that its pods use; with `inject` see linux.inject."""
 
-    def __init__(self, runtime: str = "crun", base: Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self, runtime: str = "crun", base: Path | None = None, *, inject: bool = False, **settings: Any
+    ) -> None:
         self.base = base or Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
         self.root, self.state = self.base / "root", self.base / "state"
         self.socket = self.state / "holdfast.sock"
         self.cgroup = f"/{self.base.name}"
         self.runtime = runtime
+        self.inject = self.base / "inject"
+        self._environment = dict(os.environ)
+        if inject:
+            self.inject.mkdir()
+            self._environment["HOLDFAST_INJECT"] = str(self.inject)
         self.process: subprocess.Popen[bytes] | None = None
         self.pods_made = 0
         self._channel: grpc.Channel | None = None
@@ -60,7 +67,7 @@ class Node:
         command = [str(BIN / "holdfastd"), "--root", str(self.root), "--state", str(self.state)]
         with open(self.base / "daemon.log", "ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--config", str(self.config), *arguments], stdout=log, stderr=log
+                [*command, "--config", str(self.config), *arguments], stdout=log, stderr=log, env=self._environment
             )
         until(self.answers, "the daemon to answer")
         return time.monotonic() - began
@@ -244,9 +251,9 @@ class Node:
 
 
 @contextlib.contextmanager
-def node(runtime: str = "crun", **settings: Any) -> Iterator[Node]:
+def node(runtime: str = "crun", *, inject: bool = False, **settings: Any) -> Iterator[Node]:
     """A started node with the busybox image, taken apart at the end."""
-    one = Node(runtime, **settings)
+    one = Node(runtime, inject=inject, **settings)
     try:
         one.start()
         one.busybox()

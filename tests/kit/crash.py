@@ -1,0 +1,139 @@
+"""Crash points: stop a process at one, kill whom you like, let the rest go on, and see whether it all comes right."""
+
+import json
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from holdfast.linux import process
+from holdfast.proto import node_pb2, node_pb2_grpc
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime import keeper
+from kit.node import Node, until
+
+SOURCE = Path(__file__).parents[2] / "src" / "holdfast"
+CALL = re.compile(r'crashpoint\("([a-z.-]+)"\)')
+AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def every_point() -> frozenset[str]:
+    """The name of every crash point in the source."""
+    return frozenset(name for path in SOURCE.rglob("*.py") for name in CALL.findall(path.read_text()))
+
+
+@dataclass(frozen=True, order=True)
+class Combination:
+    """Stop `operation` when `point` is passed for the n-th time, and kill `victim`."""
+
+    operation: str
+    point: str
+    count: int
+    victim: str  # "daemon", "shim", "both" or "self": whoever has passed the point
+
+    def __str__(self) -> str:
+        return f"{self.operation}:{self.point}:{self.count}:{self.victim}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Combination":
+        operation, point, count, victim = text.split(":")
+        return cls(operation, point, int(count), victim)
+
+
+class Inject:
+    """The test's side of linux.inject."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._directory = node.inject
+
+    def start_trace(self) -> None:
+        (self._directory / "trace").write_text("")
+
+    def end_trace(self) -> Counter[str]:
+        """How often each point was passed."""
+        trace = self._directory / "trace"
+        lines = trace.read_text().splitlines()
+        trace.unlink()
+        return Counter(line.split()[1] for line in lines)
+
+    def arm(self, point: str, count: int) -> None:
+        (self._directory / point).write_text(str(count))
+
+    def disarm(self, point: str) -> None:
+        for name in (point, f"{point}.hit"):
+            (self._directory / name).unlink(missing_ok=True)
+
+    def hit(self, point: str) -> int:
+        """The process that stands still at the point, 0 when none does yet."""
+        try:
+            pid = int((self._directory / f"{point}.hit").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+        return pid if process.state(pid) in ("T", "") else 0
+
+    def strike(self, pid: int, victim: str, spared: str) -> bool:
+        """Kill; whoever stands at the point and is not among the victims goes on. Returns whether there was a victim.
+
+        `spared` is the pod that has nothing to do with it.
+        """
+        node = self._node
+        assert node.process is not None
+        shims = [one.pid for one in keeper.workers(node.state) if one.kind == "shim" and one.id != spared]
+        daemon = [node.process.pid]
+        pids = {"daemon": daemon, "shim": shims, "both": shims + daemon, "self": [pid]}[victim]
+        if victim == "both" and not shims:
+            pids = []
+        for one in pids:
+            os.kill(one, signal.SIGKILL)
+        if pid not in pids:
+            os.kill(pid, signal.SIGCONT)
+        if node.process.pid in pids:
+            node.hang_up()
+            node.process.wait()
+        return bool(pids)
+
+
+def recovered(node: Node) -> bool:
+    """Whether the recovery of this start is over."""
+    stub = node_pb2_grpc.NodeStub(node.channel)
+    report = json.loads(stub.Recovery(node_pb2.RecoveryRequest(), timeout=10).json)
+    return bool(report["total_milliseconds"])
+
+
+def wrong(node: Node) -> Iterator[str]:
+    """What is said of containers and pods that cannot be true, at rest."""
+    containers, pods = node.containers(), node.pods()
+    names = Counter((one.pod_sandbox_id, one.metadata.name, one.metadata.attempt) for one in containers)
+    names.update(("pod", pod.metadata.name, pod.metadata.attempt) for pod in pods)
+    yield from (f"{name} is there {count} times" for name, count in names.items() if count > 1)
+    for one in containers:
+        pid = node.info(one.id)["pid"]
+        lives = bool(pid) and process.state(pid) not in ("", "Z", "X")
+        if one.state == pb.CONTAINER_UNKNOWN:
+            yield f"container {one.metadata.name} is UNKNOWN"
+        if lives != (one.state == pb.CONTAINER_RUNNING):
+            state = pb.ContainerState.Name(one.state)
+            yield f"container {one.metadata.name} is {state}, its pid {pid} {'lives' if lives else 'is gone'}"
+
+
+def paths(node: Node) -> set[str]:
+    """Every file and directory below root and state; two states at rest with the same objects have the same."""
+    found = set()
+    for top in (node.root, node.state):
+        for directory, names, files in os.walk(top):
+            found |= {os.path.join(directory, name) for name in (*names, *files)}
+    return found
+
+
+def at_rest(node: Node) -> None:
+    """Wait until what is said is true."""
+    try:
+        until(lambda: not list(wrong(node)), "the truth", 20)
+    except AssertionError:
+        raise AssertionError(f"false state: {list(wrong(node))}") from None
