@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kit.node import Node, until
 
 SOURCE = Path(__file__).parents[2] / "src" / "holdfast"
 CALL = re.compile(r'crashpoint\("([a-z.-]+)"\)')
+QUIET_SECONDS = 0.3
 AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -39,11 +41,6 @@ class Combination:
     def __str__(self) -> str:
         return f"{self.operation}:{self.point}:{self.count}:{self.victim}"
 
-    @classmethod
-    def parse(cls, text: str) -> "Combination":
-        operation, point, count, victim = text.split(":")
-        return cls(operation, point, int(count), victim)
-
 
 class Inject:
     """The test's side of linux.inject."""
@@ -56,8 +53,9 @@ class Inject:
         (self._directory / "trace").write_text("")
 
     def end_trace(self) -> Counter[str]:
-        """How often each point was passed."""
+        """How often each point was passed, once nobody has passed any for a while."""
         trace = self._directory / "trace"
+        until(lambda: time.time() - trace.stat().st_mtime > QUIET_SECONDS, "quiet")
         lines = trace.read_text().splitlines()
         trace.unlink()
         return Counter(line.split()[1] for line in lines)
@@ -76,6 +74,13 @@ class Inject:
         except (FileNotFoundError, ValueError):
             return 0
         return pid if process.state(pid) in ("T", "") else 0
+
+    def kill_shim(self, pod_id: str) -> None:
+        """SIGKILL a pod's shim and wait until somebody else has taken its place."""
+        shims = lambda: [one.pid for one in keeper.workers(self._node.state) if one.id == pod_id]  # noqa: E731
+        before = shims()
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: (now := shims()) and now != before, "another shim")
 
     def strike(self, pid: int, victim: str, spared: str) -> bool:
         """Kill; whoever stands at the point and is not among the victims goes on. Returns whether there was a victim.

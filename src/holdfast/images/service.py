@@ -149,15 +149,11 @@ class Images:
     async def remove(self, wanted: str) -> None:
         """Remove an image with all its names, then the layers and blobs that nobody else uses. Raises NotFound."""
         image = self.find(wanted)
-        arrivals = self._arrivals
-        unused = await self._store.write(lambda tx: rows.delete_image(tx, image.id))
+        await self._store.write(lambda tx: rows.delete_image(tx, image.id))
         crashpoint("rmi.row")
         self._images.pop(image.id, None)
         self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
         self._leftovers = True
-        if not self._arriving and self._arrivals == arrivals:
-            for digest in unused:
-                self._content.remove(digest)
         await self.collect()
 
     async def collect(self) -> list[str]:
@@ -173,16 +169,20 @@ class Images:
         return removed + (await self._collect_blobs() if self._leftovers else [])
 
     async def _collect_blobs(self) -> list[str]:
+        """Files first, then their rows, so that none is forgotten; what has no row is of a pull that failed."""
         arrivals = self._arrivals
-        blobs = await self._store.read(rows.load_blobs)
+        doomed, known = await self._store.read(lambda tx: (rows.unused_blobs(tx), rows.load_blobs(tx)))
         if self._arriving or self._arrivals != arrivals:
             return []
-        unused = [digest for digest in self._content.digests() if digest not in blobs]
-        old = [digest for digest in unused if self._content.age(digest) > LEFTOVER_SECONDS]
-        for digest in old:
+        loose = [digest for digest in self._content.digests() if digest not in known]
+        old = [digest for digest in loose if self._content.age(digest) > LEFTOVER_SECONDS]
+        for digest in (*doomed, *old):
             self._content.remove(digest)
-        self._leftovers = len(old) < len(unused)
-        return old
+            crashpoint("rmi.blob")
+        self._leftovers = len(old) < len(loose)
+        if doomed:
+            await self._store.write(lambda tx: rows.forget_blobs(tx, doomed))
+        return [*doomed, *old]
 
     async def usage(self) -> Usage:
         """Compressed blobs and unpacked layers together."""

@@ -84,14 +84,21 @@ def put_image(tx: Tx, row: ImageRow, blobs: dict[str, int]) -> None:
         tx.execute("INSERT OR IGNORE INTO image_blobs (image_id, digest) VALUES (?, ?)", (row.id, digest))
 
 
-def delete_image(tx: Tx, image_id: str) -> list[str]:
-    """Delete an image with its names. Returns the digests of blobs that nobody refers to any more."""
+def delete_image(tx: Tx, image_id: str) -> None:
+    """Delete an image with its names. The rows of its blobs stay, for as long as their files are there."""
     tx.execute("DELETE FROM images WHERE id = ?", (image_id,))
+
+
+def unused_blobs(tx: Tx) -> list[str]:
+    """Digests that no image refers to any more; their files are to be deleted."""
     query = "SELECT digest FROM blobs WHERE digest NOT IN (SELECT digest FROM image_blobs)"
-    unused = [str(digest) for (digest,) in tx.execute(query)]
-    for digest in unused:
-        tx.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
-    return unused
+    return [str(digest) for (digest,) in tx.execute(query)]
+
+
+def forget_blobs(tx: Tx, digests: list[str]) -> None:
+    """Their files are gone; what an image refers to again stays."""
+    for digest in digests:
+        tx.execute("DELETE FROM blobs WHERE digest = ? AND digest NOT IN (SELECT digest FROM image_blobs)", (digest,))
 
 
 def load_images(tx: Tx) -> list[ImageRow]:

@@ -28,11 +28,15 @@ def test_images(tx: apsw.Connection) -> None:
     rows.put_image(tx, B, {"y": 20, "z": 30})
     assert sorted(rows.load_images(tx), key=lambda row: row.id) == [A, B]
     assert rows.load_blobs(tx) == {"x": 10, "y": 20, "z": 30}
-    assert rows.delete_image(tx, A.id) == ["x"]
+    rows.delete_image(tx, A.id)
+    assert rows.unused_blobs(tx) == ["x"]
     assert rows.load_images(tx) == [B]
-    assert rows.load_blobs(tx) == {"y": 20, "z": 30}
-    assert rows.delete_image(tx, A.id) == []
-    assert sorted(rows.delete_image(tx, B.id)) == ["y", "z"]
+    assert rows.load_blobs(tx) == {"x": 10, "y": 20, "z": 30}, "it says what is still to be deleted"
+    rows.forget_blobs(tx, ["x", "y"])
+    assert rows.load_blobs(tx) == {"y": 20, "z": 30}, "what an image refers to stays"
+    rows.delete_image(tx, B.id)
+    assert sorted(rows.unused_blobs(tx)) == ["y", "z"]
+    rows.forget_blobs(tx, ["y", "z"])
     assert rows.load_blobs(tx) == {}
     assert tx.execute("SELECT count(*) FROM image_names").fetchone() == (0,)
 
