@@ -478,7 +478,7 @@ class Rounds:
                 self.reached += cut(self.stage, one, self._baseline)
             except Exception as exc:
                 self.violations.append(f"{one}: {type(exc).__name__}: {str(exc)[:1500]}")
-                print(self.violations[-1], flush=True)  # noqa: T201
+                print(self.violations[-1], flush=True)
                 self._reopen()
 
     def _reopen(self) -> None:
@@ -486,7 +486,7 @@ class Rounds:
         try:
             self.stage.close()
         except Exception as exc:
-            print(f"and it could not be cleared: {exc}", flush=True)  # noqa: T201
+            print(f"and it could not be cleared: {exc}", flush=True)
             shutil.copy(base / "daemon.log", "/tmp/")
         self._open()
 
@@ -502,7 +502,7 @@ def played(host: str, choose: Callable[[list[Combination]], list[Combination]]) 
 
 
 def test_every_point_is_passed_by_some_operation_and_a_sample_of_them_survives(host: str) -> None:
-    print(f"HOLDFAST_SEED={SEED}")  # noqa: T201
+    print(f"HOLDFAST_SEED={SEED}")
     wanted = os.environ.get("HOLDFAST_CRASH", "")
 
     def choose(everything: list[Combination]) -> list[Combination]:
@@ -513,11 +513,11 @@ def test_every_point_is_passed_by_some_operation_and_a_sample_of_them_survives(h
         return sample(everything, SEED)
 
     rounds = played(host, choose)
-    print(f"{rounds.played} combinations, {rounds.reached} with somebody killed")  # noqa: T201
+    print(f"{rounds.played} combinations, {rounds.reached} with somebody killed")
 
 
 @pytest.mark.soak
 def test_every_combination_survives(host: str) -> None:
     rounds = played(host, lambda everything: everything)
     points = {point for points in rounds.learned.values() for point in points}
-    print(f"{len(points)} crash points, {rounds.played} combinations, {rounds.reached} with somebody killed")  # noqa: T201
+    print(f"{len(points)} crash points, {rounds.played} combinations, {rounds.reached} with somebody killed")
