@@ -403,7 +403,7 @@ def cut(stage: Stage, combination: Combination, baseline: set[str]) -> bool:
     stage.unmoved()
     stage.clear()
     assert not stage.leftovers(), f"left over: {stage.leftovers()}"
-    more = {path for path in crash.paths(node) - baseline}
+    more = crash.paths(node) - baseline
     assert not more, f"left on disk: {sorted(more)}"
     return struck
 
