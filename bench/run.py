@@ -60,10 +60,10 @@ def cycle(peer: Peer, number: int, samples: Samples) -> None:
     samples.setdefault("whole cycle", []).append((time.perf_counter() - began) * 1000)
 
 
-def fill(peer: Peer, pods: int) -> list[str]:
-    """Start pods with one running container each. Returns the container ids."""
+def fill(peer: Peer, pods: int, there: int = 0) -> list[str]:
+    """Start pods with one running container each, beside those that are there. Returns the container ids."""
     stub, ids = peer.stub(), []
-    for number in range(10_000, 10_000 + pods):
+    for number in range(10_000 + there, 10_000 + there + pods):
         pod = pod_config(peer, number)
         pod_id = stub.RunPodSandbox(pb.RunPodSandboxRequest(config=pod), timeout=60).pod_sandbox_id
         request = pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=container_config(number), sandbox_config=pod)
