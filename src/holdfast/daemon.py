@@ -123,7 +123,7 @@ class Daemon:
         pods = Pods(world, shims, handlers, network, containers, cleanup, layout, config.cgroup_root)
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
         sweeper = Sweeper(world, keeper, shims, handlers, snapshots, images, layout, config.cgroup_root)
-        recovery = Recovery(store, world, keeper, monitor, stopper, containers, pods, sweeper, background)
+        recovery = Recovery(store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background)
         node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode))
         runtime = RuntimeService(world, pods, containers, executor, bundles, images, node)
         extra = NodeService(images, config.root / "ingest", recovery.last_report, lambda: configuration.render(config))

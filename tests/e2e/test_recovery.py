@@ -217,3 +217,18 @@ def test_a_hundred_pods_survive() -> None:
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(one.remove_pod, [pod.id for pod in one.pods()]))
         assert not one.leftovers()
+
+
+def test_what_was_being_executed_when_the_daemon_died_is_ended(life: Node, pod: str) -> None:
+    running = life.run(pod, "while :; do sleep 0.02; done", "running")
+    with concurrent.futures.ThreadPoolExecutor(1) as clients:
+        session = clients.submit(life.exec, running, ["/bin/sh", "-c", "echo > /begun; exec sleep 1000"], 0)
+        until(Path(f"/proc/{life.pid(running)}/root/begun").exists, "the command to run")
+        life.kill()
+        with pytest.raises(grpc.RpcError):
+            session.result()
+    life.start()
+    bundle = life.state / "pods" / pod / running
+    until(lambda: not os.listdir(bundle / "exec"), "nothing to be left of it")
+    until(lambda: b"sleep 1000" not in life.exec(running, ["/bin/ps", "-o", "args"]).stdout, "its process to be gone")
+    assert life.status(running).state == pb.CONTAINER_RUNNING

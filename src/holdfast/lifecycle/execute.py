@@ -83,6 +83,20 @@ class Executor:
                     output.close()
                 await in_thread(files.remove_tree, directory)
 
+    def forsaken(self, container: Container) -> list[str]:
+        """What an earlier daemon was executing when it died; to be asked before anybody can execute anything new."""
+        try:
+            return sorted(os.listdir(self._bundles.path(container) / "exec"))
+        except FileNotFoundError:
+            return []
+
+    async def end(self, container: Container, exec_id: str) -> None:
+        """End one whose client has gone."""
+        task = await self._shims.task(container.pod.meta.id)
+        await self._kill(task, container.meta.id, exec_id)
+        await self._forget(task, container.meta.id, exec_id)
+        await in_thread(files.remove_tree, self._bundles.path(container) / "exec" / exec_id)
+
     async def _run(
         self, task: TaskClient, container: Container, exec_id: str, directory: Path, command: list[str], seconds: float
     ) -> int:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.stop import Stopper
@@ -23,7 +24,7 @@ from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.settle import Action
-from holdfast.model.state import REASON_REBOOT, PodState, ProcessRef
+from holdfast.model.state import REASON_REBOOT, ContainerState, PodState, ProcessRef
 from holdfast.runtime.keeper import Keeper
 from holdfast.runtime.shims import alive
 from holdfast.store import pods as rows
@@ -78,6 +79,7 @@ class Recovery:
         stopper: Stopper,
         containers: Containers,
         pods: Pods,
+        executor: Executor,
         sweeper: Sweeper,
         background: Background,
     ) -> None:
@@ -88,6 +90,7 @@ class Recovery:
         self._stopper = stopper
         self._containers = containers
         self._pods = pods
+        self._executor = executor
         self._sweeper = sweeper
         self._background = background
         self.report = Report(process.boot_id(), time.time_ns())
@@ -125,7 +128,7 @@ class Recovery:
                 name = f"recover pod {pod.meta.id}"
                 group.create_task(self._one(name, self._pod(pod)), name=name)
         crashpoint("recover.settled")
-        self.report.swept = await self._sweeper.sweep(self.report.problems)
+        self.report.swept += await self._sweeper.sweep(self.report.problems)
         crashpoint("recover.swept")
         self.report.total_milliseconds = _since(self._began)
         text = self.report.to_json()
@@ -158,6 +161,7 @@ class Recovery:
 
     async def _container(self, container: Container) -> None:
         began, before = time.monotonic(), str(container.state)
+        forsaken = self._executor.forsaken(container)
         try:
             found = await self._monitor.settle(container)
         except BaseException:
@@ -177,6 +181,10 @@ class Recovery:
             self._stopper.resume(container)
         elif "stop" in container.intents:
             await self._world.end(container, "stop")
+        if container.state is ContainerState.RUNNING and Action.PROBE not in found.actions:
+            for exec_id in forsaken:
+                await self._executor.end(container, exec_id)
+                self.report.swept.append(f"exec {exec_id} in container {container.meta.id}")
         name = container.meta.name
         self.report.findings.append(
             Finding("container", container.meta.id, name, before, after, found.why, _since(began))
