@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 RUN = re.compile(r"hf-[a-z]+-(\d+)")  # the directories and cgroups of the kits bear the number of their test run
+REPLACEABLE = ("(holdfastd)", "(hf-keeper)", "(hf-template)")
 MARK = f"HOLDFAST_TESTS={os.getpid()}"
 os.environ.update([MARK.split("=")])  # inherited by all that the tests start, but for what runs in containers
 
@@ -73,6 +74,6 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     before = belongings()
     yield
-    # A daemon that a module shares may have been restarted; that none is left at all is checked at the end.
-    left = sorted(one for one in belongings() - before if "(holdfastd)" not in one)
+    # A daemon that a module shares, or its keeper, may have been replaced; that none is left is checked at the end.
+    left = sorted(one for one in belongings() - before if not one.endswith(REPLACEABLE))
     assert not left, f"left behind: {left}"

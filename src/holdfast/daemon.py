@@ -40,7 +40,7 @@ from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, systemd
 from holdfast.model.clock import Clock
-from holdfast.model.errors import Unavailable
+from holdfast.model.errors import HoldfastError, Unavailable
 from holdfast.network.network import LoopbackOnly
 from holdfast.proto.node_pb2_grpc import add_NodeServicer_to_server
 from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_server, add_RuntimeServiceServicer_to_server
@@ -61,6 +61,7 @@ GRPC_OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
 )
 GRACE_SECONDS: Final = 5.0
+KEEPER_SECONDS: Final = 1.0  # between attempts to have one again
 
 
 class Daemon:
@@ -201,14 +202,23 @@ class Daemon:
         log.info("dump: %d threads, python %s", len(os.listdir("/proc/self/task")), sys.version.split()[0])
 
     async def _watch_keeper(self, keeper: Keeper) -> None:
-        """Log workers that end unasked; replace a keeper that is gone. Its shims live on."""
-        async for event in keeper.events():
-            log.info("worker %s %s (pid %d) ended with status %d", event.kind, event.id, event.pid, event.status)
-        if not self._stop.is_set():
-            log.error("the keeper is gone; starting another one")
-            await in_thread(keeper_client.ensure_running, self._config.state)
-            await keeper.reconnect()
-            self._background.start("keeper watch again", self._watch_keeper(keeper))
+        """Log workers that end unasked; replace a keeper that is gone, however often. Its shims live on."""
+        while not self._stop.is_set():
+            async for event in keeper.events():
+                log.info("worker %s %s (pid %d) ended with status %d", event.kind, event.id, event.pid, event.status)
+            if not self._stop.is_set():
+                await self._replace_keeper(keeper)
+
+    async def _replace_keeper(self, keeper: Keeper) -> None:
+        log.error("the keeper is gone; starting another one")
+        while True:
+            try:
+                await in_thread(keeper_client.ensure_running, self._config.state)
+                await keeper.reconnect()
+                return
+            except HoldfastError as exc:
+                log.error("%s; trying again", exc)
+                await asyncio.sleep(KEEPER_SECONDS)
 
 
 def _link(path: str) -> str:

@@ -431,7 +431,7 @@ def plan(learned: dict[str, Counter[str]]) -> list[Combination]:
 
 def victims(operation: str, point: str) -> tuple[str, ...]:
     """Whoever is passing, where that is not the daemon; and the shim, where there is one."""
-    passing = ("self",) if point.startswith(("keeper.", "shim.", "unpack.")) else ()
+    passing = ("self",) if point.startswith(("keeper.", "unpack.")) else ()
     return ("daemon", *passing) if operation in NO_SHIM else ("daemon", "shim", "both", *passing)
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import grpc
 import pytest
 from kit.node import BIN, Node, node, until
 
-from holdfast.linux import process
+from holdfast.linux import process, sockets
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
 
@@ -232,3 +233,32 @@ def test_what_was_being_executed_when_the_daemon_died_is_ended(life: Node, pod: 
     until(lambda: not os.listdir(bundle / "exec"), "nothing to be left of it")
     until(lambda: b"sleep 1000" not in life.exec(running, ["/bin/ps", "-o", "args"]).stdout, "its process to be gone")
     assert life.status(running).state == pb.CONTAINER_RUNNING
+
+
+def test_a_keeper_is_replaced_however_often_it_is_killed(life: Node, pod: str) -> None:
+    running = life.run(pod, "while :; do sleep 0.02; done", "running")
+    pid = life.pid(running)
+    for _ in range(3):
+        with sockets.connect(life.state / "keeper.sock", socket.SOCK_SEQPACKET) as connection:
+            old = sockets.peer_pid(connection)
+        os.kill(old, signal.SIGKILL)
+        until(lambda old=old: another_keeper(life, old), "another keeper")  # type: ignore[misc]
+        life.remove_pod(until(lambda: life_runs_a_pod(life), "pods to be made again"))
+    assert life.pid(running) == pid
+    assert life.exec(running, ["/bin/echo", "here"]).stdout == b"here\n"
+
+
+def another_keeper(life: Node, old: int) -> bool:
+    try:
+        with sockets.connect(life.state / "keeper.sock", socket.SOCK_SEQPACKET) as connection:
+            return sockets.peer_pid(connection) != old
+    except OSError:
+        return False
+
+
+def life_runs_a_pod(life: Node) -> str:
+    try:
+        return life.run_pod()
+    except grpc.RpcError as exc:
+        assert exc.code() is grpc.StatusCode.UNAVAILABLE, exc
+        return ""

@@ -65,10 +65,19 @@ def connect(
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """The user id of whoever connected, SO_PEERCRED of unix(7)."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _, uid, _ = struct.unpack("=iII", raw)
-    return int(uid)
+    """The user id of whoever connected."""
+    return _peer(connection)[1]
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """Who is, or was, at the other end: the process that connected, or the one that has begun to listen."""
+    return _peer(connection)[0]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid): struct ucred of SO_PEERCRED, unix(7)."""
+    pid, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
 
 
 def send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:

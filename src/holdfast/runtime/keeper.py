@@ -104,6 +104,7 @@ class Keeper:
 
     async def reconnect(self) -> None:
         """Connect, or connect again after the keeper was replaced. Raises Unavailable."""
+        self._events = asyncio.Queue()
         try:
             self._connection = sockets.connect(self._state / "keeper.sock", socket.SOCK_SEQPACKET, ANSWER_SECONDS)
         except OSError as exc:
