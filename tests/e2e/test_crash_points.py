@@ -54,6 +54,7 @@ class Stage:
         self.bystander = self.node.run_pod(self.node.pod_config("bystander"))
         self.witness = self.node.run(self.bystander, TRAP, "witness")
         self.pid = self.node.pid(self.witness)
+        self.spared = self.inject.shims()
 
     def _extra_image(self, host: str) -> Path:
         """Busybox and one more layer, in the registry and as an archive; the layer is long enough to be cut."""
@@ -387,7 +388,7 @@ def cut(stage: Stage, combination: Combination, baseline: set[str]) -> bool:
     acting = threading.Thread(target=act, name=str(combination))
     acting.start()
     pid = wait_for_hit(inject, combination.point, acting)
-    struck = bool(pid) and inject.strike(pid, combination.victim, stage.bystander)
+    struck = bool(pid) and inject.strike(pid, combination.victim, stage.spared)
     if node.process is not None and node.process.poll() is not None:
         inject.disarm(combination.point)
         acting.join(ACT_SECONDS)

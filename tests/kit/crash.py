@@ -75,33 +75,55 @@ class Inject:
             return 0
         return pid if process.state(pid) in ("T", "") else 0
 
-    def kill_shim(self, pod_id: str) -> None:
-        """SIGKILL a pod's shim and wait until somebody else has taken its place."""
-        shims = lambda: [one.pid for one in keeper.workers(self._node.state) if one.id == pod_id]  # noqa: E731
-        before = shims()
-        os.kill(before[0], signal.SIGKILL)
-        until(lambda: (now := shims()) and now != before, "another shim")
+    def shims(self) -> set[int]:
+        """The shims of this node, whether or not the keeper can be asked."""
+        mark = f"HOLDFAST_INJECT={self._directory}".encode()
+        return {
+            pid for pid in pids() if read(pid, "comm") == b"hf-shim\n" and mark in read(pid, "environ").split(b"\0")
+        }
 
-    def strike(self, pid: int, victim: str, spared: str) -> bool:
+    def kill_shim(self, pod_id: str) -> None:
+        """SIGKILL a pod's shim and wait until another one has taken its place."""
+
+        def shim() -> list[int]:
+            return [one.pid for one in keeper.workers(self._node.state) if one.id == pod_id]
+
+        before = shim()
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: (now := shim()) and now != before, "another shim")
+
+    def strike(self, pid: int, victim: str, spared: set[int]) -> bool:
         """Kill; whoever stands at the point and is not among the victims goes on. Returns whether there was a victim.
 
-        `spared` is the pod that has nothing to do with it.
+        `spared` are shims of pods that have nothing to do with it.
         """
         node = self._node
         assert node.process is not None
-        shims = [one.pid for one in keeper.workers(node.state) if one.kind == "shim" and one.id != spared]
+        shims = sorted(self.shims() - spared)
         daemon = [node.process.pid]
-        pids = {"daemon": daemon, "shim": shims, "both": shims + daemon, "self": [pid]}[victim]
+        victims = {"daemon": daemon, "shim": shims, "both": shims + daemon, "self": [pid]}[victim]
         if victim == "both" and not shims:
-            pids = []
-        for one in pids:
+            victims = []
+        for one in victims:
             os.kill(one, signal.SIGKILL)
-        if pid not in pids:
+        if pid not in victims:
             os.kill(pid, signal.SIGCONT)
-        if node.process.pid in pids:
+        if node.process.pid in victims:
             node.hang_up()
             node.process.wait()
-        return bool(pids)
+        return bool(victims)
+
+
+def pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def read(pid: int, name: str) -> bytes:
+    """A file of a process; b"" when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
 
 
 def recovered(node: Node) -> bool:

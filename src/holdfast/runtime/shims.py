@@ -103,6 +103,7 @@ class Shims:
 
     async def end(self, pod_id: str, shim: ProcessRef | None) -> None:
         """Ask the shim to end, then make sure that it is dead. Raises DeadlineExceeded when it cannot be killed."""
+        shim = shim or await self._unrecorded(pod_id)
         if shim is not None and alive(shim):
             await self._ask_to_end(pod_id)
             if not await wait_gone(shim, END_SECONDS):
@@ -138,6 +139,15 @@ class Shims:
         for _, descriptor in self._programs.values():
             os.close(descriptor)
         self._programs.clear()
+
+    async def _unrecorded(self, pod_id: str) -> ProcessRef | None:
+        """A shim that answers at the pod's socket though no record names it: keeper or daemon died while it began."""
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                pid = await (await self.task(pod_id)).shim_pid()
+        except (HoldfastError, TimeoutError):
+            return None
+        return ProcessRef(pid, process.start_time(pid) or 0, process.boot_id())
 
     async def _ask_to_end(self, pod_id: str) -> None:
         try:
