@@ -29,6 +29,7 @@ STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
     errors.Damaged: grpc.StatusCode.DATA_LOSS,
     NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,  # what the generated services raise
 }
+HOST_FAILS: Final = frozenset({errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EBUSY})
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ALWAYS_SERVED: Final = frozenset({"Version", "Status", "Recovery", "Config"})
 ENDS_WITH_CLIENT: Final = frozenset({"ExecSync"})
@@ -42,7 +43,10 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             return code, str(error)
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
-    return grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in HOST_FAILS:
+        return grpc.StatusCode.UNAVAILABLE, str(error)
+    foreseen = isinstance(error, errors.HoldfastError)
+    return grpc.StatusCode.UNKNOWN, str(error) if foreseen else f"{type(error).__name__}: {error}"
 
 
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
@@ -123,7 +127,8 @@ def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 
 async def _abort(name: str, request: Any, context: Any, error: Exception, began: float) -> NoReturn:
     code, text = status_of(error)
-    unforeseen = error if code is grpc.StatusCode.UNKNOWN else None
+    foreseen = code is not grpc.StatusCode.UNKNOWN or isinstance(error, errors.HoldfastError)
+    unforeseen = None if foreseen else error
     log.log(
         logging.ERROR if unforeseen else logging.WARNING,
         "%s failed with %s after %.1f ms: %s",

@@ -13,7 +13,7 @@ from typing import IO, Final
 
 from holdfast.images.reference import is_digest
 from holdfast.linux import files
-from holdfast.linux.inject import crashpoint
+from holdfast.linux.inject import crashpoint, fault
 from holdfast.model.errors import InvalidArgument, Unavailable
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Content:
         return await asyncio.to_thread(_digest_of, self.path(digest)) == digest
 
     def remove(self, digest: str) -> None:
-        self.path(digest).unlink(missing_ok=True)
+        files.unlink(self.path(digest))
 
     def digests(self) -> list[str]:
         return [digest for name in os.listdir(self._blobs) if is_digest(digest := f"sha256:{name}")]
@@ -101,6 +101,7 @@ class Content:
 
                 def take(chunk: bytes) -> None:
                     found.update(chunk)
+                    fault("write", part)
                     rest = memoryview(chunk)
                     while rest:
                         rest = rest[file.write(rest) :]
@@ -112,17 +113,17 @@ class Content:
                     await asyncio.to_thread(take, chunk)
                     if progress is not None:
                         progress(done)
-                await asyncio.to_thread(os.fsync, file.fileno())
+                await asyncio.to_thread(files.fsync, file.fileno(), part)
             if done != size:
                 raise Unavailable(f"cannot take in blob {digest}: {done} of {size} bytes came")
             if f"sha256:{found.hexdigest()}" != digest:
                 raise Unavailable(f"cannot take in blob {digest}: what came is sha256:{found.hexdigest()}")
             crashpoint("blob.synced")
-            part.rename(target)
+            files.rename(part, target)
             crashpoint("blob.renamed")
             await asyncio.to_thread(files.sync_directory, self._blobs)
         finally:
-            part.unlink(missing_ok=True)
+            files.unlink(part)
 
 
 async def read_chunks(file: IO[bytes]) -> AsyncIterator[bytes]:

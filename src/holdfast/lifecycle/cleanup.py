@@ -86,7 +86,7 @@ class Cleanup:
         """Delete a task that was created but never started, with every sign that it ever was."""
         await self.task(container)
         for name in (INIT_FILE, EXIT_FILE):
-            (self._bundle(container) / name).unlink(missing_ok=True)
+            files.unlink(self._bundle(container) / name)
 
     async def container(self, container: Container) -> None:
         """Remove every trace of a container that has no task: bundle, snapshot, and last its row."""

@@ -17,6 +17,7 @@ from holdfast.lifecycle.stop import Stopper, signal_number
 from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, new_id
@@ -251,5 +252,5 @@ def prepare_log(path: str) -> str:
     """The log's address for the shim, its directory made; "" without a log."""
     if not path:
         return ""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.mkdir(Path(path).parent, parents=True, exist_ok=True)
     return f"cri://{path}"

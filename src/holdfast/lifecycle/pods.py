@@ -135,7 +135,7 @@ class Pods:
         await in_thread(files.make_private, directory)
         crashpoint("run.directory")
         if config.log_directory:
-            Path(config.log_directory).mkdir(parents=True, exist_ok=True)
+            files.mkdir(config.log_directory, parents=True, exist_ok=True)
         shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
         done = await asyncio.gather(
             self._start_shim(pod, handler, shared_pid),
@@ -173,7 +173,7 @@ class Pods:
             crashpoint("run.namespaces")
         if options.ipc != pb.NODE:
             shm = self._layout.shm(pod.meta.id)
-            shm.mkdir(mode=0o1777)
+            files.mkdir(shm, 0o1777)
             crashpoint("run.shm")
             mount.mount(
                 "shm", shm, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC, f"mode=1777,size={SHM_BYTES}"

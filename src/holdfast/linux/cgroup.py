@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import process
+from holdfast.linux.inject import fault
 
 ROOT: Final = Path("/sys/fs/cgroup")
 UNIFIED: Final = ROOT / "unified"
@@ -57,6 +58,7 @@ def _memory(path: str) -> Path:
 def create(path: str) -> None:
     """Make the cgroup in every hierarchy, with its parents; on v2 the parents' controllers are passed down."""
     for directory in _directories(path):
+        fault("cgroup-mkdir", directory)
         if directory.is_relative_to(hierarchies().get("cpuset", Path("/nowhere"))):
             _create_cpuset(directory)
         elif mode() == "v2":
@@ -114,6 +116,7 @@ def remove(path: str) -> None:
     for directory in _directories(path):
         for level, _, _ in os.walk(directory, topdown=False):
             try:
+                fault("cgroup-rmdir", level)
                 os.rmdir(level)
             except FileNotFoundError:
                 continue
@@ -130,8 +133,9 @@ def pids(path: str) -> set[int]:
     """Every process in the cgroup or below it, in any hierarchy."""
     found: set[int] = set()
     for directory in _directories(path):
-        for level, _, _ in os.walk(directory):
+        for level, _, _ in os.walk(directory, onerror=_unless_gone):
             try:
+                fault("cgroup-read", level)
                 found.update(map(int, Path(level, "cgroup.procs").read_text().split()))
             except OSError as exc:
                 if exc.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
@@ -139,9 +143,16 @@ def pids(path: str) -> set[int]:
     return found
 
 
+def _unless_gone(error: OSError) -> None:
+    """A cgroup that cannot be listed is not an empty one."""
+    if error.errno not in (errno.ENOENT, errno.ENODEV):
+        raise error
+
+
 def enter(path: str, pid: int) -> None:
     """Move a process into the cgroup, in every hierarchy."""
     for directory in _directories(path):
+        fault("cgroup-write", directory)
         (directory / "cgroup.procs").write_text(str(pid))
 
 

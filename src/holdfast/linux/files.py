@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from holdfast.linux.inject import fault
 from holdfast.linux.libc import SYS_OPENAT2, check, libc, path_bytes, syscall
 
 RESOLVE_NO_XDEV: Final = 0x01
@@ -31,6 +32,7 @@ class _OpenHow(ctypes.Structure):
 
 def openat2(directory: int, path: Path_, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2); the descriptor closes on exec. Raises OSError: EXDEV at a mount, ELOOP at a symlink, if forbidden."""
+    fault("openat2", path)
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     size = ctypes.sizeof(how)
     return syscall(SYS_OPENAT2, "openat2", directory, path_bytes(path), ctypes.byref(how), size, paths=(path,))
@@ -50,6 +52,7 @@ def read_bounded(path: Path_, limit: int) -> bytes:
 
     Raises OSError: EFBIG when there is more than `limit` bytes of it, EINVAL for anything but a regular file.
     """
+    fault("read", path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -64,15 +67,17 @@ def write_atomic(path: Path_, data: bytes, mode: int = 0o600, *, sync: bool = Tr
     """Replace `path` as a whole: readers see the old content or the new. With `sync` it is on disk on return."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    fault("open", temporary)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)  # whatever the umask is
+            fault("write", temporary)
             file.write(data)
             file.flush()
             if sync:
-                os.fsync(file.fileno())
-        os.rename(temporary, target)
+                fsync(file.fileno(), temporary)
+        rename(temporary, target)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
@@ -80,17 +85,48 @@ def write_atomic(path: Path_, data: bytes, mode: int = 0o600, *, sync: bool = Tr
         sync_directory(target.parent)
 
 
+def fsync(descriptor: int, path: object = None) -> None:
+    """fsync(2); the path is for the error."""
+    fault("fsync", path)
+    os.fsync(descriptor)
+
+
+def rename(source: Path_, target: Path_) -> None:
+    """rename(2)."""
+    fault("rename", target)
+    os.rename(source, target)
+
+
+def unlink(path: Path_) -> None:
+    """unlink(2). Idempotent."""
+    fault("unlink", path)
+    Path(path).unlink(missing_ok=True)
+
+
+def mkdir(path: Path_, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
+    """As Path.mkdir."""
+    fault("mkdir", path)
+    Path(path).mkdir(mode, parents, exist_ok)
+
+
+def rmdir(path: Path_) -> None:
+    """rmdir(2)."""
+    fault("rmdir", path)
+    os.rmdir(path)
+
+
 def sync_directory(path: Path_) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        fsync(descriptor, path)
     finally:
         os.close(descriptor)
 
 
 def syncfs(descriptor: int) -> None:
     """syncfs(2): everything written to that filesystem, data and names."""
+    fault("syncfs")
     check(libc.syncfs(descriptor), "syncfs")
 
 
@@ -99,12 +135,13 @@ def make_private(path: Path_) -> None:
     directory = Path(path)
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
+        mkdir(directory, 0o700, exist_ok=True)
     os.chmod(directory, 0o700)
 
 
 def fifo(path: Path_, mode: int = 0o600) -> None:
     """A named pipe, with this mode whatever the umask is."""
+    fault("mkfifo", path)
     os.mkfifo(path, mode)
     os.chmod(path, mode)
 
@@ -197,6 +234,7 @@ class _Removal:
         finally:
             os.close(done.fd)
         try:
+            fault("rmdir", done.name)
             os.rmdir(done.name, dir_fd=self._levels[-1].fd if self._levels else self._parent)
         except FileNotFoundError:
             return
@@ -215,6 +253,7 @@ class _Removal:
     def _unlink(self, directory: int, name: str) -> bool:
         """Unlink a name unless it is a directory. Returns whether it is one."""
         try:
+            fault("unlink", name)
             os.unlink(name, dir_fd=directory)
         except FileNotFoundError:
             return False

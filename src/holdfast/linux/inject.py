@@ -9,6 +9,7 @@ That directory is the whole interface, so that daemon, keeper, shims and their c
                  this package raises OSError with that number, and fail-CALL becomes fail-CALL.hit
 """
 
+import fcntl
 import os
 import signal
 import threading
@@ -28,23 +29,40 @@ def crashpoint(name: str) -> None:
 def fault(call: str, path: object = None) -> None:
     """Raise OSError if a test wants this call to fail."""
     if _WHERE and (error := _its_turn(f"fail-{call}")):
-        raise OSError(error, os.strerror(error), path if path is None else str(path))
+        raise OSError(error, f"{call}: {os.strerror(error)}", path if path is None else str(path))
 
 
 def _its_turn(name: str) -> int:
     """0 when it is not, else the number that stands behind the count, or 1."""
-    directory = _directory()
-    _trace(directory, name)
     try:
-        count, *more = _read(directory, name).split()
-    except (OSError, ValueError):
+        directory = _directory()
+        _trace(directory, name)
+        armed = os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
         return 0
-    if int(count) > 1:
-        _write(directory, name, " ".join([str(int(count) - 1), *more]))
-        return 0
-    _write(directory, name, str(os.getpid()))
-    os.rename(name, f"{name}.hit", src_dir_fd=directory, dst_dir_fd=directory)
+    with os.fdopen(armed, "r+b", buffering=0) as file:
+        fcntl.flock(armed, fcntl.LOCK_EX)  # processes and threads that pass at the same moment are counted one by one
+        if not _is_still_there(directory, name, armed):
+            return 0
+        count, *more = file.read(_LINE_LIMIT).split()
+        passed = int(count) > 1
+        text = b" ".join([b"%d" % (int(count) - 1), *more]) if passed else b"%d" % os.getpid()
+        file.seek(0)
+        file.truncate()
+        file.write(text)
+        if passed:
+            return 0
+        os.rename(name, f"{name}.hit", src_dir_fd=directory, dst_dir_fd=directory)
     return int(more[0]) if more else 1
+
+
+def _is_still_there(directory: int, name: str, armed: int) -> bool:
+    """Not if somebody has passed, or the test has thought better of it, while we waited for the lock."""
+    try:
+        found = os.stat(name, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    return found.st_ino == os.fstat(armed).st_ino and found.st_size > 0
 
 
 def _directory() -> int:
@@ -63,14 +81,3 @@ def _trace(directory: int, name: str) -> None:
         return
     with os.fdopen(trace, "wb", buffering=0) as file:
         file.write(f"{os.getpid()} {name}\n".encode())
-
-
-def _read(directory: int, name: str) -> str:
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)) as file:
-        return file.read(_LINE_LIMIT)
-
-
-def _write(directory: int, name: str, text: str) -> None:
-    """In place: whoever reads it at the same moment is another process at another point, or the test."""
-    with os.fdopen(os.open(name, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, dir_fd=directory), "w") as file:
-        file.write(text)

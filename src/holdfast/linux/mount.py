@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from holdfast.linux.inject import fault
 from holdfast.linux.libc import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -102,6 +103,7 @@ class MountEntry:
 
 def mount(source: str, target: str | os.PathLike[str], fstype: str, flags: int = 0, data: str = "") -> None:
     """mount(2)."""
+    fault("mount", target)
     options = path_bytes(data) or None
     arguments = (path_bytes(source), path_bytes(target), path_bytes(fstype), ctypes.c_ulong(flags), options)
     check(libc.mount(*arguments), "mount", source, target)
@@ -138,6 +140,7 @@ class _MountAttr(ctypes.Structure):
 
 def set_attributes(descriptor: int, flags: int, *, recursive: bool = False) -> None:
     """Add MS_RDONLY, MS_NOSUID, MS_NODEV and MS_NOEXEC, as far as in `flags`, to the mount of a descriptor."""
+    fault("mount_setattr")
     attributes = _MountAttr(flags & _ATTRIBUTES, 0, 0, 0)
     how = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ctypes.sizeof(attributes)
@@ -146,11 +149,13 @@ def set_attributes(descriptor: int, flags: int, *, recursive: bool = False) -> N
 
 def unmount(target: str | os.PathLike[str]) -> None:
     """umount2(2) of the topmost mount at `target`; EBUSY while it is in use."""
+    fault("umount", target)
     check(libc.umount2(path_bytes(target), UMOUNT_NOFOLLOW), "umount2", target)
 
 
 def detach(target: str | os.PathLike[str]) -> None:
     """Take the topmost mount at `target` out of the tree at once; the kernel ends it when nobody uses it."""
+    fault("umount", target)
     check(libc.umount2(path_bytes(target), MNT_DETACH | UMOUNT_NOFOLLOW), "umount2", target)
 
 
@@ -196,6 +201,7 @@ def mount_one(one: MountLike, target: str | os.PathLike[str]) -> None:
 def open_detached(one: MountLike) -> int:
     """A descriptor of a mount that is attached nowhere: nobody else sees it and closing it ends it (fsmount(2))."""
     flags, _, data = parse_options(one.options)
+    fault("fsmount", one.source)
     if flags & MS_BIND:
         return _clone(one.source, flags)
     context = syscall(SYS_FSOPEN, "fsopen", one.type.encode(), FSOPEN_CLOEXEC)
@@ -247,6 +253,7 @@ def mountinfo(pid: int | str = "self") -> list[MountEntry]:
 
 
 def _lines(pid: int | str = "self") -> list[bytes]:
+    fault("mountinfo")
     with open(f"/proc/{pid}/mountinfo", "rb", buffering=0) as file:
         return file.read().splitlines()
 

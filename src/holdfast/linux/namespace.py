@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import mount
+from holdfast.linux import files, mount
+from holdfast.linux.inject import fault
 from holdfast.linux.libc import check, libc
 
 CLONE_NEWUTS: Final = 0x04000000
@@ -27,11 +28,13 @@ KINDS: Final = {"net": CLONE_NEWNET, "ipc": CLONE_NEWIPC, "uts": CLONE_NEWUTS}
 
 def unshare(flags: int) -> None:
     """unshare(2) for the calling thread."""
+    fault("unshare")
     check(libc.unshare(flags), "unshare")
 
 
 def enter(path: str | os.PathLike[str], flags: int = 0) -> None:
     """setns(2): the calling thread joins the namespace behind `path`."""
+    fault("setns", path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         check(libc.setns(descriptor, flags), "setns", path)
@@ -81,6 +84,7 @@ def _make(wanted: dict[str, int], hostname: str) -> None:
 
 def pin_existing(source: str, path: Path) -> None:
     """Bind a namespace file of /proc to `path`, so that the namespace outlives its processes."""
+    fault("open", path)
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
         mount.bind(source, path)
@@ -98,7 +102,7 @@ def unpin(path: Path) -> None:
             if exc.errno in (errno.EINVAL, errno.ENOENT):
                 break
             raise
-    path.unlink(missing_ok=True)
+    files.unlink(path)
 
 
 def namespace_id(path: str | os.PathLike[str]) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Final
 
+from holdfast.linux.inject import fault
 from holdfast.linux.libc import SYS_CLONE3, check, libc
 
 CLONE_PARENT: Final = 0x00008000
@@ -125,6 +126,7 @@ def pin(pid: int, started: int | None) -> _Pin:
 
 def open_pinned(pid: int, started: int | None) -> Pinned | None:
     """The same without a context; the caller closes. The start time is compared after the pidfd is open."""
+    fault("pidfd_open")
     try:
         fd = os.pidfd_open(pid)
     except (ProcessLookupError, ValueError):
@@ -145,6 +147,7 @@ def fork() -> int:
     os.fork also runs what modules have registered to make up for threads that are not there in the child. Here none
     are; and running that code, in the child, costs half a megabyte of pages copied because reference counts change.
     """
+    fault("fork")
     return check(_python_api.fork(), "fork")
 
 
@@ -160,6 +163,7 @@ _SIBLING: Final = _CloneArgs(CLONE_PARENT)  # made once: a call shall touch as l
 
 def fork_sibling() -> int:
     """As `fork`, but the new process is a child of the caller's parent, which is told by the caller's own signal."""
+    fault("clone")
     return check(_python_api.syscall(SYS_CLONE3, ctypes.byref(_SIBLING), ctypes.sizeof(_SIBLING)), "clone3")
 
 
@@ -196,6 +200,7 @@ def sealed_copy(path: str) -> int:
     crun and runc make one of themselves before each command, against containers that would overwrite them
     (CVE-2019-5736), and run themselves anew; executed from one they need not.
     """
+    fault("memfd", path)
     copy = os.memfd_create(os.path.basename(path), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(path, "rb") as source:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from holdfast.linux.inject import fault
+
 _PATH_LIMIT: Final = 107  # sun_path, unix(7)
 _FD_BYTES: Final = array.array("i").itemsize
 
@@ -40,6 +42,7 @@ def listen(path: str | os.PathLike[str], kind: int = socket.SOCK_STREAM, backlog
             if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)
             os.fchmod(listener.fileno(), 0o600)  # the mode with which bind(2) makes the file, so there is no gap
+            fault("bind", path)
             listener.bind(short)
         os.chmod(path, 0o600)
         listener.listen(backlog)
@@ -57,6 +60,7 @@ def connect(
     try:
         connection.settimeout(timeout)
         with _Short(path) as short:
+            fault("connect", path)
             connection.connect(short)
     except OSError:
         connection.close()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from holdfast.linux import files
 from holdfast.model.errors import InvalidArgument, Unavailable
 from holdfast.model.image import UnpackResult
 from holdfast.runtime.keeper import Keeper
@@ -24,7 +25,7 @@ def through(keeper: Keeper) -> Unpack:
 
     async def unpack(blob: Path, place: Path, lowers: list[Path]) -> UnpackResult:
         merged = place / "merged"
-        merged.mkdir(mode=0o700, exist_ok=True)
+        files.mkdir(merged, 0o700, exist_ok=True)
         args: dict[str, object] = {
             "target": str(place / "fs"),
             "work": str(place / "work"),
@@ -34,7 +35,7 @@ def through(keeper: Keeper) -> Unpack:
         try:
             return _result(await _run(keeper, blob, args), blob)
         finally:
-            merged.rmdir()
+            files.rmdir(merged)
 
     return unpack
 

@@ -172,9 +172,9 @@ class Snapshots:
     def _make_directories(self, row: SnapshotRow) -> None:
         """The root directory is as the parent has it: overlayfs shows the attributes of the topmost."""
         place = self._place(row)
-        place.mkdir(mode=0o711)
-        (place / "work").mkdir(mode=0o711)
-        (place / "fs").mkdir(mode=0o755)
+        files.mkdir(place, 0o711)
+        files.mkdir(place / "work", 0o711)
+        files.mkdir(place / "fs", 0o755)
         like = os.stat(self.place(row.parent) if row.parent is not None else place / "fs")
         os.chown(place / "fs", like.st_uid, like.st_gid)
         os.chmod(place / "fs", stat.S_IMODE(like.st_mode) if row.parent is not None else 0o755)

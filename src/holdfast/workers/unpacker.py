@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from holdfast.linux import files, mount, namespace, process
-from holdfast.linux.inject import crashpoint
+from holdfast.linux.inject import crashpoint, fault
 from holdfast.model.spec import Mount
 from holdfast.workers.context import Context
 
@@ -236,6 +236,7 @@ def _write(archive: "tarfile.TarFile", entry: "tarfile.TarInfo", target: str) ->
     """A regular file, holes left out. The data is taken from the stream itself: extractfile would buffer it twice."""
     source = cast(IO[bytes], archive.fileobj)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fault("unpack", target)
     descriptor = os.open(target, flags, 0o600)
     try:
         position = entry.offset_data

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from holdfast.linux.inject import fault
+
 LINE_LIMIT: Final = 16 * 1024
 RETRY_SECONDS: Final = 1.0
 _WINDOW: Final = LINE_LIMIT // 2
@@ -132,6 +134,7 @@ class CriLog:
         """Write whole records. Returns how many bytes of them are in the file; a torn one is cut off again."""
         done = 0
         try:
+            fault("log", self._path)
             while done < len(records):
                 done += os.write(self._fd, records[done:] if done else records)
             return done

@@ -92,7 +92,7 @@ class Operations:
                 raise CallError(FAILED_PRECONDITION, f"cannot delete task {task.id}: {_condition(task)}")
             if task.init.state is State.CREATED:
                 task.discarded = True
-                (task.bundle / INIT_FILE).unlink(missing_ok=True)
+                files.unlink(task.bundle / INIT_FILE)
             await self._discard(task)
         return _deleted(task.init)
 
@@ -180,7 +180,7 @@ class Operations:
 
     async def _create(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
         for name in (INIT_FILE, EXIT_FILE):
-            (task.bundle / name).unlink(missing_ok=True)
+            files.unlink(task.bundle / name)
         stdio = task.init.stdio
         options = []
         if request.terminal:
@@ -267,7 +267,7 @@ class Operations:
         """Returns "1" or "0", for whether the init is process 1 of a namespace of its own, and its record."""
         grace.begin()
         if request.rootfs:
-            task.rootfs.mkdir(mode=0o700, exist_ok=True)
+            files.mkdir(task.rootfs, 0o700, exist_ok=True)
             for one in request.rootfs:
                 mount.mount_one(Mount(one.type, one.source, one.target, tuple(one.options)), task.rootfs)
         pid_file = task.bundle / "init.pid"

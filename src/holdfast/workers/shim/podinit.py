@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import cgroup, namespace, process
+from holdfast.linux import cgroup, files, namespace, process
 
 NAME: Final = "pid"
 
@@ -29,7 +29,7 @@ def start(directory: Path, cgroup_path: str = "") -> int:
     if cgroup_path:
         cgroup.create(cgroup_path)
         cgroup.enter(cgroup_path, pid)
-    (directory / "ns").mkdir(mode=0o700, exist_ok=True)
+    files.mkdir(directory / "ns", 0o700, exist_ok=True)
     namespace.pin_existing(f"/proc/{pid}/ns/pid", directory / "ns" / NAME)
     return pid
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from holdfast.linux import mount, namespace
+from holdfast.linux.inject import fault
 from holdfast.linux.process import CLONE_NEWNS
 
 # What a Python process ignores or handles and its children shall not.
@@ -42,6 +43,7 @@ def spawn(
     if any(ours < lowest for ours in fds.values()):
         raise ValueError("a descriptor to be given may not lie among the numbers it is given under")
     actions = [(os.POSIX_SPAWN_DUP2, ours, child) for child, ours in fds.items()]
+    fault("spawn", argv[0])
     with hidden(hide):
         return os.posix_spawn(
             executable or argv[0],
