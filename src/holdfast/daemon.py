@@ -28,6 +28,7 @@ from holdfast.lifecycle import facts
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor
@@ -110,7 +111,8 @@ class Daemon:
         )
         host = await in_thread(facts.detect)
         network = LoopbackOnly()
-        world = World(store, Clock())
+        events = Events()
+        world = World(store, Clock(), events)
         snapshots = Snapshots(store, config.root / "snapshots")
         await snapshots.load()
         insecure = frozenset(config.insecure_registries)
@@ -126,9 +128,10 @@ class Daemon:
         sweeper = Sweeper(world, keeper, shims, handlers, snapshots, images, layout, config.cgroup_root)
         recovery = Recovery(store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background)
         node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode))
-        runtime = RuntimeService(world, pods, containers, executor, bundles, images, node)
+        runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)
         extra = NodeService(images, config.root / "ingest", recovery.last_report, lambda: configuration.render(config))
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
+        stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery
 
     async def _listen(

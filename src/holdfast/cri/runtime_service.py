@@ -4,6 +4,7 @@ Errors are raised plainly and mapped by the boundary; what is not overridden her
 """
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from holdfast import __version__
@@ -11,12 +12,13 @@ from holdfast.cri import convert, filters
 from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.events import Events, Gap
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container, World
-from holdfast.model.errors import HoldfastError, InvalidArgument, NotFound
+from holdfast.model.errors import HoldfastError, InvalidArgument, NotFound, ResourceExhausted
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceServicer
 
@@ -30,6 +32,7 @@ class RuntimeService(RuntimeServiceServicer):
     def __init__(
         self,
         world: World,
+        events: Events,
         pods: Pods,
         containers: Containers,
         executor: Executor,
@@ -38,6 +41,7 @@ class RuntimeService(RuntimeServiceServicer):
         node: Node,
     ) -> None:
         self._world = world
+        self._events = events
         self._pods = pods
         self._containers = containers
         self._executor = executor
@@ -148,6 +152,21 @@ class RuntimeService(RuntimeServiceServicer):
         container_id = _needed(request.container_id, "container_id")
         out, err, code = await self._executor.exec_sync(container_id, list(request.cmd), request.timeout)
         return pb.ExecSyncResponse(stdout=out, stderr=err, exit_code=code)
+
+    async def GetContainerEvents(
+        self, request: pb.GetEventsRequest, context: Any
+    ) -> AsyncIterator[pb.ContainerEventResponse]:
+        """From now on. A reader that is too slow is cut off, and has to list before it comes back."""
+        async for one in self._events.follow(self._events.last):
+            if isinstance(one, Gap):
+                raise ResourceExhausted(f"cannot go on with events: {one.until - one.seen} were not read in time; list")
+            yield pb.ContainerEventResponse(
+                container_id=one.id,
+                container_event_type=pb.ContainerEventType.Name(one.kind),
+                created_at=one.at,
+                pod_sandbox_status=convert.pod_status(one.pod),
+                containers_statuses=[self._status(container) for container in one.containers],
+            )
 
     def _status(self, container: Container) -> pb.ContainerStatus:
         try:

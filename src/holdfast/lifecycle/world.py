@@ -7,10 +7,11 @@ it is on disk. There is no second index: names live in the store's unique indexe
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import apsw
 
+from holdfast.lifecycle.events import Events, Kind
 from holdfast.model.clock import Clock
 from holdfast.model.errors import NotFound
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
@@ -31,6 +32,10 @@ from holdfast.store.db import Store
 T = TypeVar("T")
 Pods = list[tuple[PodMetadata, PodStatus]]
 Containers = list[tuple[ContainerMetadata, ContainerStatus]]
+
+# What a change of state is to those who follow events; a sandbox is created when it is ready and not before.
+POD_EVENTS: Final = {PodState.READY: (Kind.CREATED, Kind.STARTED), PodState.NOTREADY: (Kind.STOPPED,)}
+CONTAINER_EVENTS: Final = {ContainerState.RUNNING: Kind.STARTED, ContainerState.EXITED: Kind.STOPPED}
 
 
 @dataclass(slots=True, eq=False)
@@ -81,8 +86,9 @@ class Container:
 class World:
     """All pods and containers, and the only way to change one."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, events: Events) -> None:
         self._store = store
+        self._events = events
         self.clock = clock
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
@@ -148,8 +154,11 @@ class World:
             _intents(tx, pod.meta.id, begin, end)
             return rows.update_pod(tx, pod.meta.id, change)
 
-        pod.status = await self._store.write(update)
+        before, pod.status = pod.state, await self._store.write(update)
         _remember(pod.intents, begin, end)
+        if pod.state is not before:
+            for kind in POD_EVENTS[pod.state]:
+                self._events.add(kind, pod)
 
     async def update_container(
         self,
@@ -174,8 +183,10 @@ class World:
             _intents(tx, container.meta.id, begin, end)
             return rows.update_container(tx, container.meta.id, checked)
 
-        container.status = await self._store.write(update)
+        before, container.status = container.state, await self._store.write(update)
         _remember(container.intents, begin, end)
+        if container.state is not before and (kind := CONTAINER_EVENTS.get(container.state)) is not None:
+            self._events.add(kind, container.pod, container)
         if container.status.finished_at:
             container.exited.set()
 
@@ -189,17 +200,22 @@ class World:
         if op in owner.intents:
             await self._store.write(lambda tx: rows.clear_intent(tx, owner.meta.id, op))
             owner.intents.pop(op, None)
+            if op == "create" and isinstance(owner, Container):
+                self._events.add(Kind.CREATED, owner.pod, owner)
 
     async def delete_pod(self, pod: Pod) -> None:
         """Forget a pod of which nothing is left. Its row, name and intents go at once."""
         await self._store.write(lambda tx: rows.delete_pod(tx, pod.meta.id))
-        self.pods.pop(pod.meta.id, None)
+        if self.pods.pop(pod.meta.id, None) and pod.acknowledged:
+            self._events.add(Kind.DELETED, pod)
 
     async def delete_container(self, container: Container) -> None:
         """Forget a container of which nothing is left. Its row, name and intents go at once."""
         await self._store.write(lambda tx: rows.delete_container(tx, container.meta.id))
-        self.containers.pop(container.meta.id, None)
+        there = self.containers.pop(container.meta.id, None)
         container.pod.containers.pop(container.meta.id, None)
+        if there and container.acknowledged:
+            self._events.add(Kind.DELETED, container.pod, container)
 
     def _add_pod(self, meta: PodMetadata, status: PodStatus) -> Pod:
         pod = self.pods[meta.id] = Pod(meta, status, pb.PodSandboxConfig.FromString(meta.config))

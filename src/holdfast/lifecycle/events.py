@@ -1,0 +1,92 @@
+"""What has happened, in order: a ring that producers never wait for and any number of readers follow.
+
+A reader has nothing but a number, the last event that it has seen. Who falls behind the ring, or asks for what was
+before it, is told of the gap and has to list anew. Numbers go on across restarts of the daemon: they begin at the time
+of its start in ns, and no daemon makes events that fast.
+"""
+
+import asyncio
+import collections
+import copy
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from holdfast.lifecycle.world import Container, Pod
+
+KEEP: Final = 4096
+
+
+class Kind(IntEnum):
+    """As the CRI numbers them."""
+
+    CREATED = 0
+    STARTED = 1
+    STOPPED = 2
+    DELETED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something became of the container, or sandbox, `id`. Pod and containers are as they were right then."""
+
+    number: int
+    at: int  # ns since the epoch
+    kind: Kind
+    id: str
+    pod: "Pod"
+    containers: tuple["Container", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What a reader cannot be told any more: it has seen all up to `seen`, and goes on behind `until`."""
+
+    seen: int
+    until: int
+
+
+class Events:
+    """The ring."""
+
+    def __init__(self, keep: int = KEEP) -> None:
+        self._ring: collections.deque[Happening] = collections.deque(maxlen=keep)
+        self._more = asyncio.Event()
+        self._closed = False
+        self.last = time.time_ns()
+
+    def add(self, kind: Kind, pod: "Pod", container: "Container | None" = None) -> None:
+        """Tell whoever listens. Statuses are replaced, never changed, so that a shallow copy stays as it is."""
+        self.last += 1
+        found = container or pod
+        containers = tuple(copy.copy(one) for one in pod.containers.values() if one.acknowledged)
+        self._ring.append(Happening(self.last, time.time_ns(), kind, found.meta.id, copy.copy(pod), containers))
+        self._wake()
+
+    def close(self) -> None:
+        """There will be no more: readers come to their end."""
+        self._closed = True
+        self._wake()
+
+    async def follow(self, seen: int) -> AsyncIterator[Happening | Gap]:
+        """All that happens after number `seen`; `last` is where the present begins."""
+        while not self._closed:
+            first = self._ring[0].number if self._ring else self.last + 1
+            if seen + 1 < first:
+                yield Gap(seen, first - 1)
+                seen = first - 1
+            elif seen < self.last:
+                happening = next(islice(self._ring, seen + 1 - first, None))
+                yield happening
+                seen = happening.number
+            else:
+                await self._more.wait()
+
+    def _wake(self) -> None:
+        """Whoever waits now is woken; whoever comes later waits for the next."""
+        self._more.set()
+        self._more = asyncio.Event()
