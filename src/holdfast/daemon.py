@@ -88,20 +88,21 @@ class Daemon:
             stack.callback(shims.close)
             stack.push_async_callback(self._background.stop)
             boundary = Boundary()
-            recovery = await self._build(stack, store, keeper, shims, boundary)
+            recovery, images = await self._build(stack, store, keeper, shims, boundary)
             self._handle_signals()
             await recovery.load()
             boundary.gate.set()
             systemd.notify("READY=1")
             log.info("serving %s", config.socket)
             self._background.start("recovery", recovery.run())
+            self._background.start("deletions", images.finish_deletions())
             self._background.start("keeper watch", self._watch_keeper(keeper))
             await self._stop.wait()
             log.info("stopping; containers run on")
 
     async def _build(
         self, stack: AsyncExitStack, store: Store, keeper: Keeper, shims: Shims, boundary: Boundary
-    ) -> Recovery:
+    ) -> tuple[Recovery, Images]:
         """Construct the layers from the bottom up and start to listen."""
         config, background = self._config, self._background
         layout = Layout(config.root, config.state)
@@ -132,7 +133,7 @@ class Daemon:
         extra = NodeService(images, config.root / "ingest", recovery.last_report, lambda: configuration.render(config))
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
-        return recovery
+        return recovery, images
 
     async def _listen(
         self,

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from holdfast.images import archive, reference, registry
 from holdfast.images.content import Content
 from holdfast.images.manifest import Manifest
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import Damaged, InvalidArgument, NotFound
+from holdfast.model.errors import Damaged, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.image import CONFIG_LIMIT, Image, UnpackResult, parse_config
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store import images as rows
@@ -28,6 +29,11 @@ from holdfast.store.images import ImageRow
 UNPACKING: Final = "unpack "  # begins the key of a layer that is being unpacked
 UNPACKS: Final = 4  # at once
 LEFTOVER_SECONDS: Final = 3600.0  # for which blobs of a pull that failed are kept for the next attempt
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST: Final = 1.0
+RETRY_LONGEST: Final = 300.0
 
 Progress = Callable[[str, str, int, int], None]
 Unpack = Callable[[Path, Path, list[Path]], Awaitable[UnpackResult]]
@@ -159,14 +165,31 @@ class Images:
     async def collect(self) -> list[str]:
         """Remove layers that no image has and nothing stands on, and blobs of pulls that failed long ago.
 
-        Put off while an image is coming in. Returns what was removed.
+        Put off while an image is coming in; tried again later where it fails, so nobody who has done what he was to do
+        is told of it. Returns what was removed.
         """
         self._collection_put_off = self._arriving > 0
         removed: list[str] = []
-        while not self._arriving and (key := self._loose()) is not None:
-            await self._snapshots.remove(key)
-            removed.append(key)
-        return removed + (await self._collect_blobs() if self._leftovers else [])
+        try:
+            while not self._arriving and (key := self._loose()) is not None:
+                await self._snapshots.remove(key)
+                removed.append(key)
+            removed += await self._collect_blobs() if self._leftovers else []
+        except (OSError, HoldfastError) as exc:
+            log.warning("what no image needs any more is left for later: %s", exc)
+            self._snapshots.unfinished.set()
+        return removed
+
+    async def finish_deletions(self) -> None:
+        """Delete what could not be deleted: 1 s later, then ever more seldom. Never ends."""
+        wait = RETRY_FIRST
+        while await self._snapshots.unfinished.wait():
+            await asyncio.sleep(wait)
+            self._snapshots.unfinished.clear()
+            await self.collect()
+            if not await self._snapshots.finish_deletions():
+                self._snapshots.unfinished.set()
+            wait = min(wait * 2, RETRY_LONGEST) if self._snapshots.unfinished.is_set() else RETRY_FIRST
 
     async def _collect_blobs(self) -> list[str]:
         """Files first, then their rows, so that none is forgotten; what has no row is of a pull that failed."""

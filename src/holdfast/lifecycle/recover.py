@@ -23,6 +23,7 @@ from holdfast.lifecycle.tasks import Background
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
+from holdfast.model.errors import HoldfastError
 from holdfast.model.settle import Action
 from holdfast.model.state import REASON_REBOOT, ContainerState, PodState, ProcessRef
 from holdfast.runtime.keeper import Keeper
@@ -157,7 +158,7 @@ class Recovery:
         except Exception as exc:
             reason = f"no end after {OBJECT_SECONDS:g} s" if isinstance(exc, TimeoutError) else str(exc)
             self.report.problems.append(f"cannot {what}: {reason}")
-            log.warning("cannot %s: %s", what, reason, exc_info=not isinstance(exc, TimeoutError))
+            log.warning("cannot %s: %s", what, reason, exc_info=not isinstance(exc, (OSError, HoldfastError)))
 
     async def _container(self, container: Container) -> None:
         began, before = time.monotonic(), str(container.state)

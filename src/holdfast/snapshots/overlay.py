@@ -37,6 +37,8 @@ class Snapshots:
         self._directory = directory
         self._rows: dict[str, SnapshotRow] = {}
         self._numbers = itertools.count(1)
+        self._undeleted: set[Path] = set()
+        self.unfinished = asyncio.Event()  # something could not be deleted, by us or by whoever shares our disk
 
     async def load(self) -> None:
         """Read the rows; to be called once, before anything else. Raises InvalidArgument for an unusable path."""
@@ -151,6 +153,12 @@ class Snapshots:
         orphans = [name for name in sorted(os.listdir(self._directory)) if name.isdigit() and name not in owned]
         return [f"snapshot directory {name}" for name in orphans if await self._delete(self._directory / name)]
 
+    async def finish_deletions(self) -> bool:
+        """Try again to delete what could not be deleted. Returns whether nothing is left of it."""
+        for place in list(self._undeleted):
+            await self._delete(place)
+        return not self._undeleted
+
     async def _make(self, key: str, kind: str, parent: str | None) -> None:
         if key in self._rows:
             raise AlreadyExists(f"cannot make snapshot {key}: it exists", key)
@@ -180,12 +188,15 @@ class Snapshots:
         os.chmod(place / "fs", stat.S_IMODE(like.st_mode) if row.parent is not None else 0o755)
 
     async def _delete(self, place: Path) -> bool:
-        """Delete a directory, in a thread: there may be a lot in it. What cannot be deleted now is swept later."""
+        """Delete a directory, in a thread: there may be a lot in it. What cannot be deleted now is tried again."""
         try:
             await asyncio.to_thread(files.remove_tree, place)
         except OSError as exc:
-            log.warning("snapshot directory %s is left for the next sweep: %s", place, exc)
+            log.warning("snapshot directory %s is left for later: %s", place, exc)
+            self._undeleted.add(place)
+            self.unfinished.set()
             return False
+        self._undeleted.discard(place)
         return True
 
     def _place(self, row: SnapshotRow) -> Path:

@@ -1,0 +1,254 @@
+"""Every operation with its n-th fsync, write, rename, mkdir, mount, connect, fork... failing, for each n.
+
+It succeeds or is refused with a status that a client can act on; nobody else notices; what is said of the object is
+true; the same operation succeeds once the fault is over; and then all of it can be removed, and nothing is left.
+
+CI takes a sample; `make soak` takes all. A failure names the combination: replay it with
+HOLDFAST_FAULT=operation:call:n:ERRNO (or patterns of such), or the whole sample with HOLDFAST_SEED.
+"""
+
+import contextlib
+import errno
+import os
+import random
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import grpc
+import pytest
+import test_crash_points as operations
+from kit import crash
+from kit.node import until
+from kit.registry import registry
+from test_crash_points import Operation, Stage, Target, patiently
+
+from holdfast.proto import runtime_v1_pb2 as pb
+
+SEED = os.environ.get("HOLDFAST_SEED", "") or secrets.token_hex(4)
+SAMPLE = 64
+PREFIX = "fail-"
+ASK_SECONDS = 10.0
+
+pytestmark = pytest.mark.timeout(7200)
+
+_STORAGE = (errno.EIO, errno.ENOSPC, errno.EROFS)
+_MOUNT = (errno.EIO, errno.ENOSPC)
+_PROCESS = (errno.EAGAIN, errno.ENOMEM)
+_DESCRIPTOR = (errno.EIO, errno.EMFILE)
+ERRORS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("open", "write", "fsync", "syncfs", "rename", "mkdir", "mkfifo", "unpack", "log"), _STORAGE),
+    **dict.fromkeys(("unlink", "rmdir"), (errno.EIO, errno.EROFS)),
+    **dict.fromkeys(("mount", "fsmount", "mount_setattr", "unshare", "setns"), _MOUNT),
+    **dict.fromkeys(("cgroup-mkdir", "cgroup-write"), _MOUNT),
+    **dict.fromkeys(("cgroup-rmdir", "umount"), (errno.EIO, errno.EBUSY)),
+    **dict.fromkeys(("fork", "clone", "spawn"), _PROCESS),
+    **dict.fromkeys(("read", "openat2", "mountinfo", "pidfd_open", "memfd", "cgroup-read"), _DESCRIPTOR),
+    "connect": (errno.ECONNREFUSED, errno.EAGAIN),
+    "bind": (errno.EIO, errno.EROFS),
+}
+CLEAR = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.DATA_LOSS,
+}
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """The n-th `call` of `operation` fails with `error`."""
+
+    operation: str
+    call: str
+    count: int
+    error: int
+
+    def __str__(self) -> str:
+        return f"{self.operation}:{self.call}:{self.count}:{errno.errorcode[self.error]}"
+
+
+class Violation(AssertionError):
+    """Something that must not be."""
+
+
+class Start(operations.Start):
+    """A container whose start has failed is over; the kubelet then makes another."""
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        status = stage.node.status(target.container)
+        if status.state == pb.CONTAINER_EXITED:
+            assert (status.exit_code, status.reason) == (128, "StartError"), status
+            config = target.container_config()
+            config.metadata.attempt = 1
+            stage.node.call("RemoveContainer", pb.RemoveContainerRequest(container_id=target.container))
+            target.container = stage.node.create(target.pod, config)
+        super().repeat(stage, target)
+
+
+class Recover(operations.Recover):
+    """A daemon that cannot start says why; the next one starts."""
+
+    def act(self, stage: Stage, target: Target) -> None:
+        try:
+            super().act(stage, target)
+        except AssertionError:
+            assert stage.node.process is not None
+            assert stage.node.process.poll(), "it neither answers nor ends"
+            super().act(stage, target)
+
+
+OPERATIONS: dict[str, Operation] = {**operations.OPERATIONS, "start": Start(), "recover": Recover()}
+
+
+class Rounds:
+    """Plays faults one after the other; a stage on which one went wrong is given up for a new one."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self.violations: list[str] = []
+        self.played = self.struck = self.refused = 0
+        self._open()
+
+    def _open(self) -> None:
+        self.stage = Stage(self._host)
+        self._baseline = crash.paths(self.stage.node)
+        self._logged = 0
+
+    def learn(self, names: list[str]) -> dict[str, Counter[str]]:
+        """How often each operation makes each call; at the second time, when everything is warm."""
+        for name in names:
+            operations.learn(self.stage, name)
+        learned = {}
+        for name in names:
+            points = operations.learn(self.stage, name)
+            calls = {point.removeprefix(PREFIX): n for point, n in points.items() if point.startswith(PREFIX)}
+            learned[name] = Counter(calls)
+        self._baseline = crash.paths(self.stage.node)
+        return learned
+
+    def play(self, faults: list[Fault]) -> None:
+        for one in faults:
+            self.played += 1
+            try:
+                self._strike(one)
+            except Exception as exc:
+                self.violations.append(f"{one}: {type(exc).__name__}: {str(exc)[:1500]}")
+                print(self.violations[-1], flush=True)
+                self._reopen(one)
+
+    def _reopen(self, one: Fault) -> None:
+        base = self.stage.node.base
+        if keep := os.environ.get("HOLDFAST_KEEP", ""):
+            shutil.copy(base / "daemon.log", Path(keep, f"{one}.log"))
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy(base / "state" / "keeper.log", Path(keep, f"{one}.keeper.log"))
+        try:
+            self.stage.close()
+        except Exception as exc:
+            print(f"and it could not be cleared: {exc}", flush=True)
+        self._open()
+
+    def _strike(self, one: Fault) -> None:
+        stage, operation = self.stage, OPERATIONS[one.operation]
+        node, name = stage.node, f"{PREFIX}{one.call}"
+        target = operation.prepare(stage)
+        self._logged = len(node.log())
+        (node.inject / name).write_text(f"{one.count} {one.error}")
+        began, refused = time.monotonic(), False
+        try:
+            operation.act(stage, target)
+        except grpc.RpcError as exc:
+            refused = True
+            _check_clear(exc)
+        self.refused += refused
+        seconds = time.monotonic() - began
+        self.struck += (node.inject / f"{name}.hit").exists()
+        stage.inject.disarm(name)
+        assert seconds < ASK_SECONDS + operations.ACT_SECONDS / 2, f"it took {seconds:.1f} s"
+        until(lambda: crash.recovered(node), "recovery to end")
+        stage.unmoved()
+        crash.at_rest(node)
+        if refused:
+            patiently(lambda: operation.repeat(stage, target))
+            crash.at_rest(node)
+        operation.check(stage, target)
+        stage.unmoved()
+        stage.clear()
+        with contextlib.suppress(AssertionError):
+            until(lambda: not self._left(), "nothing to be left", 5)
+        if left := self._left():
+            raise Violation(f"left over: {left}")
+        _, trace, after = node.log()[self._logged :].partition("Traceback")
+        if trace:
+            raise Violation(f"the daemon's log has a traceback: {after[-1500:]}")
+
+    def _left(self) -> list[str]:
+        return [*self.stage.leftovers(), *sorted(crash.paths(self.stage.node) - self._baseline)]
+
+
+def _check_clear(exc: grpc.RpcError) -> None:
+    """A status that tells the client what to do, or a sentence of ours that says what could not be done."""
+    code, text = exc.code(), exc.details() or ""
+    clear = code in CLEAR or (code is grpc.StatusCode.UNKNOWN and text.startswith("cannot "))
+    assert clear, f"refused with {code.name}: {text}"
+
+
+def plan(learned: dict[str, Counter[str]]) -> list[Fault]:
+    return [
+        Fault(operation, call, count, error)
+        for operation, calls in learned.items()
+        for call, times in sorted(calls.items())
+        for count in range(1, times + 1)
+        for error in ERRORS[call]
+    ]
+
+
+def sample(everything: list[Fault], seed: str) -> list[Fault]:
+    """Each call in some operation, and each operation with some call, and some more until there are enough."""
+    chosen = random.Random(seed).sample(everything, len(everything))
+    first: dict[str, Fault] = {}
+    for one in chosen:
+        first.setdefault(one.call, one)
+        first.setdefault(f"{one.operation}:", one)
+    must = list(dict.fromkeys(first.values()))
+    rest = [one for one in chosen if one not in must]
+    return [*must, *rest[: max(0, SAMPLE - len(must))]]
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    with registry() as found:
+        yield found
+
+
+def played(host: str, choose: Callable[[list[Fault]], list[Fault]]) -> None:
+    wanted = os.environ.get("HOLDFAST_FAULT", "").split(",")
+    rounds = Rounds(host)
+    try:
+        everything = plan(rounds.learn(list(OPERATIONS)))
+        if wanted != [""]:
+            everything = [one for one in everything if any(fnmatch(str(one), pattern) for pattern in wanted)]
+            choose = list
+        rounds.play(choose(everything))
+    finally:
+        rounds.stage.close()
+    print(f"{rounds.played} of {len(everything)} faults played: {rounds.struck} struck, {rounds.refused} were refused")
+    if rounds.violations:
+        pytest.fail(f"{len(rounds.violations)} of {rounds.played}:\n" + "\n".join(rounds.violations), pytrace=False)
+
+
+def test_a_sample_of_faults_harms_nobody(host: str) -> None:
+    print(f"HOLDFAST_SEED={SEED}")
+    played(host, lambda everything: sample(everything, SEED))
+
+
+@pytest.mark.soak
+def test_every_fault_harms_nobody(host: str) -> None:
+    played(host, lambda everything: everything)
