@@ -37,8 +37,8 @@ ACT_SECONDS = 40.0
 AGAIN_SECONDS = 40.0
 LEAST = 60  # combinations in a sample
 
-TRAP = "trap 'exit 3' TERM; while :; do sleep 0.02; done"
-DEAF = "trap '' TERM; while :; do sleep 0.02; done"
+TRAP = "trap 'exit 3' TERM; > /ready; while :; do sleep 0.02; done"
+DEAF = "trap '' TERM; > /ready; while :; do sleep 0.02; done"
 
 
 class Stage:
@@ -113,7 +113,13 @@ class Target:
         self.created(script)
         self.node.start_container(self.container)
         self.facts["pid"] = self.node.pid(self.container)
+        if "/ready" in script:
+            self.ready()
         return self
+
+    def ready(self) -> None:
+        """Wait until its script has set its trap."""
+        until(Path(f"/proc/{self.node.pid(self.container)}/root/ready").exists, "the trap to be set")
 
     def state(self) -> int:
         return int(self.node.status(self.container).state)
@@ -177,6 +183,7 @@ class Start(Operation):
     def check(self, stage: Stage, target: Target) -> None:
         assert target.state() == pb.CONTAINER_RUNNING
         assert stage.node.exec(target.container, ["/bin/echo", "here"]).stdout == b"here\n"
+        target.ready()
         patiently(lambda: stage.node.stop_container(target.container, 10))
         assert stage.node.exited(target.container).exit_code == 3
 
