@@ -16,21 +16,25 @@ def start(directory: Path, cgroup_path: str = "") -> int:
     It becomes a child of the caller, who has to be a subreaper, and lives on under the next one when the caller dies;
     the cgroup is how it can be found then. Raises OSError.
     """
+    if cgroup_path:
+        cgroup.create(cgroup_path)
     told, tell = os.pipe2(os.O_CLOEXEC)
     between = os.fork()
     if between == 0:
-        _in_between(tell)
+        _in_between(tell, cgroup_path)
     os.close(tell)
     with os.fdopen(told, "rb") as answer:
-        pid = int(answer.read() or b"0")
+        said = answer.read().decode()
     os.waitpid(between, 0)
-    if not pid:
-        raise OSError("cannot make an init for the pod's pid namespace")
-    if cgroup_path:
-        cgroup.create(cgroup_path)
-        cgroup.enter(cgroup_path, pid)
-    files.mkdir(directory / "ns", 0o700, exist_ok=True)
-    namespace.pin_existing(f"/proc/{pid}/ns/pid", directory / "ns" / NAME)
+    if not said.isdigit():
+        raise OSError(f"cannot make an init for the pod's pid namespace: {said or 'whoever was to do it has died'}")
+    pid = int(said)
+    try:
+        files.mkdir(directory / "ns", 0o700, exist_ok=True)
+        namespace.pin_existing(f"/proc/{pid}/ns/pid", directory / "ns" / NAME)
+    except OSError:
+        end(pid)
+        raise
     return pid
 
 
@@ -40,14 +44,21 @@ def end(pid: int) -> None:
     process.reap(pid)
 
 
-def _in_between(tell: int) -> None:
-    """In a child that ends at once: only its children are in the new namespace (unshare(2))."""
+def _in_between(tell: int, cgroup_path: str) -> None:
+    """In a child that ends at once: only its children are in the new namespace (unshare(2)).
+
+    It is in the cgroup before it has any, so that there never is an init that nobody can find.
+    """
     try:
+        if cgroup_path:
+            cgroup.enter(cgroup_path, os.getpid())
         namespace.unshare(namespace.CLONE_NEWPID)
         child = os.fork()
         if child == 0:
             _be_init()
         os.write(tell, str(child).encode())
+    except OSError as exc:
+        os.write(tell, str(exc).encode())
     finally:
         os._exit(0)
 
