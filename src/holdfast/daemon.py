@@ -31,6 +31,7 @@ from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.live import Live
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
@@ -126,11 +127,12 @@ class Daemon:
         containers = Containers(world, shims, images, snapshots, bundles, monitor, stopper, cleanup, layout)
         pods = Pods(world, shims, handlers, network, containers, cleanup, layout, config.cgroup_root)
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
-        sweeper = Sweeper(world, keeper, shims, handlers, snapshots, images, layout, config.cgroup_root)
+        live = Live(store, world, images, snapshots, keeper)
+        sweeper = Sweeper(layout, config.cgroup_root, live.rows, live.workers, shims, live.remove_rows)
         recovery = Recovery(store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background)
         node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode))
         runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)
-        extra = NodeService(images, config.root / "ingest", recovery.last_report, lambda: configuration.render(config))
+        extra = NodeService(images, sweeper, recovery.last_report, lambda: configuration.render(config))
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery, images

@@ -1,13 +1,13 @@
 """holdfast.v1.Node: what the CRI cannot say, on the same socket."""
 
 import asyncio
+import json
 import os
-import secrets
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any, Final
 
 from holdfast.images.service import Images
+from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
@@ -19,24 +19,27 @@ ProgressCallback = Callable[[str, str, int, int], None]
 
 
 class NodeService(NodeServicer):
-    """Recovery report, configuration, and image transfers with progress."""
+    """Recovery report, doctor, configuration, and image transfers with progress."""
 
-    def __init__(self, images: Images, ingest: Path, report: Callable[[], str], config: Callable[[], str]) -> None:
+    def __init__(self, images: Images, sweeper: Sweeper, report: Callable[[], str], config: Callable[[], str]) -> None:
         self._images = images
-        self._ingest = ingest
+        self._sweeper = sweeper
         self._report = report
         self._config = config
 
     async def Recovery(self, request: pb.RecoveryRequest, context: Any) -> pb.RecoveryReply:
         return pb.RecoveryReply(json=self._report())
 
+    async def Doctor(self, request: pb.DoctorRequest, context: Any) -> pb.DoctorReply:
+        found = await self._sweeper.examine(fix=request.fix)
+        return pb.DoctorReply(json=json.dumps(found.as_data("up")))
+
     async def Config(self, request: pb.ConfigRequest, context: Any) -> pb.ConfigReply:
         return pb.ConfigReply(toml=self._config())
 
     async def ImportImage(self, request: AsyncIterator[pb.ImportChunk], context: Any) -> AsyncIterator[pb.Progress]:
         """Take an archive in chunks, then import it; the upload is gone afterwards, whatever came of it."""
-        upload = self._ingest / f"upload-{secrets.token_hex(8)}"
-        try:
+        with self._images.upload() as upload:
             with await in_thread(open, upload, "xb", opener=_private) as file:
                 async for chunk in request:
                     await in_thread(file.write, chunk.data)
@@ -44,8 +47,6 @@ class NodeService(NodeServicer):
                 raise InvalidArgument("data: the archive is empty")
             async for progress in _follow(lambda tell: self._images.import_archive(upload, tell)):
                 yield progress
-        finally:
-            upload.unlink(missing_ok=True)
 
     async def PullImage(self, request: pb.NodePullRequest, context: Any) -> AsyncIterator[pb.Progress]:
         if not request.image:

@@ -27,6 +27,7 @@ class Content:
     def __init__(self, root: Path) -> None:
         self._blobs = root / "content" / "sha256"
         self.ingest = root / "ingest"
+        self.transfers: set[str] = set()  # names in ingest that somebody is writing to
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def prepare(self) -> None:
@@ -95,6 +96,7 @@ class Content:
         Raises Unavailable when what comes is something else, too short or too long.
         """
         target, part = self.path(digest), self.ingest / secrets.token_hex(8)
+        self.transfers.add(part.name)
         found, done = hashlib.sha256(), 0
         try:
             with open(part, "xb", buffering=0, opener=_private) as file:  # noqa: ASYNC230  (written in threads)
@@ -124,6 +126,7 @@ class Content:
             await asyncio.to_thread(files.sync_directory, self._blobs)
         finally:
             files.unlink(part)
+            self.transfers.discard(part.name)
 
 
 async def read_chunks(file: IO[bytes]) -> AsyncIterator[bytes]:

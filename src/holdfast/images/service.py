@@ -10,7 +10,8 @@ import contextlib
 import functools
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from typing import Any, Final
 from holdfast.images import archive, reference, registry
 from holdfast.images.content import Content
 from holdfast.images.manifest import Manifest
+from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.image import CONFIG_LIMIT, Image, UnpackResult, parse_config
@@ -110,6 +112,26 @@ class Images:
         self._content.prepare()
         for row in await self._store.read(rows.load_images):
             self._remember(row)
+
+    @property
+    def arriving(self) -> bool:
+        """Whether an image is coming in: what no image refers to may be its."""
+        return self._arriving > 0
+
+    @property
+    def transfers(self) -> frozenset[str]:
+        return frozenset(self._content.transfers)
+
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[Path]:
+        """A place for an archive that is coming in; gone at the end, whatever came of it."""
+        upload = self._content.ingest / f"upload-{secrets.token_hex(8)}"
+        self._content.transfers.add(upload.name)
+        try:
+            yield upload
+        finally:
+            files.unlink(upload)
+            self._content.transfers.discard(upload.name)
 
     def all(self) -> list[Image]:
         return sorted(self._images.values(), key=lambda image: image.tags or (image.id,))

@@ -1,134 +1,163 @@
-"""Orphans: what exists below our two roots, in the keeper and in our cgroup, and no row owns. Planned purely."""
+"""The sweep: what nobody owns is removed, at recovery and by `holdfast doctor --fix`; and the doctor's report.
 
+What is found in one look only may be on its way in or out. So a finding counts when it is made twice, with rows that
+were read after each look; and the second look is right before anything is done.
+"""
+
+import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
-from holdfast.images.service import Images
+from holdfast.lifecycle.belongings import plan
+from holdfast.lifecycle.diagnosis import Finding, Fix, Verdict
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.rows import Rows
+from holdfast.lifecycle.survey import Place, take
 from holdfast.lifecycle.tasks import in_thread
-from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, mount, process
-from holdfast.model.errors import HoldfastError
-from holdfast.model.spec import is_id
+from holdfast.linux.inject import crashpoint
+from holdfast.model.errors import DeadlineExceeded, HoldfastError
 from holdfast.model.state import ProcessRef
-from holdfast.runtime.handlers import Handlers
-from holdfast.runtime.keeper import Keeper
-from holdfast.runtime.shims import Shims
-from holdfast.snapshots.overlay import Snapshots
+from holdfast.runtime.keeper import WorkerInfo
+from holdfast.runtime.shims import Shims, wait_gone
 
 log = logging.getLogger(__name__)
 
+END_SECONDS: Final = 2.0
+PAUSE_SECONDS: Final = 0.1  # between two looks
 
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """One thing without an owner."""
-
-    kind: str  # "shim", "pod directory", "bundle", "runtime state", "cgroup"
-    where: str
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What was seen, by kind: ids, or (pod id, container id) for bundles."""
-
-    shims: frozenset[str]
-    pod_directories: frozenset[str]
-    bundles: frozenset[tuple[str, str]]
-    runtime_states: frozenset[tuple[str, str]]  # (runtime root, container id)
-    cgroups: frozenset[str]  # names directly below our root
+ReadRows = Callable[[], Awaitable[Rows]]
+ListWorkers = Callable[[], Awaitable[list[WorkerInfo] | None]]
+Collect = Callable[[list[Finding]], Awaitable[None]]
 
 
-def plan_sweep(found: Found, pods: frozenset[str], containers: frozenset[str], cgroup_root: str) -> list[Orphan]:
-    """What nobody owns, in the order in which it must go: processes first, then what they use."""
-    orphans = [Orphan("shim", pod) for pod in sorted(found.shims - pods)]
-    orphans += [Orphan("cgroup", f"{cgroup_root}/{name}") for name in sorted(found.cgroups - pods) if is_id(name)]
-    orphans += [
-        Orphan("runtime state", f"{root}/{id}") for root, id in sorted(found.runtime_states) if id not in containers
-    ]
-    orphans += [
-        Orphan("bundle", f"{pod}/{container}")
-        for pod, container in sorted(found.bundles)
-        if pod in pods and container not in containers
-    ]
-    return orphans + [Orphan("pod directory", pod) for pod in sorted(found.pod_directories - pods)]
+@dataclass(slots=True)
+class Examination:
+    """What the doctor has to say, and what he has done."""
+
+    findings: list[Finding]
+    milliseconds: float = 0.0
+    fixed: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def orphans(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.verdict is Verdict.ORPHAN]
+
+    def as_data(self, daemon: str) -> dict[str, Any]:
+        return {
+            "daemon": daemon,
+            "milliseconds": round(self.milliseconds, 1),
+            "counts": dict(sorted(Counter(str(finding.verdict) for finding in self.findings).items())),
+            "findings": [asdict(finding) for finding in self.findings],
+            "fixed": self.fixed,
+            "problems": self.problems,
+        }
 
 
 class Sweeper:
-    """Finds orphans and removes them; what cannot be removed is reported and left for the next time."""
+    """Looks, judges, and removes orphans; what cannot be removed is reported and left for the next time.
+
+    `remove_rows` removes what has a row, or files that go with one, by the rules of whoever has them.
+    """
 
     def __init__(
         self,
-        world: World,
-        keeper: Keeper,
-        shims: Shims,
-        handlers: Handlers,
-        snapshots: Snapshots,
-        images: Images,
         layout: Layout,
         cgroup_root: str,
+        rows: ReadRows,
+        workers: ListWorkers,
+        shims: Shims,
+        remove_rows: Collect | None = None,
     ) -> None:
-        self._world = world
-        self._keeper = keeper
-        self._shims = shims
-        self._handlers = handlers
-        self._snapshots = snapshots
-        self._images = images
         self._layout = layout
         self._cgroup_root = cgroup_root
+        self._rows = rows
+        self._workers = workers
+        self._shims = shims
+        self._remove_rows = remove_rows
 
     async def sweep(self, problems: list[str]) -> list[str]:
         """Remove every orphan. Returns what was removed; appends to `problems` what could not be."""
-        workers = {worker.id: worker for worker in await self._keeper.list_workers() if worker.kind == "shim"}
-        found = await in_thread(self._look, frozenset(workers))
-        # A row that could not be read still owns what is its own.
-        pods = frozenset(self._world.pods) | self._world.unreadable
-        containers = frozenset(self._world.containers) | self._world.unreadable
-        removed = []
-        for orphan in plan_sweep(found, pods, containers, self._cgroup_root):
-            try:
-                if orphan.kind == "shim":
-                    worker = workers[orphan.where]
-                    await self._shims.end(worker.id, ProcessRef(worker.pid, worker.start_time, process.boot_id()))
-                else:
-                    await in_thread(self._remove, orphan)
-                removed.append(f"{orphan.kind} {orphan.where}")
-            except (OSError, HoldfastError) as exc:
-                problems.append(f"cannot remove orphaned {orphan.kind} {orphan.where}: {exc}")
+        found = Examination(await self._look())
+        if found.orphans:
+            found = self._agreed(found.findings, await self._look())
+        await self._fix(found)
         await in_thread(cgroup.remove_if_empty, self._cgroup_root)
-        removed += [f"layer {chain_id}" for chain_id in await self._images.collect()]
-        removed += await self._snapshots.sweep()
-        return removed
+        problems += found.problems
+        problems += [f"{one.where}: {one.why}" for one in found.findings if one.kind == "place"]
+        return found.fixed
 
-    def _look(self, shims: frozenset[str]) -> Found:
-        directories = _names(self._layout.pods)
-        roots = {handler.root for handler in self._handlers.all.values()}
-        return Found(
-            shims=shims,
-            pod_directories=frozenset(directories),
-            bundles=frozenset(
-                (pod, name) for pod in directories for name in _names(self._layout.pods / pod) if is_id(name)
-            ),
-            runtime_states=frozenset((root, name) for root in roots for name in _names(Path(root)) if is_id(name)),
-            cgroups=frozenset(cgroup.children(self._cgroup_root)),
-        )
+    async def examine(self, *, fix: bool = False) -> Examination:
+        """Look at everything; with `fix` remove the orphans."""
+        began = time.monotonic()
+        found = Examination(await self._look())
+        if any(finding.verdict is not Verdict.OK for finding in found.findings):
+            await asyncio.sleep(PAUSE_SECONDS)
+            found = self._agreed(found.findings, await self._look())
+        if fix:
+            await self._fix(found)
+        found.milliseconds = (time.monotonic() - began) * 1000
+        return found
 
-    def _remove(self, orphan: Orphan) -> None:
-        removers: dict[str, Callable[[str], None]] = {
-            "cgroup": _remove_cgroup,
-            "runtime state": lambda where: files.remove_tree(Path(where)),
-            "bundle": lambda where: _remove_directory(self._layout.pods / where),
-            "pod directory": lambda where: _remove_directory(self._layout.pods / where),
-        }
-        removers[orphan.kind](orphan.where)
+    def _agreed(self, before: list[Finding], now: list[Finding]) -> Examination:
+        known = {(*finding.key, finding.verdict) for finding in before}
+        return Examination([one for one in now if one.verdict is Verdict.OK or (*one.key, one.verdict) in known])
+
+    async def _look(self) -> list[Finding]:
+        rows = await self._rows()
+        place = Place(self._layout, self._cgroup_root, rows.cgroup_parents, rows.ids)
+        workers = await self._workers()
+        survey = await in_thread(take, place, workers, process.boot_id())
+        return plan(survey, await self._rows())
+
+    async def _fix(self, found: Examination) -> None:
+        for orphan in found.orphans:
+            try:
+                if not await self._remove(orphan):
+                    continue
+                found.fixed.append(str(orphan))
+                log.info("removed orphaned %s: %s", orphan, orphan.why)
+            except (OSError, HoldfastError) as exc:
+                found.problems.append(f"cannot remove orphaned {orphan}: {exc}")
+            crashpoint("sweep.removed")
+        by_rows = [one for one in found.orphans if one.fix in (Fix.COLLECT, Fix.DROP_SNAPSHOT, Fix.CLEAR_INTENT)]
+        if by_rows and self._remove_rows is not None:
+            await self._remove_rows(by_rows)
+            found.fixed += map(str, by_rows)
+        elif by_rows:
+            found.problems += [f"{one} is left to the daemon's next start" for one in by_rows]
+
+    async def _remove(self, orphan: Finding) -> bool:
+        """Returns whether this is where it is removed, and not together with others."""
+        if orphan.fix is Fix.END_SHIM and orphan.process is not None:
+            await self._shims.end(orphan.id, orphan.process)
+        elif orphan.fix is Fix.KILL and orphan.process is not None:
+            await _kill(orphan.process)
+        elif orphan.fix is Fix.REMOVE_CGROUP:
+            await in_thread(_remove_cgroup, orphan.where)
+        elif orphan.fix is Fix.DETACH:
+            await in_thread(_detach, orphan.where)
+        elif orphan.fix is Fix.DELETE:
+            await in_thread(_delete, orphan.where)
+        else:
+            return False
+        return True
 
 
-def _names(directory: Path) -> list[str]:
-    try:
-        return [entry.name for entry in directory.iterdir() if entry.is_dir()]
-    except FileNotFoundError:
-        return []
+async def _kill(ref: ProcessRef) -> None:
+    with process.pin(ref.pid, ref.start_time) as pinned:
+        if pinned is not None:
+            pinned.send(signal.SIGKILL)
+    if not await wait_gone(ref, END_SECONDS):
+        raise DeadlineExceeded(f"pid {ref.pid} does not die")
 
 
 def _remove_cgroup(path: str) -> None:
@@ -136,6 +165,13 @@ def _remove_cgroup(path: str) -> None:
     cgroup.remove(path)
 
 
-def _remove_directory(path: Path) -> None:
-    mount.unmount_tree(path)
+def _detach(target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        mount.unmount_tree(target)
+
+
+def _delete(path: str) -> None:
+    """What is still mounted below goes first; what lies behind it is not touched."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        mount.unmount_tree(path)
     files.remove_tree(path)

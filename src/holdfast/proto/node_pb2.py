@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/proto/node.proto\x12\x0bholdfast.v1\"\x11\n\x0fRecoveryRequest\"\x1d\n\rRecoveryReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x0f\n\rConfigRequest\"\x1b\n\x0b\x43onfigReply\x12\x0c\n\x04toml\x18\x01 \x01(\t\")\n\x0bImportChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\" \n\x0fNodePullRequest\x12\r\n\x05image\x18\x01 \x01(\t\"T\n\x08Progress\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x03(\t2\x94\x02\n\x04Node\x12\x44\n\x08Recovery\x12\x1c.holdfast.v1.RecoveryRequest\x1a\x1a.holdfast.v1.RecoveryReply\x12>\n\x06\x43onfig\x12\x1a.holdfast.v1.ConfigRequest\x1a\x18.holdfast.v1.ConfigReply\x12\x42\n\x0bImportImage\x12\x18.holdfast.v1.ImportChunk\x1a\x15.holdfast.v1.Progress(\x01\x30\x01\x12\x42\n\tPullImage\x12\x1c.holdfast.v1.NodePullRequest\x1a\x15.holdfast.v1.Progress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/proto/node.proto\x12\x0bholdfast.v1\"\x11\n\x0fRecoveryRequest\"\x1d\n\rRecoveryReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x1c\n\rDoctorRequest\x12\x0b\n\x03\x66ix\x18\x01 \x01(\x08\"\x1b\n\x0b\x44octorReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x0f\n\rConfigRequest\"\x1b\n\x0b\x43onfigReply\x12\x0c\n\x04toml\x18\x01 \x01(\t\")\n\x0bImportChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\" \n\x0fNodePullRequest\x12\r\n\x05image\x18\x01 \x01(\t\"T\n\x08Progress\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x03(\t2\xd4\x02\n\x04Node\x12\x44\n\x08Recovery\x12\x1c.holdfast.v1.RecoveryRequest\x1a\x1a.holdfast.v1.RecoveryReply\x12>\n\x06\x44octor\x12\x1a.holdfast.v1.DoctorRequest\x1a\x18.holdfast.v1.DoctorReply\x12>\n\x06\x43onfig\x12\x1a.holdfast.v1.ConfigRequest\x1a\x18.holdfast.v1.ConfigReply\x12\x42\n\x0bImportImage\x12\x18.holdfast.v1.ImportChunk\x1a\x15.holdfast.v1.Progress(\x01\x30\x01\x12\x42\n\tPullImage\x12\x1c.holdfast.v1.NodePullRequest\x1a\x15.holdfast.v1.Progress0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECOVERYREQUEST']._serialized_end=59
   _globals['_RECOVERYREPLY']._serialized_start=61
   _globals['_RECOVERYREPLY']._serialized_end=90
-  _globals['_CONFIGREQUEST']._serialized_start=92
-  _globals['_CONFIGREQUEST']._serialized_end=107
-  _globals['_CONFIGREPLY']._serialized_start=109
-  _globals['_CONFIGREPLY']._serialized_end=136
-  _globals['_IMPORTCHUNK']._serialized_start=138
-  _globals['_IMPORTCHUNK']._serialized_end=179
-  _globals['_NODEPULLREQUEST']._serialized_start=181
-  _globals['_NODEPULLREQUEST']._serialized_end=213
-  _globals['_PROGRESS']._serialized_start=215
-  _globals['_PROGRESS']._serialized_end=299
-  _globals['_NODE']._serialized_start=302
-  _globals['_NODE']._serialized_end=578
+  _globals['_DOCTORREQUEST']._serialized_start=92
+  _globals['_DOCTORREQUEST']._serialized_end=120
+  _globals['_DOCTORREPLY']._serialized_start=122
+  _globals['_DOCTORREPLY']._serialized_end=149
+  _globals['_CONFIGREQUEST']._serialized_start=151
+  _globals['_CONFIGREQUEST']._serialized_end=166
+  _globals['_CONFIGREPLY']._serialized_start=168
+  _globals['_CONFIGREPLY']._serialized_end=195
+  _globals['_IMPORTCHUNK']._serialized_start=197
+  _globals['_IMPORTCHUNK']._serialized_end=238
+  _globals['_NODEPULLREQUEST']._serialized_start=240
+  _globals['_NODEPULLREQUEST']._serialized_end=272
+  _globals['_PROGRESS']._serialized_start=274
+  _globals['_PROGRESS']._serialized_end=358
+  _globals['_NODE']._serialized_start=361
+  _globals['_NODE']._serialized_end=701
 # @@protoc_insertion_point(module_scope)

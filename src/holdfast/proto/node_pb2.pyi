@@ -16,6 +16,18 @@ class RecoveryReply(_message.Message):
     json: str
     def __init__(self, json: _Optional[str] = ...) -> None: ...
 
+class DoctorRequest(_message.Message):
+    __slots__ = ("fix",)
+    FIX_FIELD_NUMBER: _ClassVar[int]
+    fix: bool
+    def __init__(self, fix: _Optional[bool] = ...) -> None: ...
+
+class DoctorReply(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
 class ConfigRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

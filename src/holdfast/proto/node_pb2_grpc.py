@@ -39,6 +39,11 @@ class NodeStub:
                 request_serializer=holdfast_dot_proto_dot_node__pb2.RecoveryRequest.SerializeToString,
                 response_deserializer=holdfast_dot_proto_dot_node__pb2.RecoveryReply.FromString,
                 _registered_method=True)
+        self.Doctor = channel.unary_unary(
+                '/holdfast.v1.Node/Doctor',
+                request_serializer=holdfast_dot_proto_dot_node__pb2.DoctorRequest.SerializeToString,
+                response_deserializer=holdfast_dot_proto_dot_node__pb2.DoctorReply.FromString,
+                _registered_method=True)
         self.Config = channel.unary_unary(
                 '/holdfast.v1.Node/Config',
                 request_serializer=holdfast_dot_proto_dot_node__pb2.ConfigRequest.SerializeToString,
@@ -60,6 +65,12 @@ class NodeServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Recovery(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Doctor(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +101,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Recovery,
                     request_deserializer=holdfast_dot_proto_dot_node__pb2.RecoveryRequest.FromString,
                     response_serializer=holdfast_dot_proto_dot_node__pb2.RecoveryReply.SerializeToString,
+            ),
+            'Doctor': grpc.unary_unary_rpc_method_handler(
+                    servicer.Doctor,
+                    request_deserializer=holdfast_dot_proto_dot_node__pb2.DoctorRequest.FromString,
+                    response_serializer=holdfast_dot_proto_dot_node__pb2.DoctorReply.SerializeToString,
             ),
             'Config': grpc.unary_unary_rpc_method_handler(
                     servicer.Config,
@@ -134,6 +150,33 @@ class Node:
             '/holdfast.v1.Node/Recovery',
             holdfast_dot_proto_dot_node__pb2.RecoveryRequest.SerializeToString,
             holdfast_dot_proto_dot_node__pb2.RecoveryReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Doctor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Node/Doctor',
+            holdfast_dot_proto_dot_node__pb2.DoctorRequest.SerializeToString,
+            holdfast_dot_proto_dot_node__pb2.DoctorReply.FromString,
             options,
             channel_credentials,
             insecure,

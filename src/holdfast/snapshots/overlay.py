@@ -137,6 +137,11 @@ class Snapshots:
         crashpoint("snapshot.row")
         await self._delete(self._place(row))
 
+    @property
+    def directories(self) -> frozenset[int]:
+        """The numbers of the directories in use, also of snapshots whose row is about to be written."""
+        return frozenset(row.directory for row in self._rows.values())
+
     def loose(self) -> list[str]:
         """Committed snapshots on which nothing stands."""
         parents = {row.parent for row in self._rows.values()}

@@ -1,0 +1,343 @@
+"""Each thing that was seen, with its owner or why it has none: the other half of the diagnosis, pure as well."""
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from holdfast.lifecycle.diagnosis import Finding, Fix, Owners, Verdict, check_rows
+from holdfast.lifecycle.rows import Rows
+from holdfast.lifecycle.survey import EXEC, TEMPORARY, Entry, Survey
+from holdfast.linux.table import Listed
+from holdfast.model.spec import is_id
+from holdfast.model.state import ProcessRef
+
+KEEPER: Final = "holdfast.workers.keeper"  # what every keeper and every process forked from one was started with
+NODE: Final = "node"
+TEMPORARY_SECONDS: Final = 2.0  # a file that is being replaced is there for a moment
+BLOB_SECONDS: Final = 3600.0  # for which blobs of a pull that failed are kept for the next attempt
+STATE_NAMES: Final = frozenset({
+    "holdfast.sock", "holdfastd.toml", "keeper.sock", "keeper.lock", "keeper.log", "oci", "pods", "rehearsal",
+})  # fmt: skip
+ROOT_NAMES: Final = frozenset({"lock", "content", "ingest", "snapshots", "quarantine"})
+STORE: Final = "holdfast.db"  # and what begins so
+
+
+def plan(survey: Survey, rows: Rows) -> list[Finding]:
+    """Everything there is with its verdict; orphans in the order in which they must go."""
+    owners = Owners(survey, rows)
+    found = [
+        *_Processes(owners).findings(),
+        *_cgroups(owners),
+        *_mounts(owners),
+        *_state(owners),
+        *_pods(owners),
+        *_root(owners),
+        *_snapshots(owners),
+        *check_rows(owners),
+    ]
+    found += [
+        Finding("place", where, Verdict.UNKNOWN, f"it could not be looked at: {why}")
+        for where, why in survey.unknown.items()
+    ]
+    order = {fix: number for number, fix in enumerate(Fix)}
+    return sorted(found, key=lambda finding: order[finding.fix])  # stable: mounts stay in their order
+
+
+class _Processes:
+    """Ours by how they were started, by their cgroup, or by what a bundle says."""
+
+    def __init__(self, owners: Owners) -> None:
+        self._owners = owners
+        self._survey = owners.survey
+        self._alive = owners.processes.values()
+        workers = self._survey.workers
+        self._workers = {(one.pid, one.start_time): one for one in workers or ()}
+        self._listed = workers is not None
+        self._recorded = {
+            (ref.pid, ref.start_time): id
+            for id, pod in owners.rows.pods.items()
+            if (ref := pod.status.shim) is not None and ref.boot_id == self._survey.boot_id
+        }
+        inits = self._survey.inits.items()
+        self._inits = {(init.pid, init.start_time): id for id, init in inits if init.boot_id == self._survey.boot_id}
+        ours = [one for one in self._alive if self._is_worker(one)]
+        self._keepers = {one.pid for one in ours if one.name == "hf-keeper"}
+        self._parents = {one.pid for one in ours} | {owners.rows.under_way.daemon}
+
+    def findings(self) -> Iterator[Finding]:
+        shims: dict[str, list[str]] = {}
+        for one in self._alive:
+            found = self._contained(one) or self._worker(one) or self._runtime(one) or self._init(one)
+            if found is not None:
+                yield found
+                if found.kind == "shim" and found.id:
+                    shims.setdefault(found.id, []).append(found.where)
+        for id, wheres in shims.items():
+            if len(wheres) > 1:
+                why = f"the pod has {len(wheres)} shims"
+                yield Finding("pod", id, Verdict.INCONSISTENT, why, self._owners.name(id), id)
+
+    def _contained(self, one: Listed) -> Finding | None:
+        for path in one.cgroups:
+            if (found := self._owners.in_cgroup(path)) is None:
+                continue
+            id, ours = found
+            where, why = _pid(one), f"it is in cgroup {path}"
+            if self._owners.over(id):
+                why = "it lives, and what it belongs to is over"
+                return Finding("process", where, Verdict.INCONSISTENT, why, self._owners.name(id), id)
+            if self._owners.name(id):
+                return Finding("process", where, Verdict.OK, why, self._owners.name(id), id)
+            if ours and is_id(id):
+                why = f"no pod or container has the id of its cgroup {path}"
+                return Finding("process", where, Verdict.ORPHAN, why, "", id, Fix.KILL, self._ref(one))
+            return Finding("process", where, Verdict.UNKNOWN, f"{why}, which is not known to be ours alone")
+        return None
+
+    def _worker(self, one: Listed) -> Finding | None:
+        """A keeper, or whatever was forked from one."""
+        if not self._is_worker(one):
+            return None
+        where, identity = _pid(one), (one.pid, one.start_time)
+        listed = self._workers.get(identity)
+        if identity in self._recorded or (listed is not None and listed.kind == "shim"):
+            return self._shim(one, listed.id if listed is not None else self._recorded[identity])
+        if listed is not None:
+            ok = Finding("process", where, Verdict.OK, f"{listed.kind} {listed.id}", NODE)
+            return self._unpacker(one) if listed.kind == "unpack" else ok
+        if one.name in ("hf-keeper", "hf-template", "hf-pod-init") or not one.name.startswith("hf-"):
+            return Finding("process", where, Verdict.OK, one.name, NODE)
+        if one.parent in self._parents - self._keepers:
+            return Finding("process", where, Verdict.OK, f"it works for pid {one.parent}", NODE)
+        if not self._listed and self._keepers:
+            return Finding("process", where, Verdict.UNKNOWN, "the keeper does not answer, so nobody knows whose it is")
+        why = "no keeper lists it, no pod's row names it, and its parent is not one of ours"
+        kind = "shim" if one.name == "hf-shim" else "process"
+        return Finding(kind, where, Verdict.ORPHAN, why, fix=Fix.KILL, process=self._ref(one))
+
+    def _shim(self, one: Listed, id: str) -> Finding:
+        where, owner = _pid(one), self._owners.name(id)
+        if not owner:
+            why = f"no pod has the id {id}"
+            return Finding("shim", where, Verdict.ORPHAN, why, "", id, Fix.END_SHIM, self._ref(one))
+        if self._owners.over(id):
+            return Finding("shim", where, Verdict.INCONSISTENT, "its pod is stopped", owner, id)
+        return Finding("shim", where, Verdict.OK, "", owner, id)
+
+    def _unpacker(self, one: Listed) -> Finding:
+        if self._owners.rows.under_way.arriving:
+            return Finding("unpacker", _pid(one), Verdict.OK, "an image is coming in", NODE)
+        why = "no image is coming in"
+        return Finding("unpacker", _pid(one), Verdict.ORPHAN, why, fix=Fix.KILL, process=self._ref(one))
+
+    def _runtime(self, one: Listed) -> Finding | None:
+        """A command of an OCI runtime, by the directory it was told to use."""
+        oci = f"{self._survey.state}/oci/"
+        if not any(os.path.realpath(word).startswith(oci) for word in _after(one.argv, "--root")):
+            return None
+        where, command = _pid(one), " ".join(one.argv)
+        if one.parent in self._parents - self._keepers:
+            return Finding("runtime command", where, Verdict.OK, command, NODE)
+        why = f"whoever ran it is gone: {command}"
+        return Finding("runtime command", where, Verdict.ORPHAN, why, fix=Fix.KILL, process=self._ref(one))
+
+    def _init(self, one: Listed) -> Finding | None:
+        """The init of a bundle that has no row, wherever its cgroup is."""
+        if (id := self._inits.get((one.pid, one.start_time))) is None:
+            return None
+        why = f"it was started from the bundle of {id}, which has no row"
+        return Finding("process", _pid(one), Verdict.ORPHAN, why, "", id, Fix.KILL, self._ref(one))
+
+    def _is_worker(self, one: Listed) -> bool:
+        if KEEPER not in one.argv:
+            return False
+        return any(os.path.realpath(word) == self._survey.state for word in _after(one.argv, "--state"))
+
+    def _ref(self, one: Listed) -> ProcessRef:
+        return ProcessRef(one.pid, one.start_time, self._survey.boot_id)
+
+
+def _after(argv: tuple[str, ...], flag: str) -> list[str]:
+    return [argv[number + 1] for number, word in enumerate(argv[:-1]) if word == flag]
+
+
+def _pid(one: Listed) -> str:
+    return f"pid {one.pid} ({one.name})"
+
+
+def _cgroups(owners: Owners) -> Iterator[Finding]:
+    rows = owners.rows
+    for path in owners.survey.cgroups:
+        if path in rows.cgroup_parents:
+            id = next(id for id, pod in rows.pods.items() if pod.meta.cgroup_parent.rstrip("/") == path)
+            yield Finding("cgroup", path, Verdict.OK, "", owners.name(id), id)
+            continue
+        if any(parent.startswith(f"{path}/") for parent in rows.cgroup_parents):
+            yield Finding("cgroup", path, Verdict.OK, "pods have theirs below it", NODE)
+            continue
+        id, ours = owners.in_cgroup(path) or (os.path.basename(path), True)
+        if owners.over(id):
+            why = "it is there, and what it belongs to is over"
+            yield Finding("cgroup", path, Verdict.INCONSISTENT, why, owners.name(id), id)
+        elif owners.name(id):
+            yield Finding("cgroup", path, Verdict.OK, "", owners.name(id), id)
+        elif not (ours and is_id(id)):
+            yield Finding("cgroup", path, Verdict.UNKNOWN, "it is not known to be ours alone, and no row names it")
+        elif os.path.basename(path) == id:  # and not one below it, which goes with it
+            yield owners.thing("cgroup", path, id, fix=Fix.REMOVE_CGROUP)
+
+
+def _mounts(owners: Owners) -> Iterator[Finding]:
+    survey, snapshots = owners.survey, _directories(owners.rows)
+    for entry in survey.mounts:
+        kind = "namespace" if entry.fstype == "nsfs" else "mount"
+        for top in (f"{survey.state}/pods/", f"{survey.root}/snapshots/"):
+            if entry.target.startswith(top):
+                first, _, rest = entry.target[len(top) :].partition("/")
+                break
+        else:
+            yield Finding(kind, entry.target, Verdict.UNKNOWN, "nothing of ours is mounted there; it is left alone")
+            continue
+        if top.startswith(survey.root):
+            if first in snapshots:
+                yield Finding(kind, entry.target, Verdict.OK, "in the directory of a snapshot", snapshots[first])
+            else:
+                why = f"no snapshot has the directory {first}"
+                yield Finding(kind, entry.target, Verdict.ORPHAN, why, fix=Fix.DETACH)
+            continue
+        inner = rest.partition("/")[0]
+        id = inner if is_id(inner) else first
+        if is_id(first) and owners.over(id) and rest in ("shm", f"{id}/rootfs", "ns/net", "ns/ipc", "ns/uts", "ns/pid"):
+            why = "it is mounted, and what it belongs to is over"
+            yield Finding(kind, entry.target, Verdict.INCONSISTENT, why, owners.name(id), id)
+        elif is_id(first):
+            yield owners.thing(kind, entry.target, id, fix=Fix.DETACH)
+        else:
+            yield Finding(kind, entry.target, Verdict.UNKNOWN, "nothing of ours is mounted there; it is left alone")
+
+
+def _state(owners: Owners) -> Iterator[Finding]:
+    survey = owners.survey
+    yield from _top(survey.state, survey.names(survey.state), STATE_NAMES)
+    for entry in survey.names(f"{survey.state}/oci"):
+        runtime = f"{survey.state}/oci/{entry.name}"
+        for one in survey.names(runtime):
+            where = f"{runtime}/{one.name}"
+            if not is_id(one.name):
+                yield _stranger(where, one)
+            elif owners.over(one.name):
+                why = "the runtime still knows it, and it is over"
+                yield Finding("runtime state", where, Verdict.INCONSISTENT, why, owners.name(one.name), one.name)
+            else:
+                yield owners.thing("runtime state", where, one.name)
+
+
+def _pods(owners: Owners) -> Iterator[Finding]:
+    survey = owners.survey
+    oci = f"{survey.state}/oci"
+    known = {one.name for runtime in survey.names(oci) for one in survey.names(f"{oci}/{runtime.name}")}
+    for pod in survey.names(f"{survey.state}/pods"):
+        where = f"{survey.state}/pods/{pod.name}"
+        if pod.kind != "directory" or not is_id(pod.name):
+            yield _stranger(where, pod)
+            continue
+        yield owners.thing("pod directory", where, pod.name)
+        if not owners.name(pod.name):
+            continue  # what is in it goes with it
+        for entry in survey.names(where):
+            if is_id(entry.name):
+                yield owners.thing("bundle", f"{where}/{entry.name}", entry.name)
+                if owners.over(entry.name) and entry.name not in known:
+                    yield from _remains(owners, f"{where}/{entry.name}", entry.name)
+            elif TEMPORARY.fullmatch(entry.name):
+                yield from _temporary(f"{where}/{entry.name}", entry)
+
+
+def _remains(owners: Owners, bundle: str, id: str) -> Iterator[Finding]:
+    """What a task that is over, and that its runtime has forgotten, has left in its bundle."""
+    survey = owners.survey
+    if f"{bundle}/rootfs" in owners.mounted or not survey.looked("mounts"):
+        return
+    why = f"the task of {owners.name(id)} is over"
+    for entry in survey.names(bundle):
+        if entry.kind in ("fifo", "socket"):
+            yield Finding(entry.kind, f"{bundle}/{entry.name}", Verdict.ORPHAN, why, "", id, Fix.DELETE)
+        elif TEMPORARY.fullmatch(entry.name):
+            yield from _temporary(f"{bundle}/{entry.name}", entry)
+    for entry in survey.names(f"{bundle}/{EXEC}"):
+        yield Finding("exec", f"{bundle}/{EXEC}/{entry.name}", Verdict.ORPHAN, why, "", id, Fix.DELETE)
+
+
+def _root(owners: Owners) -> Iterator[Finding]:
+    survey, rows = owners.survey, owners.rows
+    top = [entry for entry in survey.names(survey.root) if not entry.name.startswith(STORE)]
+    yield from _top(survey.root, top, ROOT_NAMES)
+    for entry in survey.names(f"{survey.root}/ingest"):
+        where = f"{survey.root}/ingest/{entry.name}"
+        if entry.name in rows.under_way.transfers:
+            yield Finding("transfer", where, Verdict.OK, "it is coming in", NODE)
+        else:
+            yield Finding("transfer", where, Verdict.ORPHAN, "nobody is transferring it any more", fix=Fix.DELETE)
+    blobs = f"{survey.root}/content/sha256"
+    for entry in survey.names(blobs):
+        digest = f"sha256:{entry.name}"
+        if not is_id(entry.name):
+            yield _stranger(f"{blobs}/{entry.name}", entry)
+        elif digest in rows.blobs - rows.loose_blobs or rows.under_way.arriving:
+            yield Finding("blob", digest, Verdict.OK, "", "an image")
+        elif digest not in rows.blobs and entry.age < BLOB_SECONDS:
+            yield Finding("blob", digest, Verdict.OK, "of a pull that failed, kept for the next attempt", NODE)
+        else:
+            yield Finding("blob", digest, Verdict.ORPHAN, "no image refers to it", fix=Fix.COLLECT)
+
+
+def _snapshots(owners: Owners) -> Iterator[Finding]:
+    survey, rows = owners.survey, owners.rows
+    directories, top = _directories(rows), f"{survey.root}/snapshots"
+    there = set()
+    for entry in survey.names(top):
+        where = f"{top}/{entry.name}"
+        there.add(entry.name)
+        if not entry.name.isdigit():
+            yield _stranger(where, entry)
+        elif entry.name in directories or int(entry.name) in rows.under_way.directories:
+            yield Finding("snapshot directory", where, Verdict.OK, "", directories.get(entry.name, NODE))
+        else:
+            yield Finding("snapshot directory", where, Verdict.ORPHAN, "no snapshot has it", fix=Fix.DELETE)
+    for row in rows.snapshots:
+        owner = rows.snapshot_owner(row)
+        if owner is None and not rows.under_way.arriving:
+            fix = Fix.COLLECT if row.kind == "committed" else Fix.DROP_SNAPSHOT
+            yield Finding("snapshot", row.key, Verdict.ORPHAN, "no image and no container uses it", fix=fix)
+        elif survey.looked(top) and str(row.directory) not in there:
+            why = f"its directory {row.directory} is missing"
+            yield Finding("snapshot", row.key, Verdict.INCONSISTENT, why, owner or NODE)
+        else:
+            yield Finding("snapshot", row.key, Verdict.OK, "", owner or NODE)
+
+
+def _directories(rows: Rows) -> dict[str, str]:
+    """Names of the directories of snapshots that have a row, and whose they are."""
+    return {str(row.directory): rows.snapshot_owner(row) or row.key for row in rows.snapshots}
+
+
+def _top(directory: str, entries: tuple[Entry, ...] | list[Entry], known: frozenset[str]) -> Iterator[Finding]:
+    for entry in entries:
+        if entry.name in known:
+            yield Finding("file", f"{directory}/{entry.name}", Verdict.OK, "", NODE)
+        else:
+            yield _stranger(f"{directory}/{entry.name}", entry)
+
+
+def _temporary(where: str, entry: Entry) -> Iterator[Finding]:
+    if entry.age > TEMPORARY_SECONDS:
+        yield Finding("temporary file", where, Verdict.ORPHAN, "whoever was writing it is gone", fix=Fix.DELETE)
+
+
+def _stranger(where: str, entry: Entry) -> Finding:
+    """Something among what is ours that does not look like it."""
+    if TEMPORARY.fullmatch(entry.name) and entry.kind == "file":
+        if entry.age > TEMPORARY_SECONDS:
+            return Finding("temporary file", where, Verdict.ORPHAN, "whoever was writing it is gone", fix=Fix.DELETE)
+        return Finding("temporary file", where, Verdict.OK, "it is being written", NODE)
+    return Finding(entry.kind, where, Verdict.UNKNOWN, "it has no name that Holdfast gives; it is left alone")

@@ -1,0 +1,211 @@
+"""One pass over the kernel and the disk: everything that is, or could be, ours. Looks, and neither judges nor acts.
+
+A place that could not be looked at is in `unknown` with the reason. It is never taken for an empty one.
+"""
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.monitor import read_init
+from holdfast.linux import cgroup, mount, table
+from holdfast.linux.mount import MountEntry
+from holdfast.linux.table import Listed
+from holdfast.model.spec import is_id
+from holdfast.model.witness import InitRecord
+from holdfast.runtime.keeper import WorkerInfo
+
+TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}")  # as linux.files.write_atomic names them
+EXEC: Final = "exec"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name in a directory; `age` is seconds since it last changed, told of what is passing only."""
+
+    name: str
+    kind: str  # "directory", "file", "link", "fifo", "socket" or "other"
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to look: the two roots, our cgroup, and the cgroups that pods were given."""
+
+    layout: Layout
+    cgroup_root: str
+    cgroup_parents: frozenset[str]
+    known: frozenset[str]  # ids that have a row; the bundles of others are looked into
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was seen. Paths are real ones; a directory that is missing is an empty one in `files`."""
+
+    place: Place
+    root: str
+    state: str
+    boot_id: str
+    processes: tuple[Listed, ...]
+    workers: tuple[WorkerInfo, ...] | None  # as the keeper lists them; None when it did not answer
+    mounts: tuple[MountEntry, ...]  # below the roots, in the order in which they can be unmounted
+    cgroups: tuple[str, ...]  # directly below ours and below those of pods, whose parent precedes them
+    files: dict[str, tuple[Entry, ...]]
+    inits: dict[str, InitRecord]  # of bundles without a row, by container id
+    unknown: dict[str, str]
+
+    def names(self, directory: str) -> tuple[Entry, ...]:
+        return self.files.get(directory, ())
+
+    def looked(self, where: str) -> bool:
+        """Whether what is not in this directory, or this cgroup, is known not to be there."""
+        return where not in self.unknown
+
+
+def take(place: Place, workers: Iterable[WorkerInfo] | None, boot_id: str) -> Survey:
+    """Look at everything once; processes first, because what they use outlives them."""
+    look = _Look(place)
+    processes = look.processes()
+    mounts = look.mounts()
+    look.state_directory()
+    look.root_directory()
+    inits = look.inits()
+    return Survey(
+        place=place,
+        root=look.root,
+        state=look.state,
+        boot_id=boot_id,
+        processes=processes,
+        workers=None if workers is None else tuple(workers),
+        mounts=mounts,
+        cgroups=look.cgroups(inits),
+        files=look.files,
+        inits=inits,
+        unknown=look.unknown,
+    )
+
+
+class _Look:
+    """Collects what is seen and what could not be."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.root = os.path.realpath(place.layout.root)
+        self.state = os.path.realpath(place.layout.state)
+        self.files: dict[str, tuple[Entry, ...]] = {}
+        self.unknown: dict[str, str] = {}
+
+    def processes(self) -> tuple[Listed, ...]:
+        try:
+            found, unread = table.processes()
+        except OSError as exc:
+            self.unknown["/proc"] = str(exc)
+            return ()
+        self.unknown |= {f"pid {pid}": str(exc) for pid, exc in unread.items()}
+        return tuple(found)
+
+    def mounts(self) -> tuple[MountEntry, ...]:
+        found: dict[int, MountEntry] = {}
+        try:
+            for top in (self.state, self.root):
+                found |= {entry.id: entry for entry in mount.mounts_below(top) if entry.target != top}
+        except OSError as exc:
+            self.unknown["mounts"] = str(exc)
+        return tuple(found.values())
+
+    def state_directory(self) -> None:
+        state = self.state
+        self._list(state)
+        for runtime in self._directories(f"{state}/oci"):
+            self._list(runtime)
+        for pod in self._directories(f"{state}/pods"):
+            for bundle in self._directories(pod):
+                if is_id(os.path.basename(bundle)) and any(entry.name == EXEC for entry in self._list(bundle)):
+                    self._list(f"{bundle}/{EXEC}")
+
+    def root_directory(self) -> None:
+        for name in ("", "/content/sha256", "/ingest", "/snapshots"):
+            self._list(f"{self.root}{name}")
+
+    def inits(self) -> dict[str, InitRecord]:
+        """Whom the bundles without a row have started."""
+        found = {}
+        for directory in [path for path in self.files if is_id(os.path.basename(path))]:
+            name = os.path.basename(directory)
+            if name in self._place.known or os.path.dirname(directory) == f"{self.state}/pods":
+                continue
+            try:
+                init = read_init(Path(directory))
+            except OSError as exc:
+                self.unknown[directory] = str(exc)
+                continue
+            if init is not None:
+                found[name] = init
+        return found
+
+    def cgroups(self, inits: dict[str, InitRecord]) -> tuple[str, ...]:
+        """Of `inits` only those cgroups that bear the container's own id."""
+        top = self._place.cgroup_root
+        parents = [f"{top}/{name}" for name in self._children(top)]
+        found = dict.fromkeys(parents)
+        for parent in dict.fromkeys((*parents, *sorted(self._place.cgroup_parents))):
+            if is_id(os.path.basename(parent)) or parent in self._place.cgroup_parents:
+                if self._exists(parent):
+                    found[parent] = None
+                found |= dict.fromkeys(f"{parent}/{name}" for name in self._children(parent))
+        for container_id, init in inits.items():
+            if os.path.basename(init.cgroup) == container_id and self._exists(init.cgroup):
+                found[init.cgroup] = None
+        return tuple(found)
+
+    def _exists(self, path: str) -> bool:
+        try:
+            return cgroup.exists(path)
+        except (OSError, ValueError) as exc:
+            self.unknown[path] = str(exc)
+            return False
+
+    def _children(self, path: str) -> list[str]:
+        try:
+            return sorted(cgroup.children(path))
+        except (OSError, ValueError) as exc:
+            self.unknown[path] = str(exc)
+            return []
+
+    def _directories(self, path: str) -> list[str]:
+        return [f"{path}/{entry.name}" for entry in self._list(path) if entry.kind == "directory"]
+
+    def _list(self, path: str) -> tuple[Entry, ...]:
+        try:
+            with os.scandir(path) as entries:
+                found = [one for entry in entries if (one := _entry(entry)) is not None]
+        except FileNotFoundError:
+            found = []
+        except OSError as exc:
+            self.unknown[path] = str(exc)
+            found = []
+        self.files[path] = tuple(sorted(found, key=lambda entry: entry.name))
+        return self.files[path]
+
+
+def _entry(entry: os.DirEntry[str]) -> Entry | None:
+    """What the directory itself tells needs no look at the file; None for one that has gone meanwhile."""
+    if entry.is_dir(follow_symlinks=False):
+        return Entry(entry.name, "directory")
+    if entry.is_symlink():
+        return Entry(entry.name, "link")
+    regular = entry.is_file(follow_symlinks=False)
+    if regular and not TEMPORARY.fullmatch(entry.name) and not is_id(entry.name):
+        return Entry(entry.name, "file")
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    kinds = {stat.S_IFREG: "file", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
+    return Entry(entry.name, kinds.get(stat.S_IFMT(found.st_mode), "other"), time.time() - found.st_ctime)
