@@ -1,15 +1,18 @@
 """holdfastd up to the point where threads may exist: configuration, the lock, the keeper; then the daemon proper."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from holdfast import config as configuration
 from holdfast import logs
 from holdfast.linux import files, systemd
 from holdfast.model.errors import FailedPrecondition, HoldfastError
 from holdfast.runtime import keeper as keeper_client
+
+LEFT: Final = "holdfastd.toml"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,11 +28,18 @@ def main(argv: list[str] | None = None) -> int:
         if not config.socket.parent.exists():  # one that exists is somebody's, and keeps its mode
             files.make_private(config.socket.parent)
         lock = take_lock(config.root)
+        _leave_configuration(config)
         keeper_client.ensure_running(config.state)
     except (HoldfastError, OSError) as exc:
         print(f"holdfastd: {exc}", file=sys.stderr)  # noqa: T201
         return 1
     return _serve(config, load, lock)
+
+
+def _leave_configuration(config: configuration.Config) -> None:
+    """Beside the socket, for whoever finds the daemon down; the daemon itself never reads it."""
+    with contextlib.suppress(OSError):
+        files.write_atomic(config.state / LEFT, configuration.render(config).encode(), sync=False)
 
 
 def take_lock(root: Path) -> int:

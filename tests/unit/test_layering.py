@@ -38,6 +38,7 @@ MAY: dict[str, set[str]] = {
         "proto", "config", "logs", *EDGE,
     },
     "launch": {"daemon", "config", "logs", "runtime", "linux", "model"},
+    "offline": {"launch", "lifecycle", "runtime", "store", "config", "linux", "model"},
     "__main__": {"launch", "cli"},
     "": set(),
 }  # fmt: skip

@@ -24,6 +24,7 @@ VERBS: Final = {
     "info": ("node", "Show the state of the runtime."),
     "config": ("node", "Show the configuration of the daemon."),
     "recovery": ("node", "Show what the last start has recovered."),
+    "doctor": ("doctor", "Find what nobody owns and what is not as it should be."),
     "version": ("node", "Show the versions of client and daemon."),
     "completion": ("completion", "Print a shell completion script."),
 }

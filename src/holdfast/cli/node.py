@@ -7,9 +7,9 @@ import click
 
 from holdfast import __version__
 from holdfast.cli.client import client
+from holdfast.cli.doctor import without_daemon
 from holdfast.cli.errors import CommandError, Unreachable
 from holdfast.cli.output import as_dict, output_option, show, size, table
-from holdfast.config import Config
 from holdfast.proto import node_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -83,6 +83,8 @@ def show_config(ctx: click.Context) -> None:
 def recovery_command(ctx: click.Context, output: str) -> None:
     """Show what the daemon's last start found, what it settled and why, and how long that took.
 
+    With the daemon down the report is read from its store.
+
     \b
     holdfast recovery
     holdfast recovery -o json
@@ -91,8 +93,9 @@ def recovery_command(ctx: click.Context, output: str) -> None:
     try:
         report: dict[str, Any] = json.loads(daemon.call(daemon.node().Recovery, node_pb2.RecoveryRequest()).json)
     except Unreachable as exc:
-        place = f"{Config().root}/holdfast.db, or holdfast.db in the --root it was given"
-        raise CommandError(f"cannot show the last recovery: {exc}; its report is kept in {place}") from exc
+        report = without_daemon(ctx, "recovery", exc)
+        if not report:
+            raise CommandError("cannot show the last recovery: none has come to its end yet") from exc
     if output != "table":
         show(report, output)
         return

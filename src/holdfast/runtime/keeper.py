@@ -59,8 +59,13 @@ def shut_down(state: Path) -> None:
 
 def workers(state: Path) -> list[WorkerInfo]:
     """The workers of a running keeper; none when no keeper answers."""
-    answer = _ask(state, "list") or {"workers": []}
-    return [WorkerInfo(**entry) for entry in answer["workers"]]
+    return list_workers(state) or []
+
+
+def list_workers(state: Path) -> list[WorkerInfo] | None:
+    """The same; None when no keeper answers, which says nothing of workers."""
+    answer = _ask(state, "list")
+    return None if answer is None else [WorkerInfo(**entry) for entry in answer["workers"]]
 
 
 def _ask(state: Path, op: str) -> dict[str, Any] | None:
