@@ -11,26 +11,29 @@ NAME: Final = "pid"
 
 
 def start(directory: Path, cgroup_path: str = "") -> int:
-    """Fork the init, put it into a cgroup of its own and pin its namespace at ns/pid. Returns its pid.
+    """Fork the init in a cgroup of its own and pin its namespace at ns/pid. Returns its pid.
 
     It becomes a child of the caller, who has to be a subreaper, and lives on under the next one when the caller dies;
-    the cgroup is how it can be found then. Raises OSError.
+    the cgroup, in which it is born, is how it can be found then. Raises OSError, having ended it.
     """
+    if cgroup_path:
+        cgroup.create(cgroup_path)
     told, tell = os.pipe2(os.O_CLOEXEC)
     between = os.fork()
     if between == 0:
-        _in_between(tell)
+        _in_between(tell, cgroup_path)
     os.close(tell)
     with os.fdopen(told, "rb") as answer:
         pid = int(answer.read() or b"0")
     os.waitpid(between, 0)
     if not pid:
         raise OSError("cannot make an init for the pod's pid namespace")
-    if cgroup_path:
-        cgroup.create(cgroup_path)
-        cgroup.enter(cgroup_path, pid)
-    files.mkdir(directory / "ns", 0o700, exist_ok=True)
-    namespace.pin_existing(f"/proc/{pid}/ns/pid", directory / "ns" / NAME)
+    try:
+        files.mkdir(directory / "ns", 0o700, exist_ok=True)
+        namespace.pin_existing(f"/proc/{pid}/ns/pid", directory / "ns" / NAME)
+    except OSError:
+        end(pid)
+        raise
     return pid
 
 
@@ -40,9 +43,11 @@ def end(pid: int) -> None:
     process.reap(pid)
 
 
-def _in_between(tell: int) -> None:
+def _in_between(tell: int, cgroup_path: str) -> None:
     """In a child that ends at once: only its children are in the new namespace (unshare(2))."""
     try:
+        if cgroup_path:
+            cgroup.enter(cgroup_path, os.getpid())
         namespace.unshare(namespace.CLONE_NEWPID)
         child = os.fork()
         if child == 0:
