@@ -24,7 +24,7 @@ import grpc
 import pytest
 import test_crash_points as operations
 from kit import crash
-from kit.node import until
+from kit.node import Node, until
 from kit.registry import registry
 from test_crash_points import Operation, Stage, Target, patiently
 
@@ -118,7 +118,7 @@ class Rounds:
 
     def _open(self) -> None:
         self.stage = Stage(self._host)
-        self._baseline = crash.paths(self.stage.node)
+        self._settle_baseline()
         self._logged = 0
 
     def learn(self, names: list[str]) -> dict[str, Counter[str]]:
@@ -130,8 +130,12 @@ class Rounds:
             points = operations.learn(self.stage, name)
             calls = {point.removeprefix(PREFIX): n for point, n in points.items() if point.startswith(PREFIX)}
             learned[name] = Counter(calls)
-        self._baseline = crash.paths(self.stage.node)
+        self._settle_baseline()
         return learned
+
+    def _settle_baseline(self) -> None:
+        self._paths = crash.paths(self.stage.node)
+        self._processes = processes(self.stage.node)
 
     def play(self, faults: list[Fault]) -> None:
         for one in faults:
@@ -150,6 +154,7 @@ class Rounds:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copy(base / "state" / "keeper.log", Path(keep, f"{one}.keeper.log"))
         try:
+            self.stage.node.restart()
             self.stage.close()
         except Exception as exc:
             print(f"and it could not be cleared: {exc}", flush=True)
@@ -190,7 +195,19 @@ class Rounds:
             raise Violation(f"the daemon's log has a traceback: {after[-1500:]}")
 
     def _left(self) -> list[str]:
-        return [*self.stage.leftovers(), *sorted(crash.paths(self.stage.node) - self._baseline)]
+        node = self.stage.node
+        more = processes(node) - self._processes
+        return [*self.stage.leftovers(), *sorted(crash.paths(node) - self._paths), *more.elements()]
+
+
+def processes(node: Node) -> Counter[str]:
+    """How many processes of each name belong to the node: all of them have its directories on their command line."""
+    found: Counter[str] = Counter()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(node.base) in (entry / "cmdline").read_bytes():
+                found[(entry / "comm").read_text().strip()] += 1
+    return found
 
 
 def _check_clear(exc: grpc.RpcError) -> None:

@@ -1,5 +1,6 @@
 """The OCI bundle of a container: config.json made from the CRI's words, the image's defaults and this host's facts."""
 
+import errno
 import json
 import os
 import stat
@@ -132,6 +133,8 @@ def read_in(root: int, path: str, limit: int) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
+        if exc.errno not in (errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):  # not the image's fault
+            raise
         raise InvalidArgument(f"image: cannot read its {path}: {exc.strerror}") from exc
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):

@@ -19,7 +19,7 @@ from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import FailedPrecondition, HoldfastError, NotFound, Unavailable
+from holdfast.model.errors import DeadlineExceeded, FailedPrecondition, HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, new_id
 from holdfast.model.state import (
     EXIT_START_FAILED,
@@ -107,9 +107,9 @@ class Containers:
             now = self._world.clock.now()  # before the act: a process may be over before we hear that it runs
             try:
                 process = await self._run(container)
-            except Unavailable:
+            except (Unavailable, DeadlineExceeded):
                 # Nobody knows how far it got: what the witnesses say is what happened.
-                await self._monitor.settle(container)
+                await self._monitor.settle_soon(container)
                 raise
             except (HoldfastError, OSError) as exc:
                 await self._start_failed(container, str(exc))
@@ -207,9 +207,13 @@ class Containers:
         crashpoint("start.created")
         await task.start(container.meta.id)
         crashpoint("start.started")
-        init = await in_thread(read_init, bundle)
+        problem = "its shim has not recorded its init"
+        try:
+            init = await in_thread(read_init, bundle)
+        except OSError as exc:
+            init, problem = None, str(exc)
         if init is None:
-            raise Unavailable(f"cannot start container {container.meta.id}: its shim has not recorded its init")
+            raise Unavailable(f"cannot tell whether container {container.meta.id} has started: {problem}")
         return ProcessRef(init.pid, init.start_time, init.boot_id)
 
     async def _start_failed(self, container: Container, message: str) -> None:

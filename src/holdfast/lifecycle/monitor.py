@@ -7,14 +7,14 @@ how often, in what order or by whom an exit is noticed.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.tasks import Background, in_thread
+from holdfast.lifecycle.tasks import RETRY_FIRST, RETRY_LONGEST, Background, in_thread, until_done
 from holdfast.lifecycle.world import Container, World
 from holdfast.linux import files, process
 from holdfast.linux.inject import crashpoint
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RETRY_FIRST: Final = 1.0
-RETRY_LONGEST: Final = 300.0
 RECORD_LIMIT: Final = 64 * 1024
 SHIM_GRACE: Final = 1.0  # after an init's end, for the witness that outlived it to write the exit file
 
@@ -72,7 +70,7 @@ class Monitor:
     def clean(self, container: Container) -> None:
         """Delete the task of an exited container, however often it takes."""
         name = f"task-delete {container.meta.id}"
-        self._background.start(name, self.until_done(name, lambda: self._cleanup.task(container)))
+        self._background.start(name, until_done(name, lambda: self._cleanup.task(container)))
 
     def _begin(self, container: Container, found: Settlement) -> None:
         actions = found.actions
@@ -82,11 +80,18 @@ class Monitor:
             self._background.start(f"probe {container.meta.id}", self._probe_again(container))
         if Action.KILL_REST in actions:
             name = f"kill-rest {container.meta.id}"
-            self._background.start(name, self.until_done(name, lambda: self._cleanup.kill(container)))
+            self._background.start(name, until_done(name, lambda: self._cleanup.kill(container)))
         if Action.DELETE_TASK in actions:
             self.clean(container)
         elif container_state(found.status) is not ContainerState.RUNNING and Action.PROBE not in actions:
             container.cleaned.set()
+
+    async def settle_soon(self, container: Container) -> None:
+        """Settle now if that is possible, else as soon as it is."""
+        try:
+            await self.settle(container)
+        except (HoldfastError, OSError):
+            self._background.start(f"settle {container.meta.id}", self.settle_until_done(container))
 
     async def settle_until_done(self, container: Container) -> None:
         """Settle a container that could not be settled in its time."""
@@ -94,7 +99,7 @@ class Monitor:
         async def once() -> None:
             await self.settle(container)
 
-        await self.until_done(f"settle {container.meta.id}", once)
+        await until_done(f"settle {container.meta.id}", once)
 
     async def _watch(self, container: Container) -> None:
         wait = RETRY_FIRST
@@ -139,21 +144,14 @@ class Monitor:
         wait = RETRY_FIRST
         while True:
             await asyncio.sleep(wait)
-            found = await self.settle(container)
+            try:
+                found = await self.settle(container)
+            except (HoldfastError, OSError) as exc:
+                log.warning("cannot settle container %s, retrying: %s", container.meta.id, exc)
+                continue
             if Action.PROBE not in found.actions or Action.MONITOR in found.actions:
                 return
             wait = min(wait * 2, RETRY_LONGEST)
-
-    async def until_done(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Retry with 1 s doubling to 5 min; each container has its own queue, so nobody else waits."""
-        wait = RETRY_FIRST
-        while True:
-            try:
-                return await step()
-            except (HoldfastError, OSError) as exc:
-                log.warning("cannot finish %s, retrying in %g s: %s", what, wait, exc)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, RETRY_LONGEST)
 
     async def _ask(self, container: Container, stopped: tuple[int, int] | None) -> Witnesses:
         bundle = self._bundle(container)

@@ -2,17 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, ParamSpec, TypeVar
 
-from holdfast.model.errors import DeadlineExceeded
+from holdfast.model.errors import DeadlineExceeded, HoldfastError
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+RETRY_FIRST: Final = 1.0
+RETRY_LONGEST: Final = 300.0
 BLOCKING_THREADS: Final = 16
 _threads: Final = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
 
@@ -29,6 +31,18 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
             return await work
     except TimeoutError as exc:
         raise DeadlineExceeded(f"cannot {what}: no end after {seconds:g} s") from exc
+
+
+async def until_done(what: str, step: Callable[[], Awaitable[None]]) -> None:
+    """Try until it succeeds, after 1 s doubling to 5 min; to be run for each object by itself, so nobody else waits."""
+    wait = RETRY_FIRST
+    while True:
+        try:
+            return await step()
+        except (HoldfastError, OSError) as exc:
+            log.warning("cannot finish %s, retrying in %g s: %s", what, wait, exc)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, RETRY_LONGEST)
 
 
 class Background:

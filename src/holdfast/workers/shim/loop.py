@@ -177,9 +177,15 @@ class Loop:
         `work` runs in a forked child, in a process group of its own; its result comes back as text. Raises Failed
         with the text of the OSError or Failed that it has raised, or when it is killed after `seconds`.
         """
-        answer = os.memfd_create("answer", os.MFD_CLOEXEC)
+        answer = -1
         try:
+            answer = os.memfd_create("answer", os.MFD_CLOEXEC)
             pid = process.fork()
+        except OSError as exc:
+            if answer >= 0:
+                os.close(answer)
+            raise Failed(f"no child can be made: {exc.strerror}") from exc
+        try:
             if pid == 0:
                 _be_child(work, answer)
             status = await self.exited(pid, seconds)
