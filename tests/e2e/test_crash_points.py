@@ -22,7 +22,7 @@ from pathlib import Path
 import grpc
 import pytest
 from image import build_busybox_image
-from kit import crash, images
+from kit import crash, images, invariants
 from kit.crash import Combination, Inject
 from kit.node import Node, until
 from kit.registry import push, registry
@@ -409,7 +409,9 @@ def cut(stage: Stage, combination: Combination, baseline: set[str]) -> bool:
     crash.at_rest(node)
     operation.check(stage, target)
     stage.unmoved()
+    invariants.check(node)
     stage.clear()
+    invariants.check(node)
     assert not stage.leftovers(), f"left over: {stage.leftovers()}"
     more = crash.paths(node) - baseline
     assert not more, f"left on disk: {sorted(more)}"
