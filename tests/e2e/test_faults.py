@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,7 @@ PREFIX = "fail-"
 LONGEST = 25.0
 CLEAN_SECONDS = 20.0  # what could not be done at once is tried again after 1, 2, 4... s
 FOR_EVER = 1_000_000
+SICK_SECONDS = 2.0
 
 pytestmark = pytest.mark.timeout(7200)
 
@@ -66,7 +68,7 @@ CLEAR = {
 
 @dataclass(frozen=True, order=True)
 class Fault:
-    """The n-th `call` of `operation` fails with `error`, or each from the first on until the client has its answer."""
+    """The n-th `call` of `operation` fails with `error`, or each of them for some time."""
 
     operation: str
     call: str
@@ -216,10 +218,14 @@ class Rounds:
     def _armed(self, one: Fault) -> Iterator[None]:
         name = f"{PREFIX}{one.call}"
         (self.stage.node.inject / name).write_text(one.armed)
+        over = threading.Timer(SICK_SECONDS, lambda: self.stage.inject.disarm(name))
+        if one.lasts:
+            over.start()
         try:
             yield
             self.struck += one.lasts or (self.stage.node.inject / f"{name}.hit").exists()
         finally:
+            over.cancel()
             self.stage.inject.disarm(name)
 
     def _left(self) -> list[str]:

@@ -107,7 +107,11 @@ class Containers:
         container = await self._acknowledged(container_id)
         async with container.lock:
             pod = container.pod
-            if container.state is not ContainerState.CREATED or "start" in container.intents:
+            if "start" in container.intents:
+                raise Unavailable(
+                    f"cannot start container {container.meta.id}: how far an earlier start got is not known"
+                )
+            if container.state is not ContainerState.CREATED:
                 raise FailedPrecondition(f"cannot start container {container.meta.id}: it is {container.state}")
             if pod.state is not PodState.READY:
                 raise FailedPrecondition(f"cannot start container {container.meta.id}: its pod sandbox is not ready")

@@ -166,6 +166,7 @@ class Pods:
         crashpoint("run.shim")
         options = pod.config.linux.security_context.namespace_options
         netns = "" if options.network == pb.NODE else str(self._layout.namespaces(pod.meta.id) / "net")
+        pod.status = replace(pod.status, shim=shim, netns=netns)  # whoever undoes this must know, written or not
         await self._world.update_pod(pod, lambda status: replace(status, shim=shim, netns=netns))
 
     def _make_namespaces(self, pod: Pod) -> None:
