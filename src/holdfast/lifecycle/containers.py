@@ -14,7 +14,7 @@ from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper, signal_number
-from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import files
@@ -52,6 +52,7 @@ class Containers:
         monitor: Monitor,
         stopper: Stopper,
         cleanup: Cleanup,
+        background: Background,
         layout: Layout,
     ) -> None:
         self._world = world
@@ -62,6 +63,7 @@ class Containers:
         self._monitor = monitor
         self._stopper = stopper
         self._cleanup = cleanup
+        self._background = background
         self._layout = layout
 
     async def create(self, pod_id: str, config: pb.ContainerConfig) -> Container:
@@ -76,7 +78,7 @@ class Containers:
         container = await self._world.insert_container(meta, ContainerStatus(), intent)
         crashpoint("create.recorded")
         async with AsyncExitStack() as undo, container.lock:
-            undo.push_async_callback(self.undo_create, container)
+            undo.push_async_callback(self._give_up, container)
             await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
             crashpoint("create.snapshot")
             await self._bundles.write(container, image)
@@ -92,12 +94,24 @@ class Containers:
         """Remove a container whose creation was never acknowledged."""
         await self._cleanup.container(container)
 
+    async def _give_up(self, container: Container) -> None:
+        """Undo a creation; what cannot be undone now is undone as soon as it can be."""
+        try:
+            await self.undo_create(container)
+        except (HoldfastError, OSError) as exc:
+            log.warning("cannot undo the creation of container %s yet: %s", container.meta.id, exc)
+            self._background.see_through(f"undo create {container.meta.id}", lambda: self.undo_create(container))
+
     async def start(self, container_id: str) -> None:
         """Run a created container. When it cannot be started it is EXITED with 128 and reason StartError."""
         container = await self._acknowledged(container_id)
         async with container.lock:
             pod = container.pod
-            if container.state is not ContainerState.CREATED or "start" in container.intents:
+            if "start" in container.intents:
+                raise Unavailable(
+                    f"cannot start container {container.meta.id}: how far an earlier start got is not known"
+                )
+            if container.state is not ContainerState.CREATED:
                 raise FailedPrecondition(f"cannot start container {container.meta.id}: it is {container.state}")
             if pod.state is not PodState.READY:
                 raise FailedPrecondition(f"cannot start container {container.meta.id}: its pod sandbox is not ready")

@@ -69,8 +69,7 @@ class Monitor:
 
     def clean(self, container: Container) -> None:
         """Delete the task of an exited container, however often it takes."""
-        name = f"task-delete {container.meta.id}"
-        self._background.start(name, until_done(name, lambda: self._cleanup.task(container)))
+        self._background.see_through(f"task-delete {container.meta.id}", lambda: self._cleanup.task(container))
 
     def _begin(self, container: Container, found: Settlement) -> None:
         actions = found.actions
@@ -79,8 +78,7 @@ class Monitor:
         elif Action.PROBE in actions:
             self._background.start(f"probe {container.meta.id}", self._probe_again(container))
         if Action.KILL_REST in actions:
-            name = f"kill-rest {container.meta.id}"
-            self._background.start(name, until_done(name, lambda: self._cleanup.kill(container)))
+            self._background.see_through(f"kill-rest {container.meta.id}", lambda: self._cleanup.kill(container))
         if Action.DELETE_TASK in actions:
             self.clean(container)
         elif container_state(found.status) is not ContainerState.RUNNING and Action.PROBE not in actions:

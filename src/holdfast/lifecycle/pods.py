@@ -12,12 +12,12 @@ from holdfast.lifecycle.bundle import hostname
 from holdfast.lifecycle.cleanup import Cleanup, init_cgroup
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.validate import validate_pod
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import NotFound
+from holdfast.model.errors import HoldfastError, NotFound
 from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodStatus
 from holdfast.network.network import Network, NetworkResult
@@ -42,6 +42,7 @@ class Pods:
         network: Network,
         containers: Containers,
         cleanup: Cleanup,
+        background: Background,
         layout: Layout,
         cgroup_root: str,
     ) -> None:
@@ -51,6 +52,7 @@ class Pods:
         self._network = network
         self._containers = containers
         self._cleanup = cleanup
+        self._background = background
         self._layout = layout
         self._cgroup_root = cgroup_root
 
@@ -63,7 +65,7 @@ class Pods:
         pod = await self._world.insert_pod(meta, PodStatus(), intent)
         crashpoint("run.recorded")
         async with AsyncExitStack() as undo, pod.lock:
-            undo.push_async_callback(self.undo_run, pod)
+            undo.push_async_callback(self._give_up, pod)
             await self._bring_up(pod, handler)
             network = pod.status.network
             ready = lambda status: replace(status, ready=True, network=network)  # noqa: E731
@@ -76,6 +78,14 @@ class Pods:
         """Remove a sandbox that was never acknowledged."""
         await self._cleanup.sandbox(pod)
         await self._cleanup.pod(pod)
+
+    async def _give_up(self, pod: Pod) -> None:
+        """Undo a run; what cannot be undone now is undone as soon as it can be."""
+        try:
+            await self.undo_run(pod)
+        except (HoldfastError, OSError) as exc:
+            log.warning("cannot undo the run of pod %s yet: %s", pod.meta.id, exc)
+            self._background.see_through(f"undo run {pod.meta.id}", lambda: self.undo_run(pod))
 
     async def stop(self, pod_id: str) -> None:
         """End the pod's containers, its network and its namespaces. One that does not exist has been stopped."""
@@ -156,6 +166,7 @@ class Pods:
         crashpoint("run.shim")
         options = pod.config.linux.security_context.namespace_options
         netns = "" if options.network == pb.NODE else str(self._layout.namespaces(pod.meta.id) / "net")
+        pod.status = replace(pod.status, shim=shim, netns=netns)  # whoever undoes this must know, written or not
         await self._world.update_pod(pod, lambda status: replace(status, shim=shim, netns=netns))
 
     def _make_namespaces(self, pod: Pod) -> None:

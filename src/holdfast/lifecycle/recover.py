@@ -19,7 +19,7 @@ from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.sweep import Sweeper
-from holdfast.lifecycle.tasks import Background, until_done
+from holdfast.lifecycle.tasks import Background
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
@@ -220,7 +220,7 @@ class Recovery:
         self._found(pod, before, after, why, began)
 
     def _resume(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
-        self._background.start(name, until_done(name, step))
+        self._background.see_through(name, step)
 
     def _found(self, pod: Pod, before: str, after: str, why: str, began: float) -> None:
         self.report.findings.append(Finding("pod", pod.meta.id, pod.meta.name, before, after, why, _since(began)))

@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from holdfast.lifecycle.cleanup import Cleanup
-from holdfast.lifecycle.tasks import Background, until_done
+from holdfast.lifecycle.tasks import Background
 from holdfast.lifecycle.world import Container, World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
@@ -73,8 +73,7 @@ class Stopper:
 
     def resume(self, container: Container) -> None:
         """See to it that somebody carries out the recorded intent."""
-        name = f"stop {container.meta.id}"
-        self._background.start(name, until_done(name, lambda: self._carry_out(container)))
+        self._background.see_through(f"stop {container.meta.id}", lambda: self._carry_out(container))
 
     async def _wait_exited(self, container: Container, seconds: float) -> None:
         try:

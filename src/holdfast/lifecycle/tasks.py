@@ -62,6 +62,10 @@ class Background:
         task.add_done_callback(self._ended)
         return task
 
+    def see_through(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Run `step` again and again until it succeeds."""
+        self.start(name, until_done(name, step))
+
     def names(self) -> list[str]:
         return sorted(self._tasks)
 

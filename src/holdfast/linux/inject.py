@@ -5,8 +5,9 @@ That directory is the whole interface, so that daemon, keeper, shims and their c
     trace        when it exists, each point that is passed adds a line "pid name" to it
     NAME         holds a count n; the n-th process to pass the crash point NAME stops there (SIGSTOP to itself) and
                  NAME becomes NAME.hit with its pid, for the test to kill it or somebody else and to send SIGCONT
-    fail-CALL    holds "n ERRNO"; the n-th CALL ("rename", "fsync", "mkdir", "mount", "connect", ...) that goes through
-                 this package raises OSError with that number, and fail-CALL becomes fail-CALL.hit
+    fail-CALL    holds "n ERRNO" or "n ERRNO m"; the n-th CALL ("rename", "mkdir", "mount", "connect", ...) that
+                 goes through this package, or m of them from the n-th on, raises OSError with that number; after that
+                 fail-CALL becomes fail-CALL.hit
 """
 
 import fcntl
@@ -44,16 +45,15 @@ def _its_turn(name: str) -> int:
         fcntl.flock(armed, fcntl.LOCK_EX)  # processes and threads that pass at the same moment are counted one by one
         if not _is_still_there(directory, name, armed):
             return 0
-        count, *more = file.read(_LINE_LIMIT).split()
-        passed = int(count) > 1
-        text = b" ".join([b"%d" % (int(count) - 1), *more]) if passed else b"%d" % os.getpid()
+        count, number, times = (*map(int, file.read(_LINE_LIMIT).split()), 1, 1)[:3]
+        over = count == times == 1
+        text = f"{os.getpid()}" if over else f"{max(count - 1, 1)} {number} {times - (count == 1)}"
         file.seek(0)
         file.truncate()
-        file.write(text)
-        if passed:
-            return 0
-        os.rename(name, f"{name}.hit", src_dir_fd=directory, dst_dir_fd=directory)
-    return int(more[0]) if more else 1
+        file.write(text.encode())
+        if over:
+            os.rename(name, f"{name}.hit", src_dir_fd=directory, dst_dir_fd=directory)
+    return number if count == 1 else 0
 
 
 def _is_still_there(directory: int, name: str, armed: int) -> bool:

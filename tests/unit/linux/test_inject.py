@@ -70,6 +70,19 @@ def test_the_nth_call_fails_and_only_that(armed: Path) -> None:
     inject.fault("rename")
 
 
+def test_a_fault_may_last(armed: Path) -> None:
+    (armed / "fail-rename").write_text(f"2 {errno.EIO} 3")
+    outcomes = []
+    for _ in range(6):
+        try:
+            inject.fault("rename")
+            outcomes.append(0)
+        except OSError as exc:
+            outcomes.append(exc.errno or 0)
+    assert outcomes == [0, errno.EIO, errno.EIO, errno.EIO, 0, 0]
+    assert os.listdir(armed) == ["fail-rename.hit"]
+
+
 def test_a_real_call_fails(armed: Path) -> None:
     (armed / "fail-fsync").write_text(f"1 {errno.ENOSPC}")
     with pytest.raises(OSError, match="fsync") as failed:
