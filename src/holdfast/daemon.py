@@ -132,7 +132,7 @@ class Daemon:
         recovery = Recovery(store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background)
         node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode))
         runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)
-        extra = NodeService(images, sweeper, recovery.last_report, lambda: configuration.render(config))
+        extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config))
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery, images

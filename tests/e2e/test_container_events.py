@@ -1,5 +1,6 @@
 """GetContainerEvents: what becomes of pods and containers, in order, with full status."""
 
+import json
 import threading
 from collections.abc import Iterator
 
@@ -89,3 +90,38 @@ def test_what_happened_while_the_daemon_was_down_is_told_by_its_list_not_by_even
 def test_a_reader_does_not_hold_up_the_daemons_end(life: Node, reader: Reader) -> None:
     life.restart(15)
     until(lambda: not reader._thread.is_alive(), "the stream to end")
+
+
+def told(life: Node, *arguments: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in life.cli("events", "-o", "json", *arguments).stdout.splitlines()]
+
+
+def test_the_command_line_asks_for_what_it_has_missed(life: Node) -> None:
+    pod = life.run_pod()
+    container = life.run(pod, "exit 3")
+    life.exited(container)
+    before = [one for one in told(life, "--since", "0", "--no-follow") if one.get("pod_id") == pod]
+    assert [one["kind"] for one in before] == ["created", "started", "created", "started", "stopped"]
+    assert (before[-1]["id"], before[-1]["exit_code"], before[-1]["reason"]) == (container, 3, "Error")
+    life.remove_pod(pod)
+    after = told(life, "--since", str(before[-1]["number"]), "--no-follow")
+    assert [(one["object"], one["kind"]) for one in after] == [
+        ("pod", "stopped"), ("container", "deleted"), ("pod", "deleted"),
+    ]  # fmt: skip
+    assert "container stopped  main" in life.cli("events", "--since", "0", "--no-follow").stdout
+
+
+def test_events_of_an_earlier_daemon_are_told_as_a_gap(life: Node) -> None:
+    life.remove_pod(life.run_pod())
+    seen = told(life, "--since", "0", "--no-follow")[-1]["number"]
+    life.restart()
+    life.remove_pod(life.run_pod())
+    gap, *rest = told(life, "--since", str(seen), "--no-follow")
+    assert gap["kind"] == "gap"
+    assert [one["kind"] for one in rest] == ["created", "started", "stopped", "deleted"]
+
+
+def test_a_number_that_has_not_been_reached_is_refused(life: Node) -> None:
+    found = life.cli("events", "--since", str(1 << 62), check=False)
+    assert found.returncode == 1
+    assert "since: " in found.stderr

@@ -25,6 +25,7 @@ VERBS: Final = {
     "config": ("node", "Show the configuration of the daemon."),
     "recovery": ("node", "Show what the last start has recovered."),
     "doctor": ("doctor", "Find what nobody owns and what is not as it should be."),
+    "events": ("events", "Show what happens to pods and containers."),
     "version": ("node", "Show the versions of client and daemon."),
     "completion": ("completion", "Print a shell completion script."),
 }

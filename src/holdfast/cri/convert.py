@@ -2,10 +2,12 @@
 
 import json
 
+from holdfast.lifecycle.events import Gap, Happening
 from holdfast.lifecycle.pods import network_result
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.model.image import Image
 from holdfast.model.state import ContainerState, PodState
+from holdfast.proto import node_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
 
 CONTAINER_STATE = {
@@ -135,6 +137,31 @@ def container_entry(container: Container) -> bytes:
         reply = pb.ListContainersResponse(containers=[container_item(container)])
         container.shown = (container.status, reply.SerializeToString())
     return container.shown[1]
+
+
+def event(one: Happening | Gap) -> node_pb2.Event:
+    """What happened, in words; a gap is told as an event of its own."""
+    if isinstance(one, Gap):
+        return node_pb2.Event(number=one.until, kind="gap")
+    pod = one.pod
+    found = node_pb2.Event(
+        number=one.number,
+        at=one.at,
+        kind=one.kind.name.lower(),
+        object="container" if one.container else "pod",
+        id=one.id,
+        name=pod.meta.name,
+        pod_id=pod.meta.id,
+        pod_name=pod.meta.name,
+        namespace=pod.meta.namespace,
+        state=str(pod.state),
+        reason=pod.status.reason,
+    )
+    if one.container is not None:
+        container = one.container
+        found.name, found.state = container.meta.name, str(container.state)
+        found.exit_code, found.reason = container.status.exit_code, container.status.reason
+    return found
 
 
 def image_item(image: Image) -> pb.Image:

@@ -6,7 +6,9 @@ import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
+from holdfast.cri import convert
 from holdfast.images.service import Images
+from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.model.errors import InvalidArgument
@@ -19,10 +21,13 @@ ProgressCallback = Callable[[str, str, int, int], None]
 
 
 class NodeService(NodeServicer):
-    """Recovery report, doctor, configuration, and image transfers with progress."""
+    """Recovery report, doctor, events, configuration, and image transfers with progress."""
 
-    def __init__(self, images: Images, sweeper: Sweeper, report: Callable[[], str], config: Callable[[], str]) -> None:
+    def __init__(
+        self, images: Images, sweeper: Sweeper, events: Events, report: Callable[[], str], config: Callable[[], str]
+    ) -> None:
         self._images = images
+        self._events = events
         self._sweeper = sweeper
         self._report = report
         self._config = config
@@ -36,6 +41,13 @@ class NodeService(NodeServicer):
 
     async def Config(self, request: pb.ConfigRequest, context: Any) -> pb.ConfigReply:
         return pb.ConfigReply(toml=self._config())
+
+    async def Events(self, request: pb.EventsRequest, context: Any) -> AsyncIterator[pb.Event]:
+        since = request.since if request.HasField("since") else self._events.last
+        if since > self._events.last:
+            raise InvalidArgument(f"since: {since} has not been reached yet; the last event is {self._events.last}")
+        async for one in self._events.follow(since, wait=not request.only_known):
+            yield convert.event(one)
 
     async def ImportImage(self, request: AsyncIterator[pb.ImportChunk], context: Any) -> AsyncIterator[pb.Progress]:
         """Take an archive in chunks, then import it; the upload is gone afterwards, whatever came of it."""

@@ -39,6 +39,7 @@ class Happening:
     kind: Kind
     id: str
     pod: "Pod"
+    container: "Container | None"  # whose event it is, when it is not the sandbox's
     containers: tuple["Container", ...]
 
 
@@ -62,9 +63,10 @@ class Events:
     def add(self, kind: Kind, pod: "Pod", container: "Container | None" = None) -> None:
         """Tell whoever listens. Statuses are replaced, never changed, so that a shallow copy stays as it is."""
         self.last += 1
-        found = container or pod
+        about = copy.copy(container) if container is not None else None
+        subject = (about or pod).meta.id
         containers = tuple(copy.copy(one) for one in pod.containers.values() if one.acknowledged)
-        self._ring.append(Happening(self.last, time.time_ns(), kind, found.meta.id, copy.copy(pod), containers))
+        self._ring.append(Happening(self.last, time.time_ns(), kind, subject, copy.copy(pod), about, containers))
         self._wake()
 
     def close(self) -> None:
@@ -72,8 +74,8 @@ class Events:
         self._closed = True
         self._wake()
 
-    async def follow(self, seen: int) -> AsyncIterator[Happening | Gap]:
-        """All that happens after number `seen`; `last` is where the present begins."""
+    async def follow(self, seen: int, *, wait: bool = True) -> AsyncIterator[Happening | Gap]:
+        """All that happens after number `seen`; `last` is where the present begins, and the end if not to `wait`."""
         while not self._closed:
             first = self._ring[0].number if self._ring else self.last + 1
             if seen + 1 < first:
@@ -83,8 +85,10 @@ class Events:
                 happening = next(islice(self._ring, seen + 1 - first, None))
                 yield happening
                 seen = happening.number
-            else:
+            elif wait:
                 await self._more.wait()
+            else:
+                return
 
     def _wake(self) -> None:
         """Whoever waits now is woken; whoever comes later waits for the next."""

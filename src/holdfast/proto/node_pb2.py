@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/proto/node.proto\x12\x0bholdfast.v1\"\x11\n\x0fRecoveryRequest\"\x1d\n\rRecoveryReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x1c\n\rDoctorRequest\x12\x0b\n\x03\x66ix\x18\x01 \x01(\x08\"\x1b\n\x0b\x44octorReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x0f\n\rConfigRequest\"\x1b\n\x0b\x43onfigReply\x12\x0c\n\x04toml\x18\x01 \x01(\t\")\n\x0bImportChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\" \n\x0fNodePullRequest\x12\r\n\x05image\x18\x01 \x01(\t\"T\n\x08Progress\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x03(\t2\xd4\x02\n\x04Node\x12\x44\n\x08Recovery\x12\x1c.holdfast.v1.RecoveryRequest\x1a\x1a.holdfast.v1.RecoveryReply\x12>\n\x06\x44octor\x12\x1a.holdfast.v1.DoctorRequest\x1a\x18.holdfast.v1.DoctorReply\x12>\n\x06\x43onfig\x12\x1a.holdfast.v1.ConfigRequest\x1a\x18.holdfast.v1.ConfigReply\x12\x42\n\x0bImportImage\x12\x18.holdfast.v1.ImportChunk\x1a\x15.holdfast.v1.Progress(\x01\x30\x01\x12\x42\n\tPullImage\x12\x1c.holdfast.v1.NodePullRequest\x1a\x15.holdfast.v1.Progress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/proto/node.proto\x12\x0bholdfast.v1\"\x11\n\x0fRecoveryRequest\"\x1d\n\rRecoveryReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x1c\n\rDoctorRequest\x12\x0b\n\x03\x66ix\x18\x01 \x01(\x08\"\x1b\n\x0b\x44octorReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x0f\n\rConfigRequest\"\x1b\n\x0b\x43onfigReply\x12\x0c\n\x04toml\x18\x01 \x01(\t\")\n\x0bImportChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\" \n\x0fNodePullRequest\x12\r\n\x05image\x18\x01 \x01(\t\"T\n\x08Progress\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x03(\t\"A\n\rEventsRequest\x12\x12\n\x05since\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nonly_known\x18\x02 \x01(\x08\x42\x08\n\x06_since\"\xc2\x01\n\x05\x45vent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x03\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\n\n\x02id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0e\n\x06pod_id\x18\x07 \x01(\t\x12\x10\n\x08pod_name\x18\x08 \x01(\t\x12\x11\n\tnamespace\x18\t \x01(\t\x12\r\n\x05state\x18\n \x01(\t\x12\x11\n\texit_code\x18\x0b \x01(\x05\x12\x0e\n\x06reason\x18\x0c \x01(\t2\x90\x03\n\x04Node\x12\x44\n\x08Recovery\x12\x1c.holdfast.v1.RecoveryRequest\x1a\x1a.holdfast.v1.RecoveryReply\x12>\n\x06\x44octor\x12\x1a.holdfast.v1.DoctorRequest\x1a\x18.holdfast.v1.DoctorReply\x12>\n\x06\x43onfig\x12\x1a.holdfast.v1.ConfigRequest\x1a\x18.holdfast.v1.ConfigReply\x12:\n\x06\x45vents\x12\x1a.holdfast.v1.EventsRequest\x1a\x12.holdfast.v1.Event0\x01\x12\x42\n\x0bImportImage\x12\x18.holdfast.v1.ImportChunk\x1a\x15.holdfast.v1.Progress(\x01\x30\x01\x12\x42\n\tPullImage\x12\x1c.holdfast.v1.NodePullRequest\x1a\x15.holdfast.v1.Progress0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +49,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEPULLREQUEST']._serialized_end=272
   _globals['_PROGRESS']._serialized_start=274
   _globals['_PROGRESS']._serialized_end=358
-  _globals['_NODE']._serialized_start=361
-  _globals['_NODE']._serialized_end=701
+  _globals['_EVENTSREQUEST']._serialized_start=360
+  _globals['_EVENTSREQUEST']._serialized_end=425
+  _globals['_EVENT']._serialized_start=428
+  _globals['_EVENT']._serialized_end=622
+  _globals['_NODE']._serialized_start=625
+  _globals['_NODE']._serialized_end=1025
 # @@protoc_insertion_point(module_scope)

@@ -65,3 +65,39 @@ class Progress(_message.Message):
     total: int
     images: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, item: _Optional[str] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., images: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EventsRequest(_message.Message):
+    __slots__ = ("since", "only_known")
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    ONLY_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    since: int
+    only_known: bool
+    def __init__(self, since: _Optional[int] = ..., only_known: _Optional[bool] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("number", "at", "kind", "object", "id", "name", "pod_id", "pod_name", "namespace", "state", "exit_code", "reason")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    POD_ID_FIELD_NUMBER: _ClassVar[int]
+    POD_NAME_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    at: int
+    kind: str
+    object: str
+    id: str
+    name: str
+    pod_id: str
+    pod_name: str
+    namespace: str
+    state: str
+    exit_code: int
+    reason: str
+    def __init__(self, number: _Optional[int] = ..., at: _Optional[int] = ..., kind: _Optional[str] = ..., object: _Optional[str] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., pod_id: _Optional[str] = ..., pod_name: _Optional[str] = ..., namespace: _Optional[str] = ..., state: _Optional[str] = ..., exit_code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...

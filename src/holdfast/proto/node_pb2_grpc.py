@@ -49,6 +49,11 @@ class NodeStub:
                 request_serializer=holdfast_dot_proto_dot_node__pb2.ConfigRequest.SerializeToString,
                 response_deserializer=holdfast_dot_proto_dot_node__pb2.ConfigReply.FromString,
                 _registered_method=True)
+        self.Events = channel.unary_stream(
+                '/holdfast.v1.Node/Events',
+                request_serializer=holdfast_dot_proto_dot_node__pb2.EventsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_proto_dot_node__pb2.Event.FromString,
+                _registered_method=True)
         self.ImportImage = channel.stream_stream(
                 '/holdfast.v1.Node/ImportImage',
                 request_serializer=holdfast_dot_proto_dot_node__pb2.ImportChunk.SerializeToString,
@@ -77,6 +82,12 @@ class NodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Config(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Events(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +122,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Config,
                     request_deserializer=holdfast_dot_proto_dot_node__pb2.ConfigRequest.FromString,
                     response_serializer=holdfast_dot_proto_dot_node__pb2.ConfigReply.SerializeToString,
+            ),
+            'Events': grpc.unary_stream_rpc_method_handler(
+                    servicer.Events,
+                    request_deserializer=holdfast_dot_proto_dot_node__pb2.EventsRequest.FromString,
+                    response_serializer=holdfast_dot_proto_dot_node__pb2.Event.SerializeToString,
             ),
             'ImportImage': grpc.stream_stream_rpc_method_handler(
                     servicer.ImportImage,
@@ -204,6 +220,33 @@ class Node:
             '/holdfast.v1.Node/Config',
             holdfast_dot_proto_dot_node__pb2.ConfigRequest.SerializeToString,
             holdfast_dot_proto_dot_node__pb2.ConfigReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Events(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/holdfast.v1.Node/Events',
+            holdfast_dot_proto_dot_node__pb2.EventsRequest.SerializeToString,
+            holdfast_dot_proto_dot_node__pb2.Event.FromString,
             options,
             channel_credentials,
             insecure,
