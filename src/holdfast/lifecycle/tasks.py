@@ -33,7 +33,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
         raise DeadlineExceeded(f"cannot {what}: no end after {seconds:g} s") from exc
 
 
-async def until_done(what: str, step: Callable[[], Awaitable[None]]) -> None:
+async def until_done(what: str, step: Callable[[], Awaitable[None]], longest: float = RETRY_LONGEST) -> None:
     """Try until it succeeds, after 1 s doubling to 5 min; to be run for each object by itself, so nobody else waits."""
     wait = RETRY_FIRST
     while True:
@@ -42,7 +42,7 @@ async def until_done(what: str, step: Callable[[], Awaitable[None]]) -> None:
         except (HoldfastError, OSError) as exc:
             log.warning("cannot finish %s, retrying in %g s: %s", what, wait, exc)
             await asyncio.sleep(wait)
-            wait = min(wait * 2, RETRY_LONGEST)
+            wait = min(wait * 2, longest)
 
 
 class Background:
