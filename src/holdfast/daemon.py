@@ -123,7 +123,7 @@ class Daemon:
         cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root)
         bundles = Bundles(snapshots, images, layout, host)
         stopper = Stopper(world, cleanup, background)
-        monitor = Monitor(world, shims, cleanup, background, layout)
+        monitor = Monitor(world, shims, handlers, cleanup, background, layout)
         containers = Containers(world, shims, images, snapshots, bundles, monitor, stopper, cleanup, background, layout)
         pods = Pods(world, shims, handlers, network, containers, cleanup, background, layout, config.cgroup_root)
         executor = Executor(containers, bundles, shims, config.exec_output_limit)

@@ -5,7 +5,6 @@ Used alike by undo, stop, remove and recovery. A step that cannot be finished ra
 """
 
 import asyncio
-import contextlib
 import logging
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import NotFound, Unavailable
+from holdfast.model.errors import FailedPrecondition, NotFound, Unavailable
 from holdfast.model.spec import PodMetadata
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
 from holdfast.network.network import Network
@@ -70,8 +69,13 @@ class Cleanup:
         """Delete the container's task: runtime state, mounts, cgroup. What is already gone is fine."""
         pod, bundle = container.pod, self._bundle(container)
         if pod.status.shim is not None and alive(pod.status.shim):
-            with contextlib.suppress(NotFound):  # gone from the shim; what it may have left behind is checked below
+            try:
                 await (await self._shims.task(pod.meta.id)).delete(container.meta.id)
+            except NotFound:
+                pass  # gone from the shim; what it may have left behind is checked below
+            except FailedPrecondition:
+                await self.kill(container)  # it is over as far as the record goes, and yet it runs
+                raise
         else:
             await self.kill(container)
             await self._runtime_delete(container)

@@ -106,9 +106,9 @@ class Executor:
         container_id = container.meta.id
         stdout, stderr = str(directory / "stdout"), str(directory / "stderr")
         crashpoint("exec.prepared")
-        await task.exec(container_id, exec_id, process, stdin="", stdout=stdout, stderr=stderr, terminal=False)
         try:
             async with asyncio.timeout(seconds if seconds > 0 else None):
+                await task.exec(container_id, exec_id, process, stdin="", stdout=stdout, stderr=stderr)
                 crashpoint("exec.created")
                 await task.start(container_id, exec_id)
                 crashpoint("exec.started")

@@ -17,7 +17,7 @@ from holdfast.lifecycle.validate import validate_pod
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import HoldfastError, NotFound
+from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodStatus
 from holdfast.network.network import Network, NetworkResult
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 SHM_BYTES: Final = 64 * 1024 * 1024
 NETWORK_SECONDS: Final = 60.0
+ASKING_SECONDS: Final = 5.0
+ENDING_SECONDS: Final = 30.0
 
 
 class Pods:
@@ -103,9 +105,7 @@ class Pods:
             if "stop" not in pod.intents:
                 await self._world.begin(pod, "stop")
                 crashpoint("stopp.recorded")
-            async with asyncio.TaskGroup() as group:
-                for container in list(pod.containers.values()):
-                    group.create_task(self._end(container.meta.id), name=f"stop {container.meta.id}")
+            await self._end_containers(pod)
             await self._cleanup.sandbox(pod)
             now = self._world.clock.now()
             stopped = lambda status: replace(status, ready=False, stopped_at=now, shim=None)  # noqa: E731
@@ -133,11 +133,28 @@ class Pods:
             crashpoint("rmp.containers")
             await self._cleanup.pod(pod)
 
-    async def _end(self, container_id: str) -> None:
+    async def _end_containers(self, pod: Pod) -> None:
+        """All at once. A shim that does not answer is ended: its containers are between the kernel and us then."""
+        try:
+            await self._end_all(pod, ASKING_SECONDS)
+        except (DeadlineExceeded, Unavailable) as exc:
+            if pod.status.shim is not None and not await self._shims.answers(pod.meta.id, pod.status.shim):
+                log.warning("ending the shim of pod %s, which does not answer: %s", pod.meta.id, exc)
+                await self._shims.end(pod.meta.id, pod.status.shim)
+            await self._end_all(pod, ENDING_SECONDS)
+
+    async def _end_all(self, pod: Pod, seconds: float) -> None:
+        """Stop all containers and wait until each is cleaned up after. Raises the first failure once all have ended."""
+        ends = [self._end(container_id, seconds) for container_id in list(pod.containers)]
+        for failure in await asyncio.gather(*ends, return_exceptions=True):
+            if isinstance(failure, BaseException):
+                raise failure
+
+    async def _end(self, container_id: str, seconds: float) -> None:
         await self._containers.stop(container_id, 0)
         container = self._world.containers.get(container_id)
         if container is not None and container.exited.is_set():
-            await within(30, container.cleaned.wait(), f"clean up after container {container_id}")
+            await within(seconds, container.cleaned.wait(), f"clean up after container {container_id}")
 
     async def _bring_up(self, pod: Pod, handler: Handler) -> None:
         """Files, namespaces, cgroup and shim at once; then the network, which needs the namespaces."""

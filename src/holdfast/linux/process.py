@@ -95,10 +95,29 @@ class Pinned:
         mask, *_, status = struct.unpack_from(_PIDFD_INFO, buffer)
         return int(status) if mask & PIDFD_INFO_EXIT else None
 
+    def wait_status(self, started: int) -> int | None:
+        """How it ended, as wait(2) has it: from its zombie (proc(5), field 52), or what `exit_status` knows.
+
+        That field is 0 for whoever may not trace the process, and so says nothing unless we may.
+        """
+        fields = _stat(self.pid)
+        if fields and fields[0] in (b"Z", b"X") and int(fields[19]) == started and _may_trace(self.pid):
+            return int(fields[49])
+        return self.exit_status()
+
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _may_trace(pid: int) -> bool:
+    """Whether the kernel tells us what it tells tracers: /proc/PID/io asks for the same right, and says no aloud."""
+    try:
+        with open(f"/proc/{pid}/io", "rb") as file:
+            return bool(file.read())
+    except OSError:
+        return False
 
 
 class _Pin:
@@ -135,7 +154,12 @@ def open_pinned(pid: int, started: int | None) -> Pinned | None:
         if exc.errno == errno.EINVAL:
             return None
         raise
-    if started is not None and start_time(pid) != started:
+    try:
+        same = started is None or start_time(pid) == started
+    except OSError:
+        os.close(fd)
+        raise
+    if not same:
         os.close(fd)
         return None
     return Pinned(pid, fd)

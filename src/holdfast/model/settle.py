@@ -5,17 +5,19 @@ Witnesses, from the most to the least telling about an exit:
     record     the status in the store; a recorded exit is final
     exit file  written by the shim (or the keeper) before anybody was told
     shim       what the pod's shim answers, or why it does not
-    kernel     whether that very process (pid, start time, boot id) still exists, and its wait status if it was kept
+    kernel     whether that very process (pid, start time, boot id) still lives, and the wait status of a dead one
     intent     the operation that was under way
 
 A call that failed is never read as absence: UNREACHABLE and UNTOLD are answers of their own, and the only
-outcome they can lead to is "keep what was known, and probe again".
+outcome they can lead to is "keep what was known, and probe again". RECOVERY.md has all of this as a table, which
+tests/unit/model/test_settle.py reads and holds against this module for every combination there is.
 """
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from holdfast.model.state import (
+    EXIT_KILLED,
     EXIT_UNKNOWN,
     REASON_COMPLETED,
     REASON_ERROR,
@@ -44,10 +46,10 @@ class Shim(StrEnum):
 class Kernel(StrEnum):
     """What the kernel says of the init process."""
 
-    ALIVE = "alive"
-    DEAD = "dead"  # that very process is gone, or a zombie
-    REBOOTED = "rebooted"  # it ran before the last boot
-    UNTOLD = "untold"  # no process is known, or the question failed
+    ALIVE = "alive"  # that very process; or, where none is known, anybody in its cgroup
+    DEAD = "dead"  # that very process is gone, or a zombie; or none is known and its cgroup is empty
+    REBOOTED = "rebooted"  # whatever it was, it was before the last boot
+    UNTOLD = "untold"  # the question failed
 
 
 class Action(StrEnum):
@@ -68,8 +70,9 @@ class Witnesses:
     exit: ExitRecord | None = None
     stopped: tuple[int, int] | None = None  # (exit code, finished_at ns) with Shim.STOPPED
     process: ProcessRef | None = None  # from init.json, when the record has none yet
-    started: bool = False  # init.json says that the runtime's start was reached
-    wait_status: int | None = None  # exit code from the kernel's pidfd, when nobody else kept it
+    started: bool = False  # init.json says that the runtime's start was reached, and its init does not wait for it
+    wait_status: int | None = None  # with Kernel.DEAD, the exit code that the kernel still knows; 128+signal
+    oom_kills: int = 0  # by how much the cgroup's OOM counter has moved since the init was created
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +108,26 @@ def _find(record: ContainerStatus, w: Witnesses, starting: bool, now: int, began
     if before is ContainerState.EXITED:
         return _already_exited(record, w)
     record = replace(record, process=record.process or w.process)
-    ran = before is not ContainerState.CREATED or w.started
+    ran = record.started_at > 0 or w.started or w.shim is Shim.RUNNING
+    began = began or now
     if w.exit is not None:
-        return _from_exit_file(record, w.exit, began or now)
+        return _from_exit_file(record, w.exit, began)
     if w.shim is Shim.STOPPED and w.stopped is not None:
         code, at = w.stopped
-        return _exited(record, code, at, began or now, "the shim reports its exit")
+        return _oom(_exited(record, code, at, began, "the shim reports its exit"), w)
     if w.kernel is Kernel.REBOOTED:
-        return _after_reboot(record, ran, starting, now)
+        return _after_reboot(record, ran, starting, now, began)
+    if ran and w.kernel is Kernel.DEAD and w.wait_status is not None:
+        return _oom(_exited(record, w.wait_status, now, began, "the kernel kept its wait status"), w)
     if w.shim is Shim.CREATED:
-        return _created_task(record, before, w)
+        return _created_task(record, w)
     if w.shim is Shim.RUNNING:
-        return _running(record, began or now, (Action.MONITOR,), "the shim reports it running")
+        return _running(record, began, (Action.MONITOR,), "the shim reports it running")
     if w.kernel is Kernel.ALIVE:
-        return _alive_without_shim(record, w, ran, began or now)
-    return _no_sign_of_life(record, w, ran, starting, now)
+        return _alive_without_shim(record, w, ran, began)
+    if not ran:
+        return _never_started(record, w, starting)
+    return _no_sign_of_life(record, w, now, began)
 
 
 def _already_exited(record: ContainerStatus, w: Witnesses) -> Settlement:
@@ -133,16 +141,14 @@ def _already_exited(record: ContainerStatus, w: Witnesses) -> Settlement:
 def _from_exit_file(record: ContainerStatus, exit: ExitRecord, began: int) -> Settlement:
     status = replace(record, oom_kills=exit.oom_kills)
     found = _exited(status, exit.code, exit.finished_at, began, f"the {exit.witness}'s exit file")
-    if exit.oom_killed:
-        found = replace(found, status=replace(found.status, reason=REASON_OOM))
-    return found
+    return replace(found, status=replace(found.status, reason=REASON_OOM)) if exit.oom_killed else found
 
 
 def _exited(record: ContainerStatus, code: int, at: int, began: int, why: str) -> Settlement:
     status = replace(
         record,
         started_at=record.started_at or min(began, at),
-        finished_at=at,
+        finished_at=max(at, record.started_at),  # the clock may have been set back in between
         exit_code=code,
         reason=REASON_ERROR if code else REASON_COMPLETED,
         message="",
@@ -151,35 +157,40 @@ def _exited(record: ContainerStatus, code: int, at: int, began: int, why: str) -
     return Settlement(status, (Action.DELETE_TASK,), why)
 
 
-def _lost(record: ContainerStatus, now: int, reason: str, message: str) -> Settlement:
-    status = replace(
-        record,
-        started_at=record.started_at or now,
-        finished_at=now,
-        exit_code=EXIT_UNKNOWN,
-        reason=reason,
-        message=message,
-        unknown=False,
-    )
-    return Settlement(status, (Action.DELETE_TASK,), message)
+def _oom(found: Settlement, w: Witnesses) -> Settlement:
+    """The same, said by a witness that counts no OOM kills: the cgroup does."""
+    killed = found.status.exit_code == EXIT_KILLED and w.oom_kills > 0
+    reason = REASON_OOM if killed else found.status.reason
+    return replace(found, status=replace(found.status, reason=reason, oom_kills=w.oom_kills))
 
 
-def _after_reboot(record: ContainerStatus, ran: bool, starting: bool, now: int) -> Settlement:
+def _lost(record: ContainerStatus, now: int, began: int, reason: str, message: str) -> Settlement:
+    found = _exited(record, EXIT_UNKNOWN, now, began, message)
+    return replace(found, status=replace(found.status, reason=reason, message=message))
+
+
+def _created(record: ContainerStatus, actions: tuple[Action, ...], why: str) -> Settlement:
+    """As it was before a start was tried."""
+    status = replace(record, process=None, started_at=0, unknown=False, message="")
+    return Settlement(status, actions, why)
+
+
+def _after_reboot(record: ContainerStatus, ran: bool, starting: bool, now: int, began: int) -> Settlement:
     if not ran and not starting:
-        return Settlement(replace(record, process=None, unknown=False), (), "it had not been started before the reboot")
-    return _lost(record, now, REASON_REBOOT, "the node was rebooted while the container was running")
+        return _created(record, (), "it had not been started before the reboot")
+    message = "the node was rebooted while the container was running"
+    return _lost(record, now, began, REASON_REBOOT, message)
 
 
-def _created_task(record: ContainerStatus, before: ContainerState, w: Witnesses) -> Settlement:
+def _created_task(record: ContainerStatus, w: Witnesses) -> Settlement:
     """A created task is a start that stopped half-way: back to CREATED, unless the record knows that it ran."""
-    if before is ContainerState.RUNNING or (w.started and w.kernel is Kernel.ALIVE):
-        # The runtime's start was reached: the shim answers "created" only while that command still runs.
-        why = "its start is still under way in the shim"
-        if before is ContainerState.CREATED:
-            return Settlement(record, (Action.PROBE,), why)
-        return _running(record, record.started_at, (Action.PROBE,), why)
-    status = replace(record, process=None, started_at=0, unknown=False)
-    return Settlement(status, (Action.DISCARD_TASK,), "its task was created but never started")
+    if not record.started_at and not (w.started and w.kernel is Kernel.ALIVE):
+        return _created(record, (Action.DISCARD_TASK,), "its task was created but never started")
+    # The runtime's start was reached: the shim answers "created" only while that command still runs.
+    why = "its start is still under way in the shim"
+    if not record.started_at:
+        return Settlement(replace(record, unknown=False, message=""), (Action.PROBE,), why)
+    return _running(record, record.started_at, (Action.PROBE,), why)
 
 
 def _running(record: ContainerStatus, began: int, actions: tuple[Action, ...], why: str) -> Settlement:
@@ -192,20 +203,23 @@ def _alive_without_shim(record: ContainerStatus, w: Witnesses, ran: bool, began:
         again = (Action.MONITOR, Action.PROBE) if w.shim is Shim.UNREACHABLE else (Action.MONITOR,)
         return _running(record, began, again, f"its init is alive; the shim is {w.shim}")
     if w.shim is Shim.UNREACHABLE:
-        return Settlement(record, (Action.PROBE,), "its init exists; the shim does not answer")
-    status = replace(record, process=None, unknown=False)
-    return Settlement(status, (Action.DISCARD_TASK,), "its init was created but never started, and has no shim")
+        status = replace(record, unknown=False, message="")
+        return Settlement(status, (Action.PROBE,), "its init exists; the shim does not answer")
+    return _created(record, (Action.DISCARD_TASK,), "its init was created but never started, and has no shim")
 
 
-def _no_sign_of_life(record: ContainerStatus, w: Witnesses, ran: bool, starting: bool, now: int) -> Settlement:
-    """No exit file, and neither shim nor kernel show a living init: proven dead, not yet known, or never started."""
-    if not ran:
-        actions = (Action.PROBE,) if starting and w.shim is Shim.UNREACHABLE else ()
-        process = record.process if actions else None
-        return Settlement(replace(record, process=process, unknown=False), actions, "it has not been started")
-    if w.shim is Shim.UNREACHABLE:
-        why = f"its shim does not answer and the kernel's view of its init is {w.kernel}"
+def _never_started(record: ContainerStatus, w: Witnesses, starting: bool) -> Settlement:
+    """No trace of a start; where one was under way, somebody who may know of it may not have answered yet."""
+    if starting and (w.shim is Shim.UNREACHABLE or w.kernel is Kernel.UNTOLD):
+        status = replace(record, unknown=False, message="")
+        return Settlement(status, (Action.PROBE,), f"nobody can tell yet how far its start got; the shim is {w.shim}")
+    return _created(record, (), "it has not been started")
+
+
+def _no_sign_of_life(record: ContainerStatus, w: Witnesses, now: int, began: int) -> Settlement:
+    """It ran, and nobody has seen its exit: proven dead, or not yet known."""
+    if w.shim is Shim.UNREACHABLE or w.kernel is Kernel.UNTOLD:
+        why = f"its shim is {w.shim} and the kernel's view of its init is {w.kernel}"
         return Settlement(replace(record, unknown=True, message=why), (Action.PROBE,), why)
-    if w.wait_status is not None:
-        return _exited(record, w.wait_status, now, now, "the kernel kept its wait status")
-    return _lost(record, now, REASON_LOST, f"its process is gone, its shim is {w.shim} and nobody kept its exit status")
+    message = f"its process is gone, its shim is {w.shim} and nobody kept its exit status"
+    return _lost(record, now, began, REASON_LOST, message)

@@ -24,6 +24,7 @@ REASON_LOST: Final = "ExitStatusLost"
 
 EXIT_UNKNOWN: Final = 255  # no witness survived; the reason and the message say what was lost
 EXIT_START_FAILED: Final = 128
+EXIT_KILLED: Final = 137  # 128 + SIGKILL
 
 
 class ContainerState(StrEnum):

@@ -27,6 +27,10 @@ class Handler:
     root: str
     hide: tuple[str, ...] = ()
 
+    def waits(self, container_id: str) -> bool:
+        """Whether the container's init still waits to be started: crun and runc have it wait at a FIFO till then."""
+        return Path(self.root, container_id, "exec.fifo").exists()
+
     def to_args(self) -> dict[str, object]:
         return {"name": self.name, "binary": self.binary, "root": self.root, "hide": list(self.hide)}
 

@@ -81,7 +81,7 @@ class Shims:
             return client
 
     async def probe(
-        self, pod_id: str, shim: ProcessRef | None, container_id: str
+        self, pod_id: str, shim: ProcessRef | None, container_id: str, seconds: float = PROBE_SECONDS
     ) -> tuple[Shim, tuple[int, int] | None]:
         """What the shim says of a task, and its (exit code, finished_at) when that is over.
 
@@ -90,7 +90,7 @@ class Shims:
         if shim is None or not alive(shim):
             return Shim.GONE, None
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
+            async with asyncio.timeout(seconds):
                 state = await (await self.task(pod_id)).state(container_id)
         except NotFound:
             return Shim.ABSENT, None
@@ -100,6 +100,17 @@ class Shims:
         if state.status is Status.STOPPED:
             return Shim.STOPPED, (state.exit_status, state.exited_at)
         return (Shim.CREATED if state.status is Status.CREATED else Shim.RUNNING), None
+
+    async def answers(self, pod_id: str, shim: ProcessRef | None) -> bool:
+        """Whether the pod's shim lives and answers."""
+        if shim is None or not alive(shim):
+            return False
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await (await self.task(pod_id)).shim_pid()
+        except (HoldfastError, TimeoutError):
+            return False
+        return True
 
     async def end(self, pod_id: str, shim: ProcessRef | None) -> None:
         """Ask the shim to end, then make sure that it is dead. Raises DeadlineExceeded when it cannot be killed."""
