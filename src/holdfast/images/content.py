@@ -1,13 +1,14 @@
 """Content by digest: a blob is there whole and verified, or it is not there."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
 import secrets
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
@@ -28,6 +29,7 @@ class Content:
         self._blobs = root / "content" / "sha256"
         self.ingest = root / "ingest"
         self.transfers: set[str] = set()  # names in ingest that somebody is writing to
+        self._undeleted: set[Path] = set()
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def prepare(self) -> None:
@@ -95,10 +97,9 @@ class Content:
 
         Raises Unavailable when what comes is something else, too short or too long.
         """
-        target, part = self.path(digest), self.ingest / secrets.token_hex(8)
-        self.transfers.add(part.name)
+        target = self.path(digest)
         found, done = hashlib.sha256(), 0
-        try:
+        with self.transfer() as part:
             with open(part, "xb", buffering=0, opener=_private) as file:  # noqa: ASYNC230  (written in threads)
 
                 def take(chunk: bytes) -> None:
@@ -124,9 +125,28 @@ class Content:
             files.rename(part, target)
             crashpoint("blob.renamed")
             await asyncio.to_thread(files.sync_directory, self._blobs)
+
+    @contextlib.contextmanager
+    def transfer(self, prefix: str = "") -> Iterator[Path]:
+        """A name below ingest for what comes in; what is there at the end is deleted, or as soon as it can be."""
+        part = self.ingest / f"{prefix}{secrets.token_hex(8)}"
+        self.transfers.add(part.name)
+        try:
+            yield part
         finally:
-            files.unlink(part)
             self.transfers.discard(part.name)
+            self._undeleted.add(part)
+            self.finish_deletions()
+
+    def finish_deletions(self) -> bool:
+        """Delete what was left by transfers that are over. Returns whether nothing is left of it."""
+        for part in list(self._undeleted):
+            try:
+                files.unlink(part)
+                self._undeleted.discard(part)
+            except OSError as exc:
+                log.warning("transfer %s is left for later: %s", part, exc)
+        return not self._undeleted
 
 
 async def read_chunks(file: IO[bytes]) -> AsyncIterator[bytes]:

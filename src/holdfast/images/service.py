@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, Final
 from holdfast.images import archive, reference, registry
 from holdfast.images.content import Content
 from holdfast.images.manifest import Manifest
-from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.image import CONFIG_LIMIT, Image, UnpackResult, parse_config
@@ -125,13 +123,11 @@ class Images:
     @contextlib.contextmanager
     def upload(self) -> Iterator[Path]:
         """A place for an archive that is coming in; gone at the end, whatever came of it."""
-        upload = self._content.ingest / f"upload-{secrets.token_hex(8)}"
-        self._content.transfers.add(upload.name)
         try:
-            yield upload
+            with self._content.transfer("upload-") as upload:
+                yield upload
         finally:
-            files.unlink(upload)
-            self._content.transfers.discard(upload.name)
+            self._tidy()
 
     def all(self) -> list[Image]:
         return sorted(self._images.values(), key=lambda image: image.tags or (image.id,))
@@ -209,9 +205,14 @@ class Images:
             await asyncio.sleep(wait)
             self._snapshots.unfinished.clear()
             await self.collect()
+            self._tidy()
             if not await self._snapshots.finish_deletions():
                 self._snapshots.unfinished.set()
             wait = min(wait * 2, RETRY_LONGEST) if self._snapshots.unfinished.is_set() else RETRY_FIRST
+
+    def _tidy(self) -> None:
+        if not self._content.finish_deletions():
+            self._snapshots.unfinished.set()
 
     async def _collect_blobs(self) -> list[str]:
         """Files first, then their rows, so that none is forgotten; what has no row is of a pull that failed."""
@@ -250,6 +251,7 @@ class Images:
             raise
         finally:
             self._arriving -= 1
+            self._tidy()
             if self._collection_put_off:
                 await self.collect()
 

@@ -19,7 +19,15 @@ from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import DeadlineExceeded, FailedPrecondition, HoldfastError, NotFound, Unavailable
+from holdfast.model.errors import (
+    Damaged,
+    DeadlineExceeded,
+    FailedPrecondition,
+    HoldfastError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from holdfast.model.spec import ContainerMetadata, Intent, new_id
 from holdfast.model.state import (
     EXIT_START_FAILED,
@@ -37,6 +45,8 @@ log = logging.getLogger(__name__)
 
 SETTLE_SECONDS: Final = 10.0
 CLEAN_SECONDS: Final = 30.0
+# From a start: nobody knows how far it got, or that cannot be written down. What the witnesses say is what happened.
+UNTOLD: Final = (Unavailable, DeadlineExceeded, ResourceExhausted, Damaged)
 
 
 class Containers:
@@ -121,15 +131,14 @@ class Containers:
             now = self._world.clock.now()  # before the act: a process may be over before we hear that it runs
             try:
                 process = await self._run(container)
-            except (Unavailable, DeadlineExceeded):
-                # Nobody knows how far it got: what the witnesses say is what happened.
+                started = lambda status: replace(status, started_at=status.started_at or now, process=process)  # noqa: E731
+                await self._world.update_container(container, started, end="start")
+            except UNTOLD:
                 await self._monitor.settle_soon(container)
                 raise
             except (HoldfastError, OSError) as exc:
                 await self._start_failed(container, str(exc))
                 raise
-            started = lambda status: replace(status, started_at=status.started_at or now, process=process)  # noqa: E731
-            await self._world.update_container(container, started, end="start")
             crashpoint("start.done")
             self._monitor.watch(container)
 
@@ -243,8 +252,11 @@ class Containers:
                 message=message,
             )
 
-        await self._world.update_container(container, failed, end="start")
-        self._monitor.clean(container)
+        try:
+            await self._world.update_container(container, failed, end="start")
+            self._monitor.clean(container)
+        except HoldfastError:
+            await self._monitor.settle_soon(container)
 
     def _metadata(self, pod: Pod, config: pb.ContainerConfig, image_id: str, image_signal: str) -> ContainerMetadata:
         stop_signal = pb.Signal.Name(config.stop_signal) if config.stop_signal else image_signal
