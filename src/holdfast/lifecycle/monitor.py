@@ -7,6 +7,8 @@ how often, in what order or by whom an exit is noticed.
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +18,14 @@ from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import RETRY_FIRST, RETRY_LONGEST, Background, in_thread, until_done
 from holdfast.lifecycle.world import Container, World
-from holdfast.linux import files, process
+from holdfast.linux import cgroup, files, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, HoldfastError, NotFound
 from holdfast.model.settle import Action, Kernel, Settlement, Witnesses, settle
 from holdfast.model.settle import Shim as ShimView
 from holdfast.model.state import ContainerState, ProcessRef, container_state
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, ExitRecord, InitRecord, decode_exit, decode_init
-from holdfast.runtime.shims import Shims, alive, wait_gone
+from holdfast.runtime.shims import Shims, alive, wait_ended
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Monitor:
         self._cleanup = cleanup
         self._background = background
         self._layout = layout
+        self._statuses: dict[str, int | None] = {}  # wait statuses of inits that have ended without another witness
 
     def watch(self, container: Container) -> None:
         """See to it that this container's exit is noticed."""
@@ -125,8 +128,11 @@ class Monitor:
                 log.info("wait for container %s was cut off: %s", container.meta.id, exc)
         if ref is None or ref.boot_id != process.boot_id():
             return None
-        if await wait_gone(ref, RETRY_FIRST):
-            await self._await_exit_file(container, ref)
+        with process.pin(ref.pid, ref.start_time) as pinned:
+            if pinned is None or await wait_ended(pinned, RETRY_FIRST):
+                await self._await_exit_file(container, ref)
+            if pinned is not None and not pinned.alive():
+                self._statuses[container.meta.id] = pinned.exit_status()
         return None
 
     async def _await_exit_file(self, container: Container, ref: ProcessRef) -> None:
@@ -162,6 +168,9 @@ class Monitor:
         kernel, wait_status = ask_kernel(ref)
         # The exit file is read last: whoever wrote it did so before the init could be reaped or reported.
         exit_record = await in_thread(read_exit, bundle, ref)
+        status = self._statuses.pop(container.meta.id, None)
+        if exit_record is None and status is not None and init is not None and kernel is Kernel.DEAD:
+            exit_record = await in_thread(from_kernel, init, status, self._world.clock.now())
         started = init is not None and init.started
         return Witnesses(view, kernel, exit_record, stopped, ref, started, wait_status)
 
@@ -183,6 +192,18 @@ def ask_kernel(ref: ProcessRef | None) -> tuple[Kernel, int | None]:
     except OSError as exc:
         log.warning("cannot ask the kernel for pid %d: %s", ref.pid, exc)
         return Kernel.UNTOLD, None
+
+
+def from_kernel(init: InitRecord, status: int, now: int) -> ExitRecord:
+    """The exit that only the kernel has kept; with the OOM counter of the cgroup, while that is there."""
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    try:
+        kills = cgroup.oom_kills(init.cgroup) - init.oom_kills
+    except OSError:
+        kills = 0
+    code = 128 + number if number else os.WEXITSTATUS(status)
+    oom_killed = number == signal.SIGKILL and kills > 0
+    return ExitRecord(init.pid, init.start_time, code, number, oom_killed, kills, now, "kernel")
 
 
 def read_init(bundle: Path) -> InitRecord | None:
