@@ -25,6 +25,7 @@ from holdfast.cri.runtime_service import RuntimeService
 from holdfast.images.content import Content
 from holdfast.images.service import Images
 from holdfast.lifecycle import facts
+from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
@@ -120,16 +121,23 @@ class Daemon:
         insecure = frozenset(config.insecure_registries)
         images = Images(store, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure)
         await images.load()
-        cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root)
+        adopter = Adopter(world, shims, handlers, background)
+        cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter)
         bundles = Bundles(snapshots, images, layout, host)
         stopper = Stopper(world, cleanup, background)
         monitor = Monitor(world, shims, handlers, cleanup, background, layout)
-        containers = Containers(world, shims, images, snapshots, bundles, monitor, stopper, cleanup, background, layout)
-        pods = Pods(world, shims, handlers, network, containers, cleanup, background, layout, config.cgroup_root)
+        containers = Containers(
+            world, shims, images, snapshots, bundles, monitor, stopper, cleanup, background, layout, adopter
+        )
+        pods = Pods(
+            world, shims, handlers, network, containers, cleanup, background, layout, config.cgroup_root, adopter
+        )
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
         live = Live(store, world, images, snapshots, keeper)
         sweeper = Sweeper(layout, config.cgroup_root, live.rows, live.workers, shims, live.remove_rows)
-        recovery = Recovery(store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background)
+        recovery = Recovery(
+            store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background, adopter
+        )
         node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode))
         runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)
         extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config))

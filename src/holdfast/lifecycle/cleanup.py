@@ -9,17 +9,17 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from holdfast.lifecycle.adopt import Adopter, init_cgroup
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, NotFound, Unavailable
-from holdfast.model.spec import PodMetadata
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
 from holdfast.network.network import Network
 from holdfast.runtime.handlers import Handlers
-from holdfast.runtime.shims import Shims, alive
+from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,6 @@ CGROUP_PAUSE: Final = 0.01  # an ended process leaves its cgroup a moment after 
 
 def container_cgroup(container: Container) -> str:
     return f"{container.pod.meta.cgroup_parent.rstrip('/')}/{container.meta.id}"
-
-
-def init_cgroup(meta: PodMetadata) -> str:
-    """Where the init of a shared pid namespace is, so that it can be found and ended without its shim."""
-    return f"{meta.cgroup_parent.rstrip('/')}/{meta.id}"
 
 
 class Cleanup:
@@ -50,9 +45,11 @@ class Cleanup:
         network: Network,
         layout: Layout,
         cgroup_root: str,
+        adopter: Adopter,
     ) -> None:
         self._world = world
         self._shims = shims
+        self._adopter = adopter
         self._handlers = handlers
         self._snapshots = snapshots
         self._network = network
@@ -68,7 +65,7 @@ class Cleanup:
     async def task(self, container: Container) -> None:
         """Delete the container's task: runtime state, mounts, cgroup. What is already gone is fine."""
         pod, bundle = container.pod, self._bundle(container)
-        if pod.status.shim is not None and alive(pod.status.shim):
+        if await self._adopter.ensure(pod):
             try:
                 await (await self._shims.task(pod.meta.id)).delete(container.meta.id)
             except NotFound:
@@ -109,6 +106,7 @@ class Cleanup:
             where = Path(pod.status.netns)
             await within(STEP_SECONDS, self._network.delete(pod_id, where), f"delete network of pod {pod_id}")
         crashpoint("sandbox.network")
+        await self._adopter.release(pod)
         await self._shims.end(pod_id, pod.status.shim)
         crashpoint("sandbox.shim")
         await self._remove_cgroup(init_cgroup(pod.meta), kill=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.images.service import Images
+from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.layout import Layout
@@ -64,7 +65,9 @@ class Containers:
         cleanup: Cleanup,
         background: Background,
         layout: Layout,
+        adopter: Adopter,
     ) -> None:
+        self._adopter = adopter
         self._world = world
         self._shims = shims
         self._images = images
@@ -134,8 +137,11 @@ class Containers:
                 started = lambda status: replace(status, started_at=status.started_at or now, process=process)  # noqa: E731
                 await self._world.update_container(container, started, end="start")
             except UNTOLD:
+                await self._adopter.ensure(pod)
                 await self._monitor.settle_soon(container)
-                raise
+                if container.state is ContainerState.CREATED:
+                    raise
+                return  # it was done before the shim was gone
             except (HoldfastError, OSError) as exc:
                 await self._start_failed(container, str(exc))
                 raise

@@ -56,6 +56,7 @@ class Monitor:
         self._cleanup = cleanup
         self._background = background
         self._layout = layout
+        self._statuses: dict[str, int | None] = {}  # wait statuses of inits that have ended without another witness
 
     def watch(self, container: Container) -> None:
         """See to it that this container's exit is noticed."""

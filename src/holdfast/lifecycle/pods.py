@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from holdfast.lifecycle.adopt import Adopter, init_cgroup
 from holdfast.lifecycle.bundle import hostname
-from holdfast.lifecycle.cleanup import Cleanup, init_cgroup
+from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import Background, in_thread, within
@@ -47,7 +48,9 @@ class Pods:
         background: Background,
         layout: Layout,
         cgroup_root: str,
+        adopter: Adopter,
     ) -> None:
+        self._adopter = adopter
         self._world = world
         self._shims = shims
         self._handlers = handlers
@@ -74,6 +77,7 @@ class Pods:
             await self._world.update_pod(pod, ready, end="run")
             crashpoint("run.ready")
             undo.pop_all()
+        self._adopter.watch(pod)
         return pod
 
     async def undo_run(self, pod: Pod) -> None:

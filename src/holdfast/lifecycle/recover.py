@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
+from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.monitor import Monitor
@@ -25,9 +26,8 @@ from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError
 from holdfast.model.settle import Action
-from holdfast.model.state import REASON_REBOOT, ContainerState, PodState, ProcessRef
+from holdfast.model.state import REASON_REBOOT, REASON_SHIM, ContainerState, PodState, ProcessRef
 from holdfast.runtime.keeper import Keeper
-from holdfast.runtime.shims import alive
 from holdfast.store import pods as rows
 from holdfast.store.db import Store
 
@@ -83,7 +83,9 @@ class Recovery:
         executor: Executor,
         sweeper: Sweeper,
         background: Background,
+        adopter: Adopter,
     ) -> None:
+        self._adopter = adopter
         self._store = store
         self._world = world
         self._keeper = keeper
@@ -164,6 +166,7 @@ class Recovery:
         began, before = time.monotonic(), str(container.state)
         forsaken = self._executor.forsaken(container)
         try:
+            await self._adopter.ensure(container.pod)
             found = await self._monitor.settle(container)
         except BaseException:
             # It stays listed with its last durable status, and is probed until it can be settled.
@@ -206,10 +209,12 @@ class Recovery:
             gone = lambda status: replace(status, ready=False, shim=None, netns=status.netns, reason=REASON_REBOOT)  # noqa: E731
             await self._world.update_pod(pod, gone)
             why = "the node was rebooted"
-        elif pod.state is PodState.READY and (pod.status.shim is None or not alive(pod.status.shim)):
-            lost = lambda status: replace(status, ready=False, reason="ShimGone")  # noqa: E731
-            await self._world.update_pod(pod, lost)
-            why = "its shim is gone"
+        elif not pod.status.stopped_at and not await self._adopter.ensure(pod):
+            why = "its shim is gone and could not be replaced"
+            if pod.state is PodState.READY:
+                lost = lambda status: replace(status, ready=False, reason=REASON_SHIM)  # noqa: E731
+                await self._world.update_pod(pod, lost)
+        self._adopter.watch(pod)
         after = str(pod.state)
         if "remove" in pod.intents:
             self._resume(f"remove pod {pod.meta.id}", lambda: self._pods.finish_remove(pod))

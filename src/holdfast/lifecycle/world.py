@@ -48,6 +48,8 @@ class Pod:
     intents: dict[str, Intent] = field(default_factory=dict)
     containers: dict[str, "Container"] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    shim_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by whoever replaces its shim
+    released: bool = False  # being taken apart: it needs no shim any more
     shown: tuple[PodStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
 
     @property

@@ -22,6 +22,7 @@ F_SEAL_SEAL: Final = 0x1
 F_SEAL_SHRINK: Final = 0x2
 F_SEAL_GROW: Final = 0x4
 F_SEAL_WRITE: Final = 0x8
+PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_CAPBSET_DROP: Final = 24
@@ -194,6 +195,11 @@ def fork_sibling() -> int:
 def set_child_subreaper() -> None:
     """Orphans below this process become its children (prctl(2))."""
     check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def signal_at_parents_death(number: int) -> None:
+    """Have the kernel send this process a signal when the thread that forked it ends (PR_SET_PDEATHSIG, prctl(2))."""
+    check(libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl")
 
 
 def set_name(name: str) -> None:

@@ -29,7 +29,7 @@ from holdfast.model.state import (
     ProcessRef,
     container_state,
 )
-from holdfast.model.witness import ExitRecord
+from holdfast.model.witness import WITNESS_NOBODY, ExitRecord
 
 
 class Shim(StrEnum):
@@ -141,7 +141,12 @@ def _already_exited(record: ContainerStatus, w: Witnesses) -> Settlement:
 def _from_exit_file(record: ContainerStatus, exit: ExitRecord, began: int) -> Settlement:
     status = replace(record, oom_kills=exit.oom_kills)
     found = _exited(status, exit.code, exit.finished_at, began, f"the {exit.witness}'s exit file")
-    return replace(found, status=replace(found.status, reason=REASON_OOM)) if exit.oom_killed else found
+    if exit.witness == WITNESS_NOBODY:
+        why = "it ended while neither its shim nor the keeper was there to see how"
+        return replace(found, status=replace(found.status, reason=REASON_LOST, message=why), why=why)
+    if exit.oom_killed:
+        found = replace(found, status=replace(found.status, reason=REASON_OOM))
+    return found
 
 
 def _exited(record: ContainerStatus, code: int, at: int, began: int, why: str) -> Settlement:

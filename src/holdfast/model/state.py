@@ -21,6 +21,7 @@ REASON_START: Final = "StartError"
 REASON_UNKNOWN: Final = "Unknown"
 REASON_REBOOT: Final = "NodeRebooted"
 REASON_LOST: Final = "ExitStatusLost"
+REASON_SHIM: Final = "ShimGone"  # of a pod: its shim is dead and could not be replaced yet
 
 EXIT_UNKNOWN: Final = 255  # no witness survived; the reason and the message say what was lost
 EXIT_START_FAILED: Final = 128

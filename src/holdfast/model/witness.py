@@ -14,6 +14,7 @@ from holdfast.model.errors import Damaged
 
 INIT_FILE: Final = "init.json"
 EXIT_FILE: Final = "exit.json"
+WITNESS_NOBODY: Final = "nobody"  # of an exit that was found out about, but not how
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,10 @@ class InitRecord:
 
 @dataclass(frozen=True, slots=True)
 class ExitRecord:
-    """How an init ended. `code` is the exit status, or 128+signal; `witness` is "shim" or "keeper"."""
+    """How an init ended. `code` is the exit status, or 128+signal.
+
+    `witness` is "shim", "keeper", "kernel", or "nobody" when only the end itself is known.
+    """
 
     pid: int
     start_time: int

@@ -31,9 +31,15 @@ def alive(ref: ProcessRef) -> bool:
 
 async def wait_gone(ref: ProcessRef, seconds: float | None = None) -> bool:
     """Wait until this very process has ended, for at most `seconds`. Returns whether it has."""
+    if ref.boot_id != process.boot_id():
+        return True
     with process.pin(ref.pid, ref.start_time) as pinned:
-        if pinned is None:
-            return True
+        return pinned is None or await wait_ended(pinned, seconds)
+
+
+async def wait_ended(pinned: process.Pinned, seconds: float | None = None) -> bool:
+    """The same for a process that is held already."""
+    if pinned.alive():
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(pinned.fd, ended.set)  # a pidfd is readable once its process has ended (pidfd_open(2))
@@ -57,9 +63,15 @@ class Shims:
         self._connecting: dict[str, asyncio.Lock] = {}
         self._programs: dict[str, tuple[tuple[int, int], int]] = {}
 
-    async def start(self, pod_id: str, handler: Handler, pid_namespace: bool, init_cgroup: str) -> ProcessRef:
-        """Have the keeper fork this pod's shim; it is ready when this returns. Raises Unavailable."""
+    async def start(
+        self, pod_id: str, handler: Handler, pid_namespace: bool, init_cgroup: str, *, adopt: bool = False
+    ) -> ProcessRef:
+        """Have the keeper fork this pod's shim; it is ready when this returns. Raises Unavailable.
+
+        With `adopt` it takes over what a dead shim has left.
+        """
         args = {
+            "adopt": adopt,
             "id": pod_id,
             "directory": str(self._pods / pod_id),
             "runtime": handler.to_args(),
@@ -68,6 +80,14 @@ class Shims:
         }
         program = self._program(handler.binary)
         return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id), fds=[program])
+
+    async def adopt(self, pod_id: str, handler: Handler, pid_namespace: bool, init_cgroup: str) -> ProcessRef:
+        """Replace a shim that is dead, unless that was done and nobody has written it down. Raises Unavailable."""
+        if (client := self._clients.pop(pod_id, None)) is not None:
+            client.close()
+        if (found := await self._unrecorded(pod_id)) is not None:
+            return found
+        return await self.start(pod_id, handler, pid_namespace, init_cgroup, adopt=True)
 
     async def task(self, pod_id: str) -> TaskClient:
         """A connected client, made anew when the last one was lost. Raises Unavailable."""

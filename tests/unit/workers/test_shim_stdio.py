@@ -11,7 +11,8 @@ import pytest
 
 from holdfast.linux import files
 from holdfast.workers.shim.loop import Loop
-from holdfast.workers.shim.stdio import CHUNK, Copier, Pump, Stdio, open_fifo
+from holdfast.workers.shim.pump import CHUNK, Copier, Pump
+from holdfast.workers.shim.stdio import Stdio, open_fifo
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_streams_of_a_container(loop: Loop, tmp_path: Path) -> None:
     stdio = Stdio(loop, bundle)
     stdio.open(str(bundle / "stdin"), f"cri://{tmp_path}/log", "")
     assert sorted(stdio.kept) == ["stdin", "stdout"]
-    assert sorted(path.name for path in bundle.iterdir()) == ["stdin", "stdout"]
+    assert sorted(path.name for path in bundle.iterdir()) == ["log.flight", "stdin", "stdout"]
     own = {number: os.dup(fd) for number, fd in stdio.fds.items()}
     stdio.given()
     os.write(own[1], b"to the log\nrest")

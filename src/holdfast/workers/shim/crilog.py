@@ -4,6 +4,7 @@ A container never waits for its log, and nothing is lost silently: what cannot b
 says how much, from when to when and why, as soon as writing works again.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from holdfast.linux.inject import fault
 
 LINE_LIMIT: Final = 16 * 1024
 RETRY_SECONDS: Final = 1.0
+TAIL_BYTES: Final = 256 * 1024
 _WINDOW: Final = LINE_LIMIT // 2
 # O_NOFOLLOW: whoever may write to the log directory shall not choose which file of the host we append to.
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
@@ -32,10 +34,15 @@ class Records:
     waits for it, at most LINE_LIMIT bytes.
     """
 
-    def __init__(self, stream: str) -> None:
+    def __init__(self, stream: str, rest: bytes = b"") -> None:
         self._full = f" {stream} F ".encode()
         self._partial = f" {stream} P ".encode()
-        self._rest = b""
+        self._rest = rest
+
+    @property
+    def rest(self) -> bytes:
+        """What waits for its newline."""
+        return self._rest
 
     def feed(self, data: bytes, moment: int) -> bytes:
         """The records that are complete now, all with the time at which their bytes were read."""
@@ -93,9 +100,12 @@ class CriLog:
     """One log file, appended to by both streams of a container.
 
     `later(seconds, callback)` is the loop's timer: with it a loss is reported even if the container says nothing more.
+    One that is `adopted` is opened when that is possible, and begins with cutting off a torn record.
     """
 
-    def __init__(self, path: str, later: Callable[[float, Callable[[], None]], object]) -> None:
+    def __init__(
+        self, path: str, later: Callable[[float, Callable[[], None]], object], *, adopted: bool = False
+    ) -> None:
         self._path = path
         self._later = later
         self._fd = -1
@@ -104,7 +114,19 @@ class CriLog:
         self._since = 0
         self._until = 0
         self._why = ""
-        self.reopen()
+        self._closed = False
+        try:
+            self.reopen()
+            if adopted:
+                self._mend()
+        except OSError:
+            if not adopted:
+                raise
+
+    @property
+    def lost(self) -> tuple[int, int]:
+        """(lines, bytes) that are lost and not yet reported."""
+        return self._lines, self._bytes
 
     def reopen(self) -> None:
         """Write to the file that has the path's name now. Raises OSError, and then goes on with the old one."""
@@ -115,8 +137,10 @@ class CriLog:
             os.fchmod(fd, _MODE)  # whatever the umask is: log collectors are not root
         self.close()
         self._fd = fd
+        self._closed = False
 
     def close(self) -> None:
+        self._closed = True
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -129,6 +153,28 @@ class CriLog:
         written = self._put(records)
         if written < len(records):
             self._lose(records[written:], moment)
+
+    def lose(self, lines: int, size: int, why: str, moment: int) -> None:
+        """Say that so much was lost, now or as soon as it can be written."""
+        if not self._lines:
+            self._since = moment
+            self._later(RETRY_SECONDS, self._retry)
+        self._why, self._until = why, moment
+        self._lines += max(lines, 1)
+        self._bytes += size
+        self._report(moment)
+
+    def _mend(self) -> None:
+        """Cut off what a killed shim has left behind the last newline."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            size = os.fstat(fd).st_size
+            tail = os.pread(fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
+            torn = len(tail) - (tail.rfind(b"\n") + 1)
+            if torn and torn < len(tail):
+                os.ftruncate(fd, size - torn)
+        finally:
+            os.close(fd)
 
     def _put(self, records: bytes) -> int:
         """Write whole records. Returns how many bytes of them are in the file; a torn one is cut off again."""
@@ -157,7 +203,12 @@ class CriLog:
         self._bytes += len(records)
 
     def _retry(self) -> None:
-        if self._lines and self._fd >= 0 and not self._report(time.time_ns()):
+        if not self._lines or self._closed:
+            return
+        if self._fd < 0:
+            with contextlib.suppress(OSError):
+                self.reopen()
+        if not self._report(time.time_ns()):
             self._later(RETRY_SECONDS, self._retry)
 
     def _report(self, moment: int) -> bool:

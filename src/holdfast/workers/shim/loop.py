@@ -180,6 +180,7 @@ class Loop:
         answer = -1
         try:
             answer = os.memfd_create("answer", os.MFD_CLOEXEC)
+            parent = os.getpid()
             pid = process.fork()
         except OSError as exc:
             if answer >= 0:
@@ -187,7 +188,7 @@ class Loop:
             raise Failed(f"no child can be made: {exc.strerror}") from exc
         try:
             if pid == 0:
-                _be_child(work, answer)
+                _be_child(work, answer, parent)
             status = await self.exited(pid, seconds)
             if status is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -255,13 +256,26 @@ def void(_: object) -> None:
     """For a lambda that has to return nothing."""
 
 
-def _be_child(work: Callable[[], str], answer: int) -> NoReturn:
+def _die_with(parent: int) -> None:
+    """When the shim dies, this process ends with its whole group: a command must not finish behind its successor."""
+    signal.signal(signal.SIGUSR2, _end_group)
+    process.signal_at_parents_death(signal.SIGUSR2)
+    if os.getppid() != parent:
+        _end_group()
+
+
+def _end_group(*_: object) -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+def _be_child(work: Callable[[], str], answer: int, parent: int) -> NoReturn:
     """In the child of `in_child`: do the work, leave its text, and end without unwinding the loop's frames."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setpgid(0, 0)
+        _die_with(parent)
         try:
             text, status = work(), 0
         except (OSError, Failed) as exc:

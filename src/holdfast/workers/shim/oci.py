@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from holdfast.workers.shim.loop import Failed
@@ -50,6 +51,10 @@ class Runtime:
             if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
                 said = error_text(os.pread(log, LOG_LIMIT, 0))
                 raise Failed(said or f"{self.name} {arguments[0]} ended with status {status}")
+
+    def awaits_start(self, container_id: str) -> bool:
+        """Whether the container's init still waits at its gate, which a start takes away (of crun and runc alike)."""
+        return Path(self.root, container_id, "exec.fifo").exists()
 
     @property
     def _executable(self) -> str | None:

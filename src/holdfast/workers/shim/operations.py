@@ -24,7 +24,7 @@ from holdfast.workers.shim import grace, remains
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
 from holdfast.workers.shim.oci import Runtime, memory_file, path_of
 from holdfast.workers.shim.stdio import Stdio
-from holdfast.workers.shim.task import Process, State, Task
+from holdfast.workers.shim.task import TASK_FILE, Process, State, Task, write_task
 
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
 PID_LIMIT: Final = 64
@@ -42,6 +42,10 @@ class Operations:
         self._starting = 0
         self._unclaimed: dict[int, tuple[int, int]] = {}
         self.tasks: dict[str, Task] = {}
+
+    @property
+    def runtime(self) -> Runtime:
+        return self._runtime
 
     def unclaimed(self, pid: int, code: int) -> None:
         """Somebody has ended whom nobody knows: he may be the one whose pid a runtime command is about to tell us."""
@@ -164,6 +168,7 @@ class Operations:
         if one.alive or one.starting:
             raise CallError(FAILED_PRECONDITION, f"cannot delete process {one.exec_id} of task {task.id}: it runs")
         one.stdio.close()
+        files.unlink(_exec_file(task, one.exec_id))
         del task.execs[one.exec_id]
         one.exited(0, 0)  # for those who wait for one that was never started
         with contextlib.suppress(OSError):  # there is none, or it is the caller's and not empty
@@ -181,6 +186,8 @@ class Operations:
     async def _create(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
         for name in (INIT_FILE, EXIT_FILE):
             files.unlink(task.bundle / name)
+        write_task(task.bundle, task.init)
+        crashpoint("shim.task")
         stdio = task.init.stdio
         options = []
         if request.terminal:
@@ -197,7 +204,11 @@ class Operations:
                 stdio.take_terminal()
             task.record, task.own_pids, task.init.pid = record, own_pids == "1", record.pid
             crashpoint("shim.made")
-        for name, fd in stdio.kept.items():
+        self.have_held(task)
+
+    def have_held(self, task: Task) -> None:
+        """Have the keeper hold what must outlive us."""
+        for name, fd in task.init.stdio.kept.items():
             self._context.hold(f"{task.id}/{name}", [fd])
 
     def _exec_started(self, one: Process, pid: int) -> None:
@@ -221,9 +232,21 @@ class Operations:
             one.exited(0, 0)  # what never ran has nothing to tell those who wait for it
         for name in task.init.stdio.kept:
             self._context.drop(f"{task.id}/{name}")
+        for one in task.execs.values():
+            files.unlink(_exec_file(task, one.exec_id))
+        files.unlink(task.bundle / TASK_FILE)
         task.deleted = True
         crashpoint("shim.deleted")
         del self.tasks[task.id]
+
+    async def wipe(self, task: Task) -> None:
+        """Remove a task that a dead shim has left half-made: it can then be created anew."""
+        async with task.lock:
+            task.discarded = True
+            files.unlink(task.bundle / INIT_FILE)
+            crashpoint("shim.wipe")
+            await self._child(f"remove half-made task {task.id}", lambda: self._wipe(task))
+            await self._discard(task)
 
     async def _ended(self, one: Process, seconds: float) -> bool:
         """Wait until a process has been reaped, for at most `seconds`."""
@@ -292,12 +315,15 @@ class Operations:
         crashpoint("shim.started")
 
     def _exec(self, task: Task, one: Process, options: list[str]) -> str:
-        pid_file = task.bundle / f"exec.{one.exec_id}.pid"
+        pid_file = _exec_file(task, one.exec_id)
         with memory_file("process", one.spec) as spec:
             where = ["--process", path_of(spec), "--detach", "--pid-file", str(pid_file)]
             crashpoint("shim.exec")
             self._runtime.run("exec", *where, *options, task.id, fds=one.stdio.fds)
-        return str(_read_pid(pid_file))
+        pid = int(files.read_bounded(pid_file, PID_LIMIT))
+        files.write_atomic(pid_file, f"{pid} {process.start_time(pid) or 0}".encode(), sync=False)
+        crashpoint("shim.execing")
+        return str(pid)
 
     def _update(self, task: Task, content: bytes) -> None:
         with memory_file("resources", content) as resources:
@@ -315,6 +341,25 @@ class Operations:
         crashpoint("shim.forgotten")
         _unmount(task.rootfs)
         crashpoint("shim.unmounted")
+
+    def _wipe(self, task: Task) -> None:
+        """The runtime may have been killed at any point: what it does not know of is looked for all the same."""
+        path = remains.cgroup_of_bundle(task.bundle)
+        if path:
+            cgroup.kill(path)
+        with contextlib.suppress(Failed):
+            self._forget(task)
+        files.remove_tree(Path(self._runtime.root, task.id))
+        _unmount(task.rootfs)
+        if path:
+            cgroup.remove(path)
+        for name in ("init.pid", "console.sock"):
+            files.unlink(task.bundle / name)
+
+
+def _exec_file(task: Task, exec_id: str) -> Path:
+    """Says which process was executed, "pid start-time", for whoever has to end it."""
+    return task.bundle / f"exec.{exec_id}.pid"
 
 
 def _as_call_error(error: Exception, what: str) -> CallError:

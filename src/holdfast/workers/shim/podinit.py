@@ -33,15 +33,34 @@ def start(directory: Path, cgroup_path: str = "") -> int:
         files.mkdir(directory / "ns", 0o700, exist_ok=True)
         namespace.pin_existing(f"/proc/{pid}/ns/pid", directory / "ns" / NAME)
     except OSError:
-        end(pid)
+        end(pin(pid))
         raise
     return pid
 
 
-def end(pid: int) -> None:
+def adopt(directory: Path, cgroup_path: str) -> process.Pinned:
+    """The init that a dead shim has left; one that has died is replaced, with a namespace anew. Raises OSError."""
+    for pid in sorted(cgroup.pids(cgroup_path)) if cgroup_path else ():
+        pinned = process.open_pinned(pid, None)
+        if pinned is not None and pinned.alive():
+            return pinned
+    namespace.unpin(directory / "ns" / NAME)
+    return pin(start(directory, cgroup_path))
+
+
+def pin(pid: int) -> process.Pinned:
+    """Hold an init that was just started; it may be another one's child by the time it is to be ended."""
+    pinned = process.open_pinned(pid, None)
+    if pinned is None:
+        raise OSError("the init of the pod's pid namespace has ended")
+    return pinned
+
+
+def end(pinned: process.Pinned) -> None:
     """End the init, and with it whatever else is in its namespace."""
-    os.kill(pid, signal.SIGKILL)  # a child that has not been reaped: the number is its own
-    process.reap(pid)
+    pinned.send(signal.SIGKILL)
+    process.reap(pinned.pid)
+    pinned.close()
 
 
 def _in_between(tell: int, cgroup_path: str) -> None:

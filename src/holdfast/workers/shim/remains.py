@@ -1,14 +1,17 @@
 """The other processes of a container: those that do not end with its init, and signals to all of them."""
 
+import json
 import os
 import signal
+from pathlib import Path
 from typing import Final
 
-from holdfast.linux import cgroup, process
+from holdfast.linux import cgroup, files, process
 from holdfast.workers.shim.loop import Loop
 
 ROUNDS: Final = 500
 PAUSE: Final = 0.01
+SPEC_LIMIT: Final = 4 * 1024 * 1024
 
 
 def is_first_in_namespace(pid: int) -> bool:
@@ -30,6 +33,16 @@ def pids(path: str) -> set[int]:
     if holds_us(path):
         return set()
     return {pid for pid in cgroup.pids(path) if process.state(pid) not in ("Z", "X", "")}
+
+
+def cgroup_of_bundle(bundle: Path) -> str:
+    """The cgroup that a container was to have, while nothing is recorded of it; "" when that is not known, or ours."""
+    try:
+        spec = json.loads(files.read_bounded(bundle / "config.json", SPEC_LIMIT))
+        path = str(spec["linux"]["cgroupsPath"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return path if path.startswith("/") and not holds_us(path) else ""
 
 
 def signal_all(path: str, number: int) -> int:

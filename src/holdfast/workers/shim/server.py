@@ -18,8 +18,9 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from holdfast import __version__
-from holdfast.linux import process
+from holdfast.linux import files, process
 from holdfast.linux.inject import crashpoint
+from holdfast.model.witness import ExitRecord
 from holdfast.proto import containerd_task_pb2, task_pb2
 from holdfast.ttrpc.server import (
     FAILED_PRECONDITION,
@@ -33,7 +34,7 @@ from holdfast.ttrpc.server import (
 )
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import podinit, remains, stats
+from holdfast.workers.shim import adopt, podinit, remains, stats
 from holdfast.workers.shim.loop import Loop, Pause
 from holdfast.workers.shim.oci import Runtime
 from holdfast.workers.shim.operations import Operations
@@ -42,6 +43,9 @@ from holdfast.workers.shim.task import Process, State, Task
 
 SERVICES: Final = frozenset({"containerd.task.v2.Task", "containerd.task.v3.Task"})
 SIGNALS: Final = range(1, signal.SIGRTMAX + 1)
+LOCK: Final = "shim.lock"
+LOCK_SECONDS: Final = 5.0
+LOCK_PAUSE: Final = 0.002
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 Handler = Callable[[Any, Call], Coroutine[Pause, Any, Message | None]]
@@ -53,7 +57,7 @@ class Shim:
     def __init__(self, context: Context, runtime: Runtime) -> None:
         assert context.listener is not None
         self.loop = Loop(self._orphan)
-        self._operations = Operations(self.loop, runtime, context)
+        self.operations = self._operations = Operations(self.loop, runtime, context)
         self._tasks = self._operations.tasks
         self._server = Server(self.loop.selector, context.listener, self._take)
         self.loop.clocks.append(self._server)
@@ -145,6 +149,8 @@ class Shim:
             raise CallError(FAILED_PRECONDITION, f"cannot signal task {task.id}: the process has not been started")
         if request.all and task.record is not None:
             remains.signal_all(task.record.cgroup, request.signal)
+        elif one.pinned is not None:
+            one.pinned.send(request.signal)
         else:
             os.kill(one.pid, request.signal)  # it is a child that we have not reaped: the number is its own
         if request.signal == signal.SIGKILL and task.init.state is State.PAUSED:
@@ -253,6 +259,13 @@ class Shim:
         """Write it down, see to the rest of the container, complete its log, reap, tell: in this order."""
         assert task.record is not None
         record = exits.describe(task.record, code, status, "shim")
+        self.conclude(task, record)
+        process.reap(task.record.pid)
+        crashpoint("shim.reaped")
+        task.init.exited(record.code, record.finished_at)
+
+    def conclude(self, task: Task, record: ExitRecord) -> None:
+        assert task.record is not None
         try:
             if not task.discarded:
                 crashpoint("shim.exit")
@@ -263,9 +276,6 @@ class Shim:
             task.init.stdio.finish()
         except OSError:
             traceback.print_exc()  # the exit itself is not in doubt: whoever asks us is told
-        process.reap(task.record.pid)
-        crashpoint("shim.reaped")
-        task.init.exited(record.code, record.finished_at)
 
 
 def _finish(call: Call, reply: Message | None, error: Exception | None) -> None:
@@ -307,16 +317,36 @@ def _check_streams(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessReq
             _check_path(field, value)
 
 
+def _take_pod(directory: Path) -> int:
+    """Lock the pod: held by its shim and by whatever the shim has forked to do its work, until all of them are gone."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return files.lock(directory / LOCK)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_PAUSE)
+
+
 def main(context: Context) -> None:
     """A worker's life: be the reaper of what the OCI runtime leaves, serve until told to shut down."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the keeper has done with SIGHUP, SIGINT and SIGPIPE
     process.set_child_subreaper()
     arguments = context.args
-    shared = arguments.get("pid_namespace", False)
-    init = podinit.start(Path(arguments["directory"]), arguments.get("init_cgroup", "")) if shared else 0
+    directory, init_cgroup = Path(arguments["directory"]), arguments.get("init_cgroup", "")
+    adopts, shared = arguments.get("adopt", False), arguments.get("pid_namespace", False)
+    lock = _take_pod(directory)
+    init = None
+    if shared:
+        init = podinit.adopt(directory, init_cgroup) if adopts else podinit.pin(podinit.start(directory, init_cgroup))
     shim = Shim(context, Runtime.from_args(arguments["runtime"], context.fds[0] if context.fds else -1))
+    if adopts:
+        adopt.adopt(shim.loop, shim.operations, shim.conclude, directory, context)
     context.ready()
+    crashpoint("shim.ready")
     shim.loop.run()
-    if init:
+    if init is not None:
         podinit.end(init)
+    os.close(lock)
     sys.stderr.flush()

@@ -10,136 +10,24 @@ terminal   the OCI runtime sends the master over a socket; what it says is copie
 import errno
 import fcntl
 import os
-import selectors
 import socket
 import stat
 import struct
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from holdfast.linux import files, sockets
 from holdfast.workers.shim.crilog import CriLog, Records
+from holdfast.workers.shim.flight import FLIGHT, STREAMS, Flight
 from holdfast.workers.shim.loop import Loop, void
+from holdfast.workers.shim.pump import PIPE_BYTES, Announce, Copier, Pump, Sink
 
-PIPE_BYTES: Final = 1024 * 1024
-CHUNK: Final = 64 * 1024
 LOG_SCHEME: Final = "cri://"
 CONSOLE: Final = "console.sock"
 TIOCGPTPEER: Final = 0x5441
-_READ: Final = selectors.EVENT_READ
-_WRITE: Final = selectors.EVENT_WRITE
-
-Sink = Callable[[bytes], None]
-
-
-class Pump:
-    """Moves what a descriptor has to say to a sink, one portion a turn. Owns the descriptor."""
-
-    def __init__(self, loop: Loop, source: int, sink: Sink) -> None:
-        self._loop = loop
-        self._source = source
-        self._sink = sink
-        os.set_blocking(source, False)
-        loop.selector.register(source, _READ, self._readable)
-
-    def drain(self) -> None:
-        """Take what is there now: at most what the pipe can hold, as somebody may go on writing."""
-        left = 2 * PIPE_BYTES
-        while left > 0 and (taken := self._take()) > 0:
-            left -= taken
-
-    def close(self) -> None:
-        if self._source >= 0:
-            self._loop.selector.unregister(self._source)
-            os.close(self._source)
-            self._source = -1
-
-    def _readable(self, _: int) -> None:
-        if self._take() == 0:
-            self.close()
-
-    def _take(self) -> int:
-        """How many bytes were taken; 0 at the end, -1 when there is nothing now."""
-        if self._source < 0:
-            return -1
-        try:
-            data = os.read(self._source, CHUNK)
-        except BlockingIOError:
-            return -1
-        except OSError as exc:
-            if exc.errno == errno.EIO:  # a terminal whose other side has been hung up
-                return 0
-            raise
-        if data:
-            self._sink(data)
-        return len(data)
-
-
-class Copier:
-    """Copies from one descriptor to another with one portion in between: a target that is full stops the source.
-
-    Owns both. At the end of the source, or after `finish` when it has nothing more, the target is closed.
-    """
-
-    def __init__(self, loop: Loop, source: int, target: int) -> None:
-        self._selector = loop.selector
-        self._source = source
-        self._target = target
-        self._portion = b""
-        self._full = False
-        self._finishing = False
-        for fd in (source, target):
-            os.set_blocking(fd, False)
-        self._selector.register(source, _READ, self._ready)
-
-    def finish(self) -> None:
-        """Copy what is there, and close both once it is delivered."""
-        self._finishing = True
-        self._ready(0)
-
-    def close(self) -> None:
-        if self._source >= 0:
-            self._selector.unregister(self._target if self._full else self._source)
-            os.close(self._source)
-            os.close(self._target)
-            self._source = -1
-
-    def _ready(self, _: int) -> None:
-        while self._source >= 0 and (self._portion or self._read()) and self._write() and self._finishing:
-            pass
-
-    def _read(self) -> bool:
-        """Whether there is a portion to write now."""
-        try:
-            self._portion = os.read(self._source, CHUNK)
-        except BlockingIOError:
-            if self._finishing:
-                self.close()
-            return False
-        except OSError:  # EIO: a terminal whose other side has been hung up
-            self._portion = b""
-        if not self._portion:
-            self.close()
-        return bool(self._portion)
-
-    def _write(self) -> bool:
-        """Whether the portion is gone. While it is not, the target is watched instead of the source."""
-        try:
-            self._portion = self._portion[os.write(self._target, self._portion) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
-            return False
-        if bool(self._portion) is not self._full:
-            self._full = not self._full
-            self._selector.unregister(self._source if self._full else self._target)
-            waiting, event = (self._target, _WRITE) if self._full else (self._source, _READ)
-            self._selector.register(waiting, event, self._ready)
-        return not self._full
 
 
 class Stdio:
@@ -154,13 +42,15 @@ class Stdio:
         self.directory = directory
         self._pumps: list[Pump] = []
         self._copiers: list[Copier] = []
-        self._records: list[Records] = []
+        self._records: dict[str, Records] = {}
+        self._flight: Flight | None = None
         self._own_fifos: list[Path] = []
         self._stdin = -1
         self._master = -1
         self._slave = -1
         self._input: Copier | None = None  # to a terminal
         self._sink: Sink = void  # from it
+        self._announce: Announce = void
         self._ends: dict[int, int] = {}  # FIFOs that wait for it
         self._socket: socket.socket | None = None
         self._directory_fd = -1
@@ -189,6 +79,8 @@ class Stdio:
             copier.close()
         if self.log is not None:
             self.log.close()
+        if self._flight is not None:
+            self._flight.close()
         if self._socket is not None:
             self._close_socket()
         for fd in (self._master, self._slave, *self._ends.values()):
@@ -223,9 +115,10 @@ class Stdio:
             copier.finish()
         if self.log is not None:
             now = time.time_ns()
-            for records in self._records:
+            for name, records in self._records.items():
                 if rest := records.finish(now):
                     self.log.append(rest, now)
+                    self._landed(name, b"")
 
     def resize(self, width: int, height: int) -> None:
         """Raises OSError ENOTTY without a terminal."""
@@ -240,7 +133,7 @@ class Stdio:
         for number in (0, 1, 2):
             self.fds[number] = _open_null()
         if stdout.startswith(LOG_SCHEME):
-            self._sink = self._to_log("stdout", stdout.removeprefix(LOG_SCHEME))
+            self._sink, self._announce = self._to_log("stdout", stdout.removeprefix(LOG_SCHEME))
         elif stdout:
             self._ends[1] = open_fifo(stdout, os.O_RDWR)
         if stdin:
@@ -261,13 +154,16 @@ class Stdio:
         if not received:
             raise OSError(errno.EBADMSG, "no terminal came over the console socket")
         self._close_socket()
-        self._master = self.kept["tty"] = received[0]
+        self._connect(received[0])
+
+    def _connect(self, master: int) -> None:
+        self._master = self.kept["tty"] = master
         self._slave = fcntl.ioctl(self._master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         source = _duplicate(self._master)  # an epoll knows a descriptor once, and each direction needs its own entry
         if 1 in self._ends:
             self._copiers.append(Copier(self._loop, source, self._ends.pop(1)))
         else:
-            self._pumps.append(Pump(self._loop, source, self._sink))
+            self._pumps.append(Pump(self._loop, source, self._sink, self._announce))
         if 0 in self._ends:
             self._input = Copier(self._loop, self._ends.pop(0), _duplicate(self._master))
 
@@ -302,20 +198,95 @@ class Stdio:
         _enlarge(writer)
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self.kept[name] = reader
-        self._pumps.append(Pump(self._loop, reader, self._to_log(name, path)))
+        self._pumps.append(Pump(self._loop, reader, *self._to_log(name, path)))
         return writer
 
-    def _to_log(self, name: str, path: str) -> Sink:
+    def _to_log(self, name: str, path: str, rest: bytes = b"") -> tuple[Sink, Announce]:
+        """What takes the bytes of a stream, and what is to be told before they are read."""
         if self.log is None:
             self.log = CriLog(path, self._loop.timers.add)
-        log, records = self.log, Records(name)
-        self._records.append(records)
+        flight = self._open_flight()
+        log, records = self.log, Records(name, rest)
+        self._records[name] = records
 
         def take(data: bytes) -> None:
             now = time.time_ns()
             log.append(records.feed(data, now), now)
+            flight.landed(name, records.rest, log.lost)
 
-        return take
+        return take, lambda size: flight.announce(name, size)
+
+    def _open_flight(self) -> Flight:
+        if self._flight is None:
+            self._flight = Flight(self.directory)
+            self._own_fifos.append(self.directory / FLIGHT)
+        return self._flight
+
+    def _landed(self, name: str, rest: bytes) -> None:
+        if self._flight is not None and self.log is not None:
+            self._flight.landed(name, rest, self.log.lost)
+
+    # -- of a process that has had another shim
+
+    def claim(self) -> None:
+        """Take over the files that a dead shim has made here."""
+        for name in ("stdin", *STREAMS, CONSOLE, FLIGHT):
+            if (path := self.directory / name).exists():
+                self._own_fifos.append(path)
+
+    def adopt(self, paths: tuple[str, str, str], terminal: bool, held: Mapping[str, int]) -> None:
+        """Connect to a process that runs, or has run. `held` is what the keeper has, its descriptors now ours.
+
+        Raises OSError for what cannot be had; the rest is connected.
+        """
+        self.claim()
+        stdin, *outputs = paths
+        failed: OSError | None = None
+        if not terminal and "stdin" in held:
+            try:
+                self._stdin = self.kept["stdin"] = open_fifo(stdin, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as exc:  # nobody reads it any more
+                failed = exc if exc.errno != errno.ENXIO else None
+        for name, target in zip(STREAMS, outputs, strict=True):
+            if not target.startswith(LOG_SCHEME) or (terminal and name == "stderr"):
+                continue
+            sink, announce = self._resume_log(name, target.removeprefix(LOG_SCHEME))
+            if terminal:
+                self._sink, self._announce = sink, announce
+                continue
+            try:
+                reader = open_fifo(str(self.directory / name), os.O_RDONLY)
+            except OSError as exc:
+                failed = exc
+                continue
+            self.kept[name] = reader
+            self._pumps.append(Pump(self._loop, reader, sink, announce))
+        if terminal and "tty" in held:
+            if outputs[0] and not outputs[0].startswith(LOG_SCHEME):
+                self._ends[1] = open_fifo(outputs[0], os.O_RDWR)
+            if stdin:
+                self._ends[0] = open_fifo(stdin, os.O_RDWR)
+            self._connect(held["tty"])
+        elif terminal:
+            failed = OSError(errno.EIO, "its terminal is gone: nobody has held it")
+        if failed is not None:
+            raise failed
+
+    def _resume_log(self, name: str, path: str) -> tuple[Sink, Announce]:
+        """Go on with the log; what the dead shim may have taken with it is counted there."""
+        if self.log is None:
+            self.log = CriLog(path, self._loop.timers.add, adopted=True)
+            lines, size = self._open_flight().left_lost()
+            if size:
+                self.log.lose(lines, size, "its shim was killed before it could say so", time.time_ns())
+        announced, rest = self._open_flight().left(name)
+        if announced:  # the rest may or may not have been completed by what was announced
+            why = f"its shim was killed; at most so much of {name} was on its way"
+            self.log.lose(1, announced + len(rest), why, time.time_ns())
+            rest = b""
+        resumed = self._to_log(name, path, rest)
+        self._landed(name, rest)
+        return resumed
 
     def _own(self, path: str) -> None:
         """Make a FIFO that is to be in our directory; one that is somewhere else is the caller's."""

@@ -1,13 +1,20 @@
 """A container's task inside its shim, and the processes executed in it: what exists, and in which state."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from typing import Final
 
+from holdfast.linux import files
+from holdfast.linux.process import Pinned
 from holdfast.model.witness import InitRecord
 from holdfast.workers.shim.loop import Lock
 from holdfast.workers.shim.stdio import Stdio
+
+TASK_FILE: Final = "task.json"  # what Create was asked for, for a shim that has to adopt the task
+_LIMIT: Final = 64 * 1024
 
 
 class State(IntEnum):
@@ -33,6 +40,7 @@ class Process:
     pid: int = 0
     exit_code: int = 0
     exited_at: int = 0
+    pinned: Pinned | None = None  # of an adopted process: it is not our child, so its pid alone is not its own
     waiters: list[tuple[Callable[[], None], Callable[[], bool]]] = field(default_factory=list)
 
     @property
@@ -78,3 +86,18 @@ class Task:
 
     def find(self, exec_id: str) -> Process | None:
         return self.execs.get(exec_id) if exec_id else self.init
+
+
+def write_task(bundle: Path, one: Process) -> None:
+    about = {"paths": one.paths, "terminal": one.terminal}
+    files.write_atomic(bundle / TASK_FILE, json.dumps(about).encode(), sync=False)
+
+
+def read_task(bundle: Path) -> tuple[tuple[str, str, str], bool] | None:
+    """(stdin, stdout and stderr, whether on a terminal); None when it was not written or cannot be read."""
+    try:
+        about = json.loads(files.read_bounded(bundle / TASK_FILE, _LIMIT))
+        stdin, stdout, stderr = map(str, about["paths"])
+        return (stdin, stdout, stderr), bool(about["terminal"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

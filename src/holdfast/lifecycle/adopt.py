@@ -1,0 +1,106 @@
+"""A shim that dies is not the death of its containers: another one adopts its pod.
+
+The shim's end is seen at its pidfd, whoever its parent is, and at the start of the daemon. Until a pod has a shim again
+its containers run on; the keeper, or the kernel, remembers how they end.
+"""
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Final
+
+from holdfast.lifecycle.tasks import Background
+from holdfast.lifecycle.world import Pod, World
+from holdfast.linux import process
+from holdfast.linux.inject import crashpoint
+from holdfast.model.errors import HoldfastError
+from holdfast.model.spec import PodMetadata
+from holdfast.model.state import REASON_SHIM
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.handlers import Handlers
+from holdfast.runtime.shims import Shims, alive, wait_gone
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST: Final = 0.25
+RETRY_LONGEST: Final = 60.0
+
+
+def init_cgroup(meta: PodMetadata) -> str:
+    """Where the init of a shared pid namespace is, so that it can be found and ended without its shim."""
+    return f"{meta.cgroup_parent.rstrip('/')}/{meta.id}"
+
+
+class Adopter:
+    """Keeps a living shim behind each pod, one background task a pod."""
+
+    def __init__(self, world: World, shims: Shims, handlers: Handlers, background: Background) -> None:
+        self._world = world
+        self._shims = shims
+        self._handlers = handlers
+        self._background = background
+
+    def watch(self, pod: Pod) -> None:
+        """See to it that the death of this pod's shim is noticed and made good."""
+        self._background.start(f"shim-watch {pod.meta.id}", self._watch(pod))
+
+    async def ensure(self, pod: Pod) -> bool:
+        """Whether the pod has a living shim; one that is dead is replaced first, if that can be done."""
+        async with pod.shim_lock:
+            shim = pod.status.shim
+            if shim is not None and alive(shim):
+                return True
+            if not self._wanted(pod):
+                return False
+            try:
+                await self._adopt(pod)
+            except (HoldfastError, OSError) as exc:
+                log.warning("cannot replace the shim of pod %s: %s", pod.meta.id, exc)
+                await self._mark_lost(pod)
+                return False
+            return True
+
+    async def release(self, pod: Pod) -> None:
+        """The pod is being taken apart: its shim's death is meant from now on."""
+        async with pod.shim_lock:
+            pod.released = True
+
+    async def _watch(self, pod: Pod) -> None:
+        wait = RETRY_FIRST
+        while self._wanted(pod):
+            if (shim := pod.status.shim) is not None and await wait_gone(shim) and not self._wanted(pod):
+                return
+            if await self.ensure(pod):
+                wait = RETRY_FIRST
+            else:
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, RETRY_LONGEST)
+
+    def _wanted(self, pod: Pod) -> bool:
+        """Whether this pod should have a shim: not one that is over, being taken apart, or of an earlier boot."""
+        if pod.released or pod.status.stopped_at or not pod.acknowledged or pod.meta.id not in self._world.pods:
+            return False
+        return pod.status.shim is not None and pod.status.shim.boot_id == process.boot_id()
+
+    async def _adopt(self, pod: Pod) -> None:
+        crashpoint("adopt.begin")
+        handler = self._handlers.get(pod.meta.handler)
+        shared = pod.config.linux.security_context.namespace_options.pid == pb.POD
+        before = pod.status.shim
+        shim = await self._shims.adopt(pod.meta.id, handler, shared, init_cgroup(pod.meta))
+        crashpoint("adopt.forked")
+        await self._world.update_pod(
+            pod,
+            lambda status: replace(
+                status,
+                shim=shim,
+                ready=status.ready or status.reason == REASON_SHIM,
+                reason="" if status.reason == REASON_SHIM else status.reason,
+            ),
+        )
+        crashpoint("adopt.recorded")
+        log.info("pod %s: shim %d is gone, %d has adopted it", pod.meta.id, before.pid if before else 0, shim.pid)
+
+    async def _mark_lost(self, pod: Pod) -> None:
+        if pod.status.ready:
+            await self._world.update_pod(pod, lambda status: replace(status, ready=False, reason=REASON_SHIM))
