@@ -23,7 +23,7 @@ def complaints(node: Node) -> list[str]:
     ]
 
 
-def check(node: Node, seconds: float = 20.0) -> None:
+def check(node: Node, seconds: float = 60.0) -> None:
     """Assert that the doctor finds no orphan and no inconsistency; what is still being taken apart gets time to go."""
     last: list[str] = []
 

@@ -18,7 +18,7 @@ BLOB_SECONDS: Final = 3600.0  # for which blobs of a pull that failed are kept f
 STATE_NAMES: Final = frozenset({
     "holdfast.sock", "holdfastd.toml", "keeper.sock", "keeper.lock", "keeper.log", "oci", "pods", "rehearsal",
 })  # fmt: skip
-ROOT_NAMES: Final = frozenset({"lock", "content", "ingest", "snapshots", "quarantine"})
+ROOT_NAMES: Final = frozenset({"lock", "content", "ingest", "snapshots", "quarantine", "lost+found"})
 STORE: Final = "holdfast.db"  # and what begins so
 
 
@@ -111,6 +111,8 @@ class _Processes:
             return Finding("process", where, Verdict.OK, f"it works for pid {one.parent}", NODE)
         if not self._listed and self._keepers:
             return Finding("process", where, Verdict.UNKNOWN, "the keeper does not answer, so nobody knows whose it is")
+        if not self._survey.looked(f"pid {one.parent}"):
+            return Finding("process", where, Verdict.UNKNOWN, f"its parent {one.parent} could not be looked at")
         why = "no keeper lists it, no pod's row names it, and its parent is not one of ours"
         kind = "shim" if one.name == "hf-shim" else "process"
         return Finding(kind, where, Verdict.ORPHAN, why, fix=Fix.KILL, process=self._ref(one))
@@ -138,6 +140,8 @@ class _Processes:
         where, command = _pid(one), " ".join(one.argv)
         if one.parent in self._parents - self._keepers:
             return Finding("runtime command", where, Verdict.OK, command, NODE)
+        if not self._survey.looked(f"pid {one.parent}"):
+            return Finding("runtime command", where, Verdict.UNKNOWN, f"its parent {one.parent} could not be looked at")
         why = f"whoever ran it is gone: {command}"
         return Finding("runtime command", where, Verdict.ORPHAN, why, fix=Fix.KILL, process=self._ref(one))
 
@@ -235,7 +239,9 @@ def _state(owners: Owners) -> Iterator[Finding]:
 def _pods(owners: Owners) -> Iterator[Finding]:
     survey = owners.survey
     oci = f"{survey.state}/oci"
-    known = {one.name for runtime in survey.names(oci) for one in survey.names(f"{oci}/{runtime.name}")}
+    runtimes = [f"{oci}/{entry.name}" for entry in survey.names(oci)]
+    known = {one.name for runtime in runtimes for one in survey.names(runtime)}
+    all_known = all(map(survey.looked, ("mounts", oci, *runtimes)))
     for pod in survey.names(f"{survey.state}/pods"):
         where = f"{survey.state}/pods/{pod.name}"
         if pod.kind != "directory" or not is_id(pod.name):
@@ -247,7 +253,7 @@ def _pods(owners: Owners) -> Iterator[Finding]:
         for entry in survey.names(where):
             if is_id(entry.name):
                 yield owners.thing("bundle", f"{where}/{entry.name}", entry.name)
-                if owners.over(entry.name) and entry.name not in known:
+                if owners.over(entry.name) and entry.name not in known and all_known:
                     yield from _remains(owners, f"{where}/{entry.name}", entry.name)
             elif TEMPORARY.fullmatch(entry.name):
                 yield from _temporary(f"{where}/{entry.name}", entry)
@@ -256,7 +262,7 @@ def _pods(owners: Owners) -> Iterator[Finding]:
 def _remains(owners: Owners, bundle: str, id: str) -> Iterator[Finding]:
     """What a task that is over, and that its runtime has forgotten, has left in its bundle."""
     survey = owners.survey
-    if f"{bundle}/rootfs" in owners.mounted or not survey.looked("mounts"):
+    if f"{bundle}/rootfs" in owners.mounted:
         return
     why = f"the task of {owners.name(id)} is over"
     for entry in survey.names(bundle):

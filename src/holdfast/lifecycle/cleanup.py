@@ -90,8 +90,10 @@ class Cleanup:
             files.unlink(self._bundle(container) / name)
 
     async def container(self, container: Container) -> None:
-        """Remove every trace of a container that has no task: bundle, snapshot, and last its row."""
+        """Remove every trace of a container: what its task has left, bundle, snapshot, and last its row."""
         bundle = self._bundle(container)
+        if await in_thread(self._has_task, container):
+            await self.task(container)
         if bundle.exists():
             await in_thread(files.remove_tree, bundle)
         crashpoint("remove.bundle")
@@ -126,6 +128,12 @@ class Cleanup:
         crashpoint("rmp.directory")
         await self._world.delete_pod(pod)
         crashpoint("rmp.row")
+
+    def _has_task(self, container: Container) -> bool:
+        """Whether anything of a task is there: daemon and shim may have died while one was being made."""
+        state = Path(self._handlers.get(container.pod.meta.handler).root, container.meta.id)
+        mounts = mount.mounts_below(self._bundle(container) / "rootfs")
+        return bool(mounts) or state.exists() or cgroup.exists(container_cgroup(container))
 
     def _unpin(self, pod_id: str) -> None:
         if not self._layout.pod(pod_id).exists():

@@ -7,7 +7,6 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -65,11 +64,14 @@ class Survey:
 
     def looked(self, where: str) -> bool:
         """Whether what is not in this directory, or this cgroup, is known not to be there."""
-        return where not in self.unknown
+        return not any(where == place or where.startswith(f"{place}/") for place in self.unknown)
 
 
-def take(place: Place, workers: Iterable[WorkerInfo] | None, boot_id: str) -> Survey:
-    """Look at everything once; processes first, because what they use outlives them."""
+def take(place: Place, boot_id: str) -> Survey:
+    """Look at everything once; processes first, because what they use outlives them.
+
+    The keeper is to be asked for its workers after that: one that it does not list then is not its own.
+    """
     look = _Look(place)
     processes = look.processes()
     mounts = look.mounts()
@@ -82,7 +84,7 @@ def take(place: Place, workers: Iterable[WorkerInfo] | None, boot_id: str) -> Su
         state=look.state,
         boot_id=boot_id,
         processes=processes,
-        workers=None if workers is None else tuple(workers),
+        workers=None,
         mounts=mounts,
         cgroups=look.cgroups(inits),
         files=look.files,

@@ -12,7 +12,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from holdfast.lifecycle.belongings import plan
@@ -86,9 +86,13 @@ class Sweeper:
 
     async def sweep(self, problems: list[str]) -> list[str]:
         """Remove every orphan. Returns what was removed; appends to `problems` what could not be."""
-        found = Examination(await self._look())
-        if found.orphans:
-            found = self._agreed(found.findings, await self._look())
+        try:
+            found = Examination(await self._look())
+            if found.orphans:
+                found = self._agreed(found.findings, await self._look())
+        except (OSError, HoldfastError) as exc:
+            problems.append(f"cannot look for orphans: {exc}")
+            return []
         await self._fix(found)
         await in_thread(cgroup.remove_if_empty, self._cgroup_root)
         problems += found.problems
@@ -114,8 +118,9 @@ class Sweeper:
     async def _look(self) -> list[Finding]:
         rows = await self._rows()
         place = Place(self._layout, self._cgroup_root, rows.cgroup_parents, rows.ids)
-        workers = await self._workers()
-        survey = await in_thread(take, place, workers, process.boot_id())
+        survey = await in_thread(take, place, process.boot_id())
+        if (workers := await self._workers()) is not None:
+            survey = replace(survey, workers=tuple(workers))
         return plan(survey, await self._rows())
 
     async def _fix(self, found: Examination) -> None:

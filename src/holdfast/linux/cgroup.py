@@ -103,6 +103,7 @@ def children(path: str) -> set[str]:
     """Names of the cgroups directly below, of all hierarchies."""
     names: set[str] = set()
     for directory in _directories(path):
+        fault("cgroup-list", directory)
         try:
             with os.scandir(directory) as entries:
                 names.update(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

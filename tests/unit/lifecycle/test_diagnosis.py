@@ -1,0 +1,214 @@
+"""The doctor's judgement by itself: a survey and rows in, findings out; above all, an error is not absence (F06)."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.lifecycle.belongings import KEEPER, plan
+from holdfast.lifecycle.diagnosis import Finding, Fix, Verdict
+from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.rows import ContainerRow, PodRow, Rows, UnderWay
+from holdfast.lifecycle.survey import Entry, Place, Survey
+from holdfast.linux.table import Listed
+from holdfast.model.spec import ContainerMetadata, PodMetadata
+from holdfast.model.state import ContainerStatus, PodStatus, ProcessRef
+from holdfast.runtime.keeper import WorkerInfo
+from holdfast.store.images import SnapshotRow
+
+POD, OTHER_POD, CONTAINER = "a" * 64, "b" * 64, "c" * 64
+STRAY = "d" * 64
+BOOT = "this boot"
+PARENT = f"/holdfast/{POD}"
+SHIM = ProcessRef(10, 100, BOOT)
+INIT = ProcessRef(20, 200, BOOT)
+LAYER = "sha256:1"
+
+
+def listed(pid: int, start: int, name: str, *argv: str, parent: int = 1, state: str = "S", cgroup: str = "/") -> Listed:
+    return Listed(pid, start, parent, state, name, argv, (cgroup,))
+
+
+def worker(pid: int, start: int, name: str, parent: int = 5) -> Listed:
+    return listed(pid, start, name, "python", "-m", KEEPER, "--state", "/s", parent=parent)
+
+
+def container(**status: Any) -> ContainerRow:
+    meta = ContainerMetadata(CONTAINER, POD, "main", 0, b"", "", "", CONTAINER, "", "", 1)
+    return ContainerRow(meta, ContainerStatus(**status))
+
+
+RUNNING = container(started_at=1, process=INIT)
+EXITED = container(started_at=1, finished_at=2, process=INIT)
+POD_ROW = PodRow(PodMetadata(POD, "web", "default", "u", 0, "crun", b"", PARENT, True, 1), PodStatus(True, shim=SHIM))
+SNAPSHOTS = (SnapshotRow(LAYER, "committed", None, 1), SnapshotRow(CONTAINER, "active", LAYER, 2))
+ROWS = Rows({POD: POD_ROW}, {CONTAINER: RUNNING}, layers={LAYER: "sha256:image"}, snapshots=SNAPSHOTS)
+
+
+def directory(*names: str) -> tuple[Entry, ...]:
+    return tuple(Entry(name, "directory") for name in names)
+
+
+SURVEY = Survey(
+    place=Place(Layout(Path("/r"), Path("/s")), "/holdfast", frozenset({PARENT}), ROWS.ids),
+    root="/r",
+    state="/s",
+    boot_id=BOOT,
+    processes=(
+        worker(5, 50, "hf-keeper", 1),
+        worker(6, 51, "hf-template"),
+        worker(10, 100, "hf-shim"),
+        worker(11, 110, "hf-shim", parent=10),
+        listed(12, 120, "crun", "/usr/bin/crun", "--root", "/s/oci/crun", "start", parent=11),
+        listed(20, 200, "sleep", "sleep", parent=10, cgroup=f"{PARENT}/{CONTAINER}"),
+        listed(99, 990, "bash", "bash", cgroup="/user"),
+    ),
+    workers=(WorkerInfo("shim", POD, 10, 100),),
+    mounts=(),
+    cgroups=(PARENT, f"{PARENT}/{CONTAINER}"),
+    files={
+        "/s": directory("pods", "oci"),
+        "/s/oci": directory("crun"),
+        "/s/oci/crun": directory(CONTAINER),
+        "/s/pods": directory(POD),
+        f"/s/pods/{POD}": directory(CONTAINER, "ns"),
+        f"/s/pods/{POD}/{CONTAINER}": (Entry("stdout", "fifo"),),
+        "/r": directory("snapshots"),
+        "/r/snapshots": directory("1", "2"),
+    },
+    inits={},
+    unknown={},
+)
+
+
+def wrong(survey: Survey = SURVEY, rows: Rows = ROWS) -> list[Finding]:
+    return [finding for finding in plan(survey, rows) if finding.verdict is not Verdict.OK]
+
+
+def only(found: list[Finding]) -> Finding:
+    assert len(found) == 1, found
+    return found[0]
+
+
+def without(*pids: int) -> tuple[Listed, ...]:
+    return tuple(one for one in SURVEY.processes if one.pid not in pids)
+
+
+def test_what_is_as_it_should_be() -> None:
+    assert wrong() == []
+    owners = {finding.where: finding.owner for finding in plan(SURVEY, ROWS)}
+    assert owners["pid 10 (hf-shim)"] == owners[PARENT] == owners[f"/s/pods/{POD}"] == "pod default/web"
+    assert owners["pid 20 (sleep)"] == owners[f"{PARENT}/{CONTAINER}"] == "container main"
+    assert not [where for where in owners if "pid 99" in where], "what is not ours is not our business"
+
+
+def test_without_its_row_everything_of_a_pod_is_an_orphan_and_processes_go_first() -> None:
+    found = wrong(replace(SURVEY, inits={}), Rows({}, {}))
+    assert {finding.verdict for finding in found} == {Verdict.ORPHAN}
+    kinds = [finding.kind for finding in found]
+    assert kinds[:2] == ["shim", "process"]
+    assert set(kinds) == {"shim", "process", "cgroup", "pod directory", "runtime state", "snapshot directory"}
+    assert [finding.fix for finding in found] == sorted((one.fix for one in found), key=list(Fix).index)
+
+
+def test_a_row_that_cannot_be_read_owns_what_bears_its_id() -> None:
+    rows = Rows({}, {}, unreadable=frozenset({POD, CONTAINER}), layers=ROWS.layers, snapshots=SNAPSHOTS)
+    assert {finding.verdict for finding in wrong(rows=rows)} == {Verdict.UNKNOWN}
+    assert {finding.kind for finding in wrong(rows=rows)} == {"row"}
+
+
+def test_f06_a_process_that_could_not_be_looked_at_is_not_gone() -> None:
+    gone = replace(SURVEY, processes=without(20))
+    assert only(wrong(gone)).why == "RUNNING, but its process is gone"
+    unseen = replace(gone, unknown={"pid 20": "Input/output error"})
+    assert {finding.verdict for finding in wrong(unseen)} == {Verdict.UNKNOWN}
+    blind = replace(SURVEY, processes=(), unknown={"/proc": "Input/output error"})
+    found = {finding.kind: finding.verdict for finding in wrong(blind)}
+    assert found == {"place": Verdict.UNKNOWN, "container": Verdict.UNKNOWN}
+
+
+def test_f06_a_keeper_that_does_not_answer_has_not_lost_its_shims() -> None:
+    assert wrong(replace(SURVEY, workers=None)) == [], "the row names the shim"
+    found = wrong(replace(SURVEY, workers=None), Rows({}, {}, unreadable=ROWS.ids))
+    shims = [one for one in found if one.kind in ("process", "shim")]
+    assert shims and {one.verdict for one in shims} == {Verdict.UNKNOWN}
+    no_keeper = replace(SURVEY, workers=None, processes=without(5, 6, 20))
+    (shim,) = [one for one in wrong(no_keeper, Rows({}, {})) if one.kind == "shim"]
+    assert (shim.verdict, shim.fix, shim.process) == (Verdict.ORPHAN, Fix.KILL, SHIM)
+
+
+@pytest.mark.parametrize("pid", [10, 11])
+def test_f06_a_command_whose_parent_could_not_be_looked_at_is_not_forsaken(pid: int) -> None:
+    survey = replace(SURVEY, processes=without(pid), unknown={f"pid {pid}": "Input/output error"})
+    assert {finding.verdict for finding in wrong(survey)} == {Verdict.UNKNOWN}
+
+
+@pytest.mark.parametrize("place", ["mounts", "/s/oci", "/s/oci/crun"])
+def test_f06_what_a_task_has_left_goes_only_when_the_runtime_is_known_to_have_forgotten_it(place: str) -> None:
+    survey = replace(SURVEY, processes=without(20), cgroups=(PARENT,))
+    survey = replace(survey, files={**SURVEY.files, "/s/oci/crun": ()})
+    rows = replace(ROWS, containers={CONTAINER: EXITED})
+    fifo = only(wrong(survey, rows))
+    assert (fifo.kind, fifo.fix) == ("fifo", Fix.DELETE)
+    assert {one.verdict for one in wrong(replace(survey, unknown={place: "no"}), rows)} == {Verdict.UNKNOWN}
+
+
+@pytest.mark.parametrize("place", ["/r/snapshots", "/s/pods", f"/s/pods/{POD}", PARENT])
+def test_f06_a_directory_that_could_not_be_listed_is_not_empty(place: str) -> None:
+    below = {path: entries for path, entries in SURVEY.files.items() if not f"{path}/".startswith(f"{place}/")}
+    cgroups = tuple(path for path in SURVEY.cgroups if not path.startswith(place))
+    missing = replace(SURVEY, files=below, cgroups=cgroups)
+    assert {one.verdict for one in wrong(missing)} == {Verdict.INCONSISTENT}
+    unseen = wrong(replace(missing, unknown={place: "Input/output error"}))
+    assert [(one.kind, one.verdict) for one in unseen] == [("place", Verdict.UNKNOWN)]
+
+
+@pytest.mark.parametrize(
+    ("survey", "rows", "why"),
+    [
+        ({}, {"containers": {CONTAINER: EXITED}}, "EXITED, but its process lives"),
+        ({"processes": without(10, 11, 12)}, {}, "READY, but its shim is gone"),
+        ({"cgroups": (f"{PARENT}/{CONTAINER}",)}, {}, "READY, but its cgroup is missing"),
+        ({}, {"snapshots": SNAPSHOTS[:1]}, f"it has no snapshot {CONTAINER}"),
+        ({}, {"blobs": frozenset({"sha256:x"})}, "an image refers to it, and its file is missing"),
+    ],
+)
+def test_rows_that_do_not_agree_with_the_node(survey: dict[str, Any], rows: dict[str, Any], why: str) -> None:
+    found = wrong(replace(SURVEY, **survey), replace(ROWS, **rows))
+    assert why in [finding.why for finding in found]
+    assert {one.kind for one in found if one.verdict is Verdict.ORPHAN} <= {"snapshot directory"}
+
+
+def test_two_shims_of_one_pod() -> None:
+    second = replace(SURVEY, processes=(*SURVEY.processes, worker(30, 300, "hf-shim")))
+    second = replace(second, workers=(*(SURVEY.workers or ()), WorkerInfo("shim", POD, 30, 300)))
+    assert only(wrong(second)).why == "the pod has 2 shims"
+
+
+def test_what_is_under_way_is_left_alone() -> None:
+    busy = replace(POD_ROW, intents=frozenset({"run"}), status=PodStatus())
+    survey = replace(SURVEY, processes=without(20), cgroups=(), files={})
+    assert wrong(replace(survey, files={"/r/snapshots": directory("1", "2")}), replace(ROWS, pods={POD: busy})) == []
+    arriving = UnderWay(arriving=True, transfers=frozenset({"part"}), directories=frozenset({3}))
+    files = {**SURVEY.files, "/r/ingest": (Entry("part", "file"), Entry("old", "file"))}
+    files["/r/snapshots"] = directory("1", "2", "3", "4")
+    found = wrong(replace(SURVEY, files=files), replace(ROWS, under_way=arriving))
+    assert [finding.where for finding in found] == ["/r/ingest/old", "/r/snapshots/4"]
+
+
+def test_a_cgroup_that_is_not_ours_alone_is_never_emptied() -> None:
+    """A kubelet's pod cgroup: what is in it may be somebody else's."""
+    parent = "/kubepods/pod1"
+    meta = replace(POD_ROW.meta, cgroup_parent=parent, owns_cgroup=False)
+    rows = replace(ROWS, pods={POD: replace(POD_ROW, meta=meta)})
+    foreign = listed(40, 400, "other", cgroup=f"{parent}/{STRAY}")
+    inside = listed(20, 200, "sleep", parent=10, cgroup=f"{parent}/{CONTAINER}/{STRAY}")
+    survey = replace(
+        SURVEY,
+        processes=(*without(20), foreign, inside),
+        cgroups=(parent, f"{parent}/{CONTAINER}", f"{parent}/{STRAY}"),
+    )
+    found = wrong(survey, rows)
+    assert {finding.where for finding in found} == {"pid 40 (other)", f"{parent}/{STRAY}"}
+    assert {finding.verdict for finding in found} == {Verdict.UNKNOWN}
