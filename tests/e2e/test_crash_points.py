@@ -28,6 +28,7 @@ from kit.node import Node, until
 from kit.registry import push, registry
 
 from holdfast.linux import process
+from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
 
 SEED = os.environ.get("HOLDFAST_SEED", "") or secrets.token_hex(4)
@@ -319,7 +320,7 @@ class RemoveImage(Import):
 
 
 class Recover(Operation):
-    """Recovery itself is stopped: with containers in every state, one that exits meanwhile, and a half-done create."""
+    """Recovery itself is stopped: with containers in every state, and an orphan to sweep."""
 
     def prepare(self, stage: Stage) -> Target:
         target = super().prepare(stage).running()
@@ -328,6 +329,7 @@ class Recover(Operation):
         target.facts["exited"] = node.run(target.pod, "exit 4", "exited")
         node.exited(str(target.facts["exited"]))
         node.kill()
+        (node.state / "pods" / new_id()).mkdir()
         return target
 
     def act(self, stage: Stage, target: Target) -> None:

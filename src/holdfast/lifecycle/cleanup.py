@@ -64,16 +64,8 @@ class Cleanup:
 
     async def task(self, container: Container) -> None:
         """Delete the container's task: runtime state, mounts, cgroup. What is already gone is fine."""
-        pod, bundle = container.pod, self._bundle(container)
-        if await self._adopter.ensure(pod):
-            try:
-                await (await self._shims.task(pod.meta.id)).delete(container.meta.id)
-            except NotFound:
-                pass  # gone from the shim; what it may have left behind is checked below
-            except FailedPrecondition:
-                await self.kill(container)  # it is over as far as the record goes, and yet it runs
-                raise
-        else:
+        bundle = self._bundle(container)
+        if not await self._deleted_by_shim(container):
             await self.kill(container)
             await self._runtime_delete(container)
         if bundle.exists():
@@ -82,6 +74,19 @@ class Cleanup:
         await self._remove_cgroup(container_cgroup(container))
         crashpoint("task.cgroup")
         container.cleaned.set()
+
+    async def clear_cgroup(self, container: Container) -> None:
+        """See to it that nobody is in the container's cgroup before it starts.
+
+        What is left of an attempt that was cut off is ended. Raises FailedPrecondition for anybody else's processes.
+        """
+        path = container_cgroup(container)
+        if not await in_thread(cgroup.populated, path):
+            return
+        if not await in_thread(self._has_task, container):
+            why = f"its cgroup {path} has processes that are not its own"
+            raise FailedPrecondition(f"cannot start container {container.meta.id}: {why}")
+        await self.discard(container)
 
     async def discard(self, container: Container) -> None:
         """Delete a task that was created but never started, with every sign that it ever was."""
@@ -94,6 +99,7 @@ class Cleanup:
         bundle = self._bundle(container)
         if await in_thread(self._has_task, container):
             await self.task(container)
+        await self._remove_cgroup(container_cgroup(container))  # while somebody else is in it, the row stays
         if bundle.exists():
             await in_thread(files.remove_tree, bundle)
         crashpoint("remove.bundle")
@@ -129,11 +135,25 @@ class Cleanup:
         await self._world.delete_pod(pod)
         crashpoint("rmp.row")
 
+    async def _deleted_by_shim(self, container: Container) -> bool:
+        """Whether the pod's shim sees to it; not so when it does not know a task that the runtime does know."""
+        if not await self._adopter.ensure(container.pod):
+            return False
+        try:
+            await (await self._shims.task(container.pod.meta.id)).delete(container.meta.id)
+        except NotFound:
+            return not self._runtime_state(container).exists()
+        except FailedPrecondition:
+            await self.kill(container)  # it is over as far as the record goes, and yet it runs
+            raise
+        return True
+
     def _has_task(self, container: Container) -> bool:
         """Whether anything of a task is there: daemon and shim may have died while one was being made."""
-        state = Path(self._handlers.get(container.pod.meta.handler).root, container.meta.id)
-        mounts = mount.mounts_below(self._bundle(container) / "rootfs")
-        return bool(mounts) or state.exists() or cgroup.exists(container_cgroup(container))
+        return bool(mount.mounts_below(self._bundle(container) / "rootfs")) or self._runtime_state(container).exists()
+
+    def _runtime_state(self, container: Container) -> Path:
+        return Path(self._handlers.get(container.pod.meta.handler).root, container.meta.id)
 
     def _unpin(self, pod_id: str) -> None:
         if not self._layout.pod(pod_id).exists():
@@ -159,7 +179,7 @@ class Cleanup:
     async def _runtime_delete(self, container: Container) -> None:
         """What the shim would do, for a shim that is dead."""
         handler = self._handlers.get(container.pod.meta.handler)
-        left = Path(handler.root, container.meta.id)
+        left = self._runtime_state(container)
         if not left.exists():
             return
         command = (handler.binary, "--root", handler.root, "delete", "--force", container.meta.id)

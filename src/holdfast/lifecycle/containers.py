@@ -11,14 +11,14 @@ from typing import Final
 from holdfast.images.service import Images
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
-from holdfast.lifecycle.cleanup import Cleanup, container_cgroup
+from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper, signal_number
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
-from holdfast.linux import cgroup, files
+from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
     Damaged,
@@ -128,10 +128,7 @@ class Containers:
                 raise FailedPrecondition(f"cannot start container {container.meta.id}: it is {container.state}")
             if pod.state is not PodState.READY:
                 raise FailedPrecondition(f"cannot start container {container.meta.id}: its pod sandbox is not ready")
-            path = container_cgroup(container)
-            if await in_thread(cgroup.populated, path):
-                why = f"its cgroup {path} has processes that are not its own"
-                raise FailedPrecondition(f"cannot start container {container.meta.id}: {why}")
+            await self._cleanup.clear_cgroup(container)
             await self._world.begin(container, "start")
             crashpoint("start.recorded")
             container.cleaned.clear()

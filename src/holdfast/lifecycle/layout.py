@@ -1,7 +1,7 @@
 """Where things lie below the two roots.
 
 root (persistent)                 state (volatile, dies with the boot)
-  holdfast.db                       keeper.sock
+  holdfast.db                       keeper.sock  holdfastd.toml
   content/  ingest/                 oci/<runtime>/
   snapshots/<n>/{fs,work}           pods/<pod id>/           shim.sock  hosts  hostname  resolv.conf
   quarantine/                         ns/{net,ipc,uts,pid}     pinned namespaces
