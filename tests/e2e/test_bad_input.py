@@ -169,7 +169,7 @@ class Zeros(io.RawIOBase):
 def test_a_name_is_taken_once(life: Node, pod: str) -> None:
     first = life.create(pod, life.container_config("exit 0", "twin"))
     with pytest.raises(grpc.RpcError) as failure:
-        life.create(pod, life.container_config("exit 0", "twin"))
+        life.create(pod, life.container_config("exit 1", "twin"))
     assert failure.value.code() is grpc.StatusCode.ALREADY_EXISTS
     assert first in failure.value.details()
     life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=first))

@@ -142,7 +142,7 @@ def test_names_stay_taken_after_a_restart(life: Node, pod: str) -> None:
     container_id = life.create(pod, life.container_config("exit 0", "taken"))
     life.restart()
     with pytest.raises(grpc.RpcError) as failure:
-        life.create(pod, life.container_config("exit 0", "taken"))
+        life.create(pod, life.container_config("exit 1", "taken"))
     assert failure.value.code() is grpc.StatusCode.ALREADY_EXISTS
     assert container_id in failure.value.details()
 

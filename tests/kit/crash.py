@@ -76,6 +76,9 @@ class Inject:
             return 0
         return pid if process.state(pid) in ("T", "") else 0
 
+    def go_on(self, pid: int) -> None:
+        os.kill(pid, signal.SIGCONT)
+
     def shims(self) -> set[int]:
         """The shims of this node, whether or not the keeper can be asked."""
         mark = f"HOLDFAST_INJECT={self._directory}".encode()

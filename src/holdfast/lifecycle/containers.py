@@ -12,6 +12,7 @@ from holdfast.images.service import Images
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper, signal_number
@@ -67,6 +68,7 @@ class Containers:
         layout: Layout,
         adopter: Adopter,
     ) -> None:
+        self._joins = Joins[Container](world.containers.get, world.clock.now, SETTLE_SECONDS)
         self._adopter = adopter
         self._world = world
         self._shims = shims
@@ -80,20 +82,33 @@ class Containers:
         self._layout = layout
 
     async def create(self, pod_id: str, config: pb.ContainerConfig) -> Container:
-        """Reserve the name and prepare bundle and writable layer. A failure leaves nothing behind."""
+        """Reserve the name and prepare bundle and writable layer. A failure leaves nothing behind.
+
+        Asked twice, it is done once.
+        """
         pod = self._world.pod(pod_id)
         if pod.state is not PodState.READY or not pod.acknowledged:
             raise FailedPrecondition(f"cannot create container in pod sandbox {pod.meta.id}: it is not ready")
         validate_container(config, pod.config)
+
+        def same(made: Container) -> bool:
+            return made.state is ContainerState.CREATED and not made.intents and made.config == config
+
+        key = (pod.meta.id, config.metadata.name, config.metadata.attempt)
+        return await self._joins.once(key, config, lambda: self._create(pod, config), same)
+
+    async def _create(self, pod: Pod, config: pb.ContainerConfig) -> Container:
         image = self._images.find(config.image.image)
         meta = self._metadata(pod, config, image.id, image.stop_signal)
         intent = Intent(meta.id, "create", self._world.clock.now(), {})
         container = await self._world.insert_container(meta, ContainerStatus(), intent)
+        container.stage = "preparing its writable layer"
         crashpoint("create.recorded")
         async with AsyncExitStack() as undo, container.lock:
             undo.push_async_callback(self._give_up, container)
             await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
             crashpoint("create.snapshot")
+            container.stage = "writing its bundle"
             await self._bundles.write(container, image)
             crashpoint("create.bundle")
             await self._world.end(container, "create")
@@ -109,6 +124,7 @@ class Containers:
 
     async def _give_up(self, container: Container) -> None:
         """Undo a creation; what cannot be undone now is undone as soon as it can be."""
+        container.stage = ""
         try:
             await self.undo_create(container)
         except (HoldfastError, OSError) as exc:

@@ -12,6 +12,7 @@ from holdfast.lifecycle.adopt import Adopter, init_cgroup
 from holdfast.lifecycle.bundle import hostname
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.validate import validate_pod
@@ -20,7 +21,7 @@ from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import Intent, PodMetadata, new_id
-from holdfast.model.state import PodStatus
+from holdfast.model.state import PodState, PodStatus
 from holdfast.network.network import Network, NetworkResult
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handler, Handlers
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SHM_BYTES: Final = 64 * 1024 * 1024
 NETWORK_SECONDS: Final = 60.0
+SETTLE_SECONDS: Final = 30.0  # for which a run waits for what an earlier daemon has begun under its name to be undone
 ASKING_SECONDS: Final = 5.0
 ENDING_SECONDS: Final = 30.0
 
@@ -50,6 +52,7 @@ class Pods:
         cgroup_root: str,
         adopter: Adopter,
     ) -> None:
+        self._joins = Joins[Pod](world.pods.get, world.clock.now, SETTLE_SECONDS)
         self._adopter = adopter
         self._world = world
         self._shims = shims
@@ -62,12 +65,22 @@ class Pods:
         self._cgroup_root = cgroup_root
 
     async def run(self, config: pb.PodSandboxConfig, handler_name: str) -> Pod:
-        """Reserve the name and bring the sandbox up. A failure leaves nothing behind."""
+        """Reserve the name and bring the sandbox up. A failure leaves nothing behind. Asked twice, it is done once."""
         validate_pod(config)
         handler = self._handlers.get(handler_name)
+
+        def same(pod: Pod) -> bool:
+            return pod.state is PodState.READY and not pod.intents and (pod.config, pod.meta.handler) == request
+
+        request, named = (config, handler.name), config.metadata
+        key = (named.name, named.namespace, named.uid, named.attempt)
+        return await self._joins.once(key, request, lambda: self._run(config, handler), same)
+
+    async def _run(self, config: pb.PodSandboxConfig, handler: Handler) -> Pod:
         meta = await self._metadata(config, handler)
         intent = Intent(meta.id, "run", meta.created_at, {})
         pod = await self._world.insert_pod(meta, PodStatus(), intent)
+        pod.stage = "making its shim, namespaces and cgroup"
         crashpoint("run.recorded")
         async with AsyncExitStack() as undo, pod.lock:
             undo.push_async_callback(self._give_up, pod)
@@ -87,6 +100,7 @@ class Pods:
 
     async def _give_up(self, pod: Pod) -> None:
         """Undo a run; what cannot be undone now is undone as soon as it can be."""
+        pod.stage = ""
         try:
             await self.undo_run(pod)
         except (HoldfastError, OSError) as exc:
@@ -178,6 +192,7 @@ class Pods:
             if failure is not None:
                 raise failure
         if pod.status.netns:
+            pod.stage = "setting up its network"
             added = self._network.add(pod.meta.id, Path(pod.status.netns))
             result = await within(NETWORK_SECONDS, added, f"set up network of pod {pod.meta.id}")
             pod.status = replace(pod.status, network=result.to_json())

@@ -50,6 +50,8 @@ class Pod:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     shim_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by whoever replaces its shim
     released: bool = False  # being taken apart: it needs no shim any more
+    gone: asyncio.Event = field(default_factory=asyncio.Event)  # set once its row is
+    stage: str = ""  # what is being done to make it; not durable
     shown: tuple[PodStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
 
     @property
@@ -74,6 +76,8 @@ class Container:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    stage: str = ""
     shown: tuple[ContainerStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
 
     @property
@@ -208,12 +212,14 @@ class World:
     async def delete_pod(self, pod: Pod) -> None:
         """Forget a pod of which nothing is left. Its row, name and intents go at once."""
         await self._store.write(lambda tx: rows.delete_pod(tx, pod.meta.id))
+        pod.gone.set()
         if self.pods.pop(pod.meta.id, None) and pod.acknowledged:
             self._events.add(Kind.DELETED, pod)
 
     async def delete_container(self, container: Container) -> None:
         """Forget a container of which nothing is left. Its row, name and intents go at once."""
         await self._store.write(lambda tx: rows.delete_container(tx, container.meta.id))
+        container.gone.set()
         there = self.containers.pop(container.meta.id, None)
         container.pod.containers.pop(container.meta.id, None)
         if there and container.acknowledged:
