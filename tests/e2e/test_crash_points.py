@@ -153,7 +153,9 @@ class Run(Operation):
     def check(self, stage: Stage, target: Target) -> None:
         same = [pod for pod in stage.node.pods() if pod.metadata == target.config.metadata]
         assert [(pod.id, pod.state) for pod in same] == [(target.pod, pb.SANDBOX_READY)]
-        assert stage.node.exited(stage.node.run(target.pod, "exit 5")).exit_code == 5
+        target.container = stage.node.create(target.pod, target.container_config("exit 5"))
+        patiently(lambda: stage.node.start_container(target.container))
+        assert stage.node.exited(target.container).exit_code == 5
 
 
 class Create(Operation):
@@ -166,7 +168,7 @@ class Create(Operation):
     def check(self, stage: Stage, target: Target) -> None:
         assert target.names() == ["main"]
         assert target.state() == pb.CONTAINER_CREATED
-        stage.node.start_container(target.container)
+        patiently(lambda: stage.node.start_container(target.container))
         assert stage.node.exited(target.container).exit_code == 6
 
 
