@@ -248,6 +248,24 @@ class AdoptedExit(Exit):
         return target
 
 
+class Adopt(Operation):
+    """The shim is killed, and its successor, or whoever else, while it takes over."""
+
+    def prepare(self, stage: Stage) -> Target:
+        return super().prepare(stage).running()
+
+    def act(self, stage: Stage, target: Target) -> None:
+        stage.inject.kill_shim(target.pod)
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        assert stage.node.exec(target.container, ["/bin/echo", "here"]).stdout == b"here\n"
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert stage.node.pid(target.container) == target.facts["pid"]
+        patiently(lambda: stage.node.stop_container(target.container, 10))
+        assert stage.node.exited(target.container).exit_code == 3
+
+
 class Remove(Operation):
     def prepare(self, stage: Stage) -> Target:
         return super().prepare(stage).running()
@@ -352,7 +370,7 @@ class Recover(Operation):
 
 OPERATIONS: dict[str, Operation] = {
     "run": Run(), "create": Create(), "start": Start(), "exec": Exec(), "stop": Stop(), "kill": Kill(),
-    "exit": Exit(), #"adopted-exit": AdoptedExit(),
+    "exit": Exit(), "adopt": Adopt(), "adopted-exit": AdoptedExit(),
     "remove": Remove(), "stop-pod": StopPod(),
     "remove-pod": RemovePod(), "pull": Pull(), "import": Import(), "remove-image": RemoveImage(), "recover": Recover(),
 }  # fmt: skip

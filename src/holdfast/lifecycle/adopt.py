@@ -6,6 +6,7 @@ its containers run on; the keeper, or the kernel, remembers how they end.
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from typing import Final
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 RETRY_FIRST: Final = 0.25
 RETRY_LONGEST: Final = 60.0
+GRACE_SECONDS: Final = 3.0  # the keeper may have died with the shim, and is about to be replaced
 
 
 def init_cgroup(meta: PodMetadata) -> str:
@@ -56,7 +58,6 @@ class Adopter:
                 await self._adopt(pod)
             except (HoldfastError, OSError) as exc:
                 log.warning("cannot replace the shim of pod %s: %s", pod.meta.id, exc)
-                await self._mark_lost(pod)
                 return False
             return True
 
@@ -66,15 +67,18 @@ class Adopter:
             pod.released = True
 
     async def _watch(self, pod: Pod) -> None:
-        wait = RETRY_FIRST
+        wait, lost_at = RETRY_FIRST, 0.0
         while self._wanted(pod):
             if (shim := pod.status.shim) is not None and await wait_gone(shim) and not self._wanted(pod):
                 return
             if await self.ensure(pod):
-                wait = RETRY_FIRST
-            else:
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, RETRY_LONGEST)
+                wait, lost_at = RETRY_FIRST, 0.0
+                continue
+            lost_at = lost_at or time.monotonic()
+            if time.monotonic() - lost_at > GRACE_SECONDS:
+                await self._mark_lost(pod)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, RETRY_LONGEST)
 
     def _wanted(self, pod: Pod) -> bool:
         """Whether this pod should have a shim: not one that is over, being taken apart, or of an earlier boot."""
@@ -102,5 +106,9 @@ class Adopter:
         log.info("pod %s: shim %d is gone, %d has adopted it", pod.meta.id, before.pid if before else 0, shim.pid)
 
     async def _mark_lost(self, pod: Pod) -> None:
-        if pod.status.ready:
+        if not pod.status.ready:
+            return
+        try:
             await self._world.update_pod(pod, lambda status: replace(status, ready=False, reason=REASON_SHIM))
+        except (HoldfastError, OSError) as exc:
+            log.warning("cannot record that pod %s has no shim: %s", pod.meta.id, exc)

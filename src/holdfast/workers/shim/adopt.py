@@ -52,7 +52,8 @@ def adopt(loop: Loop, operations: Operations, conclude: Conclude, directory: Pat
     """Take over every task of the pod. A bundle that cannot be read costs its own container its shim, nobody else's."""
     held = {key: context.fds[at] if at >= 0 else -1 for key, at in context.args.get("held", {}).items()}
     adoption = Adoption(loop, operations, conclude, held)
-    for bundle in sorted(directory.iterdir()):
+    for name in sorted(os.listdir(directory)):
+        bundle = directory / name
         if (bundle / TASK_FILE).exists() or (bundle / INIT_FILE).exists():
             try:
                 adoption.take(bundle)
@@ -130,7 +131,10 @@ class Adoption:
 
     def _end_execs(self, task: Task, record: InitRecord) -> None:
         """Who has asked for them was told that their shim is gone, and can hear of them no more."""
-        for path in task.bundle.glob("exec.*.pid"):
+        for name in os.listdir(task.bundle):
+            if not (name.startswith("exec.") and name.endswith(".pid")):
+                continue
+            path = task.bundle / name
             pid, _, started = files.read_bounded(path, PID_LIMIT).decode().partition(" ")
             if pid.isdigit():
                 with process.pin(int(pid), int(started) if started else None) as pinned:

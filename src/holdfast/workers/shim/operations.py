@@ -244,7 +244,6 @@ class Operations:
         async with task.lock:
             task.discarded = True
             files.unlink(task.bundle / INIT_FILE)
-            crashpoint("shim.wipe")
             await self._child(f"remove half-made task {task.id}", lambda: self._wipe(task))
             await self._discard(task)
 

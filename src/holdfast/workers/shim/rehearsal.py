@@ -25,11 +25,15 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from holdfast.linux import files, process, sockets
+from holdfast.model.witness import ExitRecord
 from holdfast.proto import task_pb2, ttrpc_pb2
 from holdfast.ttrpc.codec import REQUEST, Decoder, Frame, encode
 from holdfast.workers import context
+from holdfast.workers.shim import adopt
 from holdfast.workers.shim.oci import Runtime
+from holdfast.workers.shim.operations import Operations
 from holdfast.workers.shim.server import Shim
+from holdfast.workers.shim.task import Task
 
 ROUNDS: Final = 10  # the interpreter specialises a function at its eighth call
 ANSWER_SECONDS: Final = 2.0
@@ -119,6 +123,7 @@ class Play:
         self._context = context.over(json.loads(json.dumps(message)), fds)
         self._context.ready()
         self._shim = Shim(self._context, Runtime.from_args(self._context.args["runtime"], -1))
+        self._second: Operations | None = None
         self._peer = sockets.connect(directory / "shim.sock", timeout=0)
 
     def run(self) -> None:
@@ -129,6 +134,10 @@ class Play:
                 os.kill(pid, signal.SIGKILL)
             self._peer.close()
             self._shim.loop.turn()
+            for task in self._second.tasks.values() if self._second is not None else ():
+                task.init.stdio.close()
+                if task.init.pinned is not None:
+                    task.init.pinned.close()
             self._shim.loop.close()
             self._keeper.close()
             if self._context.listener is not None:
@@ -149,10 +158,16 @@ class Play:
         self._call("Kill", task_pb2.KillRequest(id="c", exec_id="e", signal=signal.SIGKILL))
         self._call("Wait", task_pb2.WaitRequest(id="c", exec_id="e"))
         self._call("Delete", task_pb2.DeleteRequest(id="c", exec_id="e"))
+        self._adopt()
         self._call("Kill", task_pb2.KillRequest(id="c", signal=signal.SIGKILL))
         self._await(wait)
         self._children.clear()
         self._call("Delete", task_pb2.DeleteRequest(id="c"))
+
+    def _adopt(self) -> None:
+        """The same container is taken over by a second shim, which only listens, and lets go of it at its end."""
+        self._second = Operations(self._shim.loop, self._shim.operations.runtime, self._context)
+        adopt.adopt(self._shim.loop, self._second, _let_go, self._bundle.parent, self._context)
 
     def _actor(self, pid_file: Path) -> None:
         """A child in the part of a container's process; true(1) does not write its pid file, so it is there before."""
@@ -184,6 +199,10 @@ class Play:
                 self._answered.update(frame.stream_id for frame in self._decoder.feed(self._peer.recv(65536)))
             except BlockingIOError:
                 continue
+
+
+def _let_go(task: Task, _: ExitRecord) -> None:
+    task.init.stdio.close()
 
 
 def _nothing(*_: Any) -> None:
