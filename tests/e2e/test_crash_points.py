@@ -185,7 +185,7 @@ class Start(Operation):
 
     def check(self, stage: Stage, target: Target) -> None:
         assert target.state() == pb.CONTAINER_RUNNING
-        assert stage.node.exec(target.container, ["/bin/echo", "here"]).stdout == b"here\n"
+        patiently(lambda: stage.node.exec(target.container, ["/bin/echo", "here"]))
         target.ready()
         patiently(lambda: stage.node.stop_container(target.container, 10))
         assert stage.node.exited(target.container).exit_code == 3
@@ -364,7 +364,7 @@ class Recover(Operation):
         assert sorted(target.names()) == ["created", "exited", "main"]
         assert node.pid(target.container) == target.facts["pid"]
         assert node.status(str(target.facts["exited"])).exit_code == 4
-        node.start_container(str(target.facts["created"]))
+        patiently(lambda: node.start_container(str(target.facts["created"])))
         assert node.exited(str(target.facts["created"])).exit_code == 8
 
 
