@@ -99,8 +99,12 @@ class Target:
     facts: dict[str, object] = field(default_factory=dict)
 
     def with_pod(self) -> "Target":
-        self.pod = self.node.run_pod(self.config)
+        """In spite of a keeper that was killed the moment before."""
+        patiently(self.run_pod)
         return self
+
+    def run_pod(self) -> None:
+        self.pod = self.node.run_pod(self.config)
 
     def container_config(self, script: str = TRAP, name: str = "main") -> pb.ContainerConfig:
         return self.node.container_config(script, name, pid=pb.POD)
@@ -148,7 +152,7 @@ class Operation:
 
 class Run(Operation):
     def act(self, stage: Stage, target: Target) -> None:
-        target.with_pod()
+        target.run_pod()
 
     def check(self, stage: Stage, target: Target) -> None:
         same = [pod for pod in stage.node.pods() if pod.metadata == target.config.metadata]
