@@ -21,6 +21,8 @@ from holdfast.linux import cgroup, files, process
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
 
+LONG = (pytest.mark.soak, pytest.mark.timeout(1800))
+
 
 def cgroups(one: Node) -> list[str]:
     """Every cgroup of a node in every hierarchy, those below containers' too."""
@@ -152,7 +154,7 @@ def cycle(one: Node, number: int) -> None:
     one.remove_pod(pod)
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [12, pytest.param(500, marks=LONG)])
 def test_f29_cgroups_do_not_pile_up(brittle: Node, count: int) -> None:
     before = cgroups(brittle)
     for number in range(count):
@@ -203,9 +205,7 @@ def hidden(place: Path) -> int:
     return found.total_inodes - found.free_inodes - len(named)
 
 
-@pytest.mark.parametrize(
-    ("count", "every"), [(30, 3), pytest.param(300, 2, marks=pytest.mark.soak)], ids=["sample", "soak"]
-)
+@pytest.mark.parametrize(("count", "every"), [(30, 3), pytest.param(300, 2, marks=LONG)], ids=["sample", "soak"])
 def test_f32_no_file_and_no_inode_is_left(count: int, every: int, tmp_path: Path) -> None:
     seed = int(os.environ.get("HOLDFAST_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
     print(f"HOLDFAST_SEED={seed}")

@@ -166,12 +166,19 @@ class Recovery:
         began, before = time.monotonic(), str(container.state)
         forsaken = self._executor.forsaken(container)
         try:
+            after, why = await self._settle(container, forsaken)
+        except BaseException:
+            # It stays listed with its last durable status until it can be settled, and what was under way is finished.
+            self._resume(f"settle {container.meta.id} again", lambda: self._settle(container, forsaken))
+            raise
+        name = container.meta.name
+        self.report.findings.append(Finding("container", container.meta.id, name, before, after, why, _since(began)))
+
+    async def _settle(self, container: Container, forsaken: list[str]) -> tuple[str, str]:
+        """Settle, and go on with what was under way. Returns what became of it, and why."""
+        try:
             await self._adopter.ensure(container.pod)
             found = await self._monitor.settle(container)
-        except BaseException:
-            # It stays listed with its last durable status, and is probed until it can be settled.
-            self._background.start(f"settle {container.meta.id}", self._monitor.settle_until_done(container))
-            raise
         finally:
             container.settled.set()
         after = str(container.state)
@@ -189,10 +196,7 @@ class Recovery:
             for exec_id in forsaken:
                 await self._executor.end(container, exec_id)
                 self.report.swept.append(f"exec {exec_id} in container {container.meta.id}")
-        name = container.meta.name
-        self.report.findings.append(
-            Finding("container", container.meta.id, name, before, after, found.why, _since(began))
-        )
+        return after, found.why
 
     async def _finish_remove(self, container: Container) -> None:
         if container.meta.id in self._world.containers:
@@ -224,7 +228,7 @@ class Recovery:
             after, why = "stopping", "a stop was under way"
         self._found(pod, before, after, why, began)
 
-    def _resume(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+    def _resume(self, name: str, step: Callable[[], Awaitable[object]]) -> None:
         self._background.see_through(name, step)
 
     def _found(self, pod: Pod, before: str, after: str, why: str, began: float) -> None:

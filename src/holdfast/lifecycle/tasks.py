@@ -33,12 +33,13 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
         raise DeadlineExceeded(f"cannot {what}: no end after {seconds:g} s") from exc
 
 
-async def until_done(what: str, step: Callable[[], Awaitable[None]], longest: float = RETRY_LONGEST) -> None:
+async def until_done(what: str, step: Callable[[], Awaitable[object]], longest: float = RETRY_LONGEST) -> None:
     """Try until it succeeds, after 1 s doubling to 5 min; to be run for each object by itself, so nobody else waits."""
     wait = RETRY_FIRST
     while True:
         try:
-            return await step()
+            await step()
+            return
         except (HoldfastError, OSError) as exc:
             log.warning("cannot finish %s, retrying in %g s: %s", what, wait, exc)
             await asyncio.sleep(wait)
@@ -62,7 +63,7 @@ class Background:
         task.add_done_callback(self._ended)
         return task
 
-    def see_through(self, name: str, step: Callable[[], Awaitable[None]], longest: float = RETRY_LONGEST) -> None:
+    def see_through(self, name: str, step: Callable[[], Awaitable[object]], longest: float = RETRY_LONGEST) -> None:
         """Run `step` again and again until it succeeds, with pauses of at most `longest` seconds."""
         self.start(name, until_done(name, step, longest))
 
