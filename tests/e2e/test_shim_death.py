@@ -318,6 +318,19 @@ def test_f09_an_exit_while_shim_and_daemon_are_dead_is_exact(life: Node, pod: Po
     assert status.finished_at < before
 
 
+def test_f09_a_shim_whose_keeper_died_before_it(life: Node, pod: Pod) -> None:
+    """It has lived on. Its containers are nobody's children when it dies: only the kernel knows how they end."""
+    one = pod.run(GATE.format(f"gate-{pod.id}", "exit 42"))
+    shim, parent = pod.shim, keeper_pid(life)
+    os.kill(parent, signal.SIGKILL)
+    until(lambda: keeper_pid(life) not in (0, parent), "another keeper")
+    assert life.exec(one, ["/bin/echo", "here"]).stdout == b"here\n"
+    os.kill(shim, signal.SIGKILL)
+    until(lambda: pod.shim, "another shim")
+    opens(life, f"gate-{pod.id}")
+    assert life.exited(one).exit_code == 42
+
+
 def test_f09_random_kills_leave_one_shim_a_pod(life: Node) -> None:
     seed = int(os.environ.get("HOLDFAST_SEED", "7"))
     choose = random.Random(seed)

@@ -28,6 +28,21 @@ class Context:
 Main = Callable[[Context], None]
 
 
+def bequeath(
+    held: Mapping[str, Sequence[int]], worker_id: str, fds: Sequence[int], args: Mapping[str, Any]
+) -> tuple[list[int], dict[str, Any]]:
+    """What is held for a dead worker, for the one that adopts its work: "held" says which, and at which of `fds`.
+
+    Only a terminal has to be handed over; whatever else is held can be opened by its path.
+    """
+    given, places = list(fds), {}
+    for key in [key for key in held if key.startswith(f"{worker_id}/")]:
+        places[key.removeprefix(f"{worker_id}/")] = len(given) if key.endswith("/tty") else -1
+        if key.endswith("/tty"):
+            given += held[key]
+    return given, {**args, "held": places}
+
+
 def over(message: dict[str, Any], fds: list[int]) -> Context:
     """A context whose keeper is at the other end of a line that never waits: the keeper may be gone, or stopped."""
     ready_fd, control_fd, *given = fds

@@ -231,7 +231,7 @@ class Keeper:
             undo.enter_context(ours)
             args = request.get("args", {})
             if args.get("adopt"):
-                fds, args = self._bequeath(worker_id, fds, args)
+                fds, args = context.bequeath(self.held, worker_id, fds, args)
             message = {"kind": kind, "id": worker_id, "args": args, "listens": listener is not None}
             given = [ready_write, theirs.fileno(), *([listener.fileno()] if listener is not None else []), *fds]
             try:
@@ -249,18 +249,6 @@ class Keeper:
         self.starting[ready_read] = Starting(worker, client, request.get("seq"))
         self.selector.register(ready_read, selectors.EVENT_READ, lambda: self._answer_fork(ready_read))
         self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
-
-    def _bequeath(self, worker_id: str, fds: list[int], args: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
-        """What is held for a dead worker, for the one that adopts its work: "held" says which, and at which of `fds`.
-
-        Only a terminal has to be handed over; whatever else is held can be opened by its path.
-        """
-        fds, held = list(fds), {}
-        for key in [key for key in self.held if key.startswith(f"{worker_id}/")]:
-            held[key.removeprefix(f"{worker_id}/")] = len(fds) if key.endswith("/tty") else -1
-            if key.endswith("/tty"):
-                fds += self.held[key]
-        return fds, {**args, "held": held}
 
     def _answer_fork(self, ready: int) -> None:
         """The worker has said that it is ready, or why it is not, or it has died."""
