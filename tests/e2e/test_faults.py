@@ -24,7 +24,7 @@ from pathlib import Path
 import grpc
 import pytest
 import test_crash_points as operations
-from kit import crash
+from kit import crash, invariants
 from kit.node import Node, until
 from kit.registry import registry
 from test_crash_points import Operation, Stage, Target, patiently
@@ -141,7 +141,7 @@ class Rounds:
         return learned
 
     def _learn(self, name: str) -> Counter[str]:
-        points = operations.learn(self.stage, name)
+        points = operations.traced(self.stage, name)
         return Counter({point.removeprefix(PREFIX): n for point, n in points.items() if point.startswith(PREFIX)})
 
     def _settle_baseline(self) -> None:
@@ -205,14 +205,16 @@ class Rounds:
             crash.at_rest(node)
         operation.check(stage, target)
         stage.unmoved()
+        invariants.check(node)
         stage.clear()
         with contextlib.suppress(AssertionError):
             until(lambda: not self._left(), "nothing to be left", CLEAN_SECONDS)
         if left := self._left():
             raise Violation(f"left over: {left}")
+        invariants.check(node)
         _, trace, after = node.log()[self._logged :].partition("Traceback")
         if trace:
-            raise Violation(f"the daemon's log has a traceback: {after[-1500:]}")
+            raise Violation(f"the daemon's log has a traceback: {after[:2000]}")
 
     @contextlib.contextmanager
     def _armed(self, one: Fault) -> Iterator[None]:
@@ -277,6 +279,7 @@ def played(rounds: Rounds, names: Iterable[str], choose: Callable[[list[Fault]],
         if wanted != [""]:
             everything = [one for one in everything if any(fnmatch(str(one), pattern) for pattern in wanted)]
             choose = list
+        assert everything, "nothing can fail"
         rounds.play(choose(everything))
     finally:
         rounds.stage.close()
