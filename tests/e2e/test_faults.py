@@ -154,10 +154,10 @@ class Rounds:
             for operation, calls in learned.items()
             for call, times in sorted(calls.items())
             for count in range(1, min(times, MOST) + 1)
-            for error in ERRORS[call]
+            for error in errors_of(call)
         ]
         calls = dict.fromkeys((one.operation, one.call) for one in once if one.operation != "recover")
-        return once + [Fault(operation, call, 1, ERRORS[call][0], lasts=True) for operation, call in calls]
+        return once + [Fault(operation, call, 1, errors_of(call)[0], lasts=True) for operation, call in calls]
 
     def play(self, faults: list[Fault]) -> None:
         for one in faults:
@@ -234,6 +234,10 @@ class Rounds:
         node = self.stage.node
         more = processes(node) - self._processes
         return [*self.stage.leftovers(), *sorted(crash.paths(node) - self._paths), *more.elements()]
+
+
+def errors_of(call: str) -> tuple[int, ...]:
+    return ERRORS.get(call, (errno.EIO,))
 
 
 def processes(node: Node) -> Counter[str]:
