@@ -395,6 +395,11 @@ def patiently(call: Callable[[], object]) -> None:
 
 def learn(stage: Stage, name: str) -> Counter[str]:
     """The points that an operation passes, and how often, when nothing is in its way."""
+    return Counter({point: times for point, times in traced(stage, name).items() if not point.startswith("fail-")})
+
+
+def traced(stage: Stage, name: str) -> Counter[str]:
+    """Both the points that it passes and the calls that it makes."""
     operation = OPERATIONS[name]
     target = operation.prepare(stage)
     stage.inject.start_trace()

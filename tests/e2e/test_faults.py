@@ -24,7 +24,7 @@ from pathlib import Path
 import grpc
 import pytest
 import test_crash_points as operations
-from kit import crash
+from kit import crash, invariants
 from kit.node import Node, until
 from kit.registry import registry
 from test_crash_points import Operation, Stage, Target, patiently
@@ -141,7 +141,7 @@ class Rounds:
         return learned
 
     def _learn(self, name: str) -> Counter[str]:
-        points = operations.learn(self.stage, name)
+        points = operations.traced(self.stage, name)
         return Counter({point.removeprefix(PREFIX): n for point, n in points.items() if point.startswith(PREFIX)})
 
     def _settle_baseline(self) -> None:
@@ -154,10 +154,10 @@ class Rounds:
             for operation, calls in learned.items()
             for call, times in sorted(calls.items())
             for count in range(1, min(times, MOST) + 1)
-            for error in ERRORS[call]
+            for error in errors_of(call)
         ]
         calls = dict.fromkeys((one.operation, one.call) for one in once if one.operation != "recover")
-        return once + [Fault(operation, call, 1, ERRORS[call][0], lasts=True) for operation, call in calls]
+        return once + [Fault(operation, call, 1, errors_of(call)[0], lasts=True) for operation, call in calls]
 
     def play(self, faults: list[Fault]) -> None:
         for one in faults:
@@ -205,14 +205,16 @@ class Rounds:
             crash.at_rest(node)
         operation.check(stage, target)
         stage.unmoved()
+        invariants.check(node)
         stage.clear()
         with contextlib.suppress(AssertionError):
             until(lambda: not self._left(), "nothing to be left", CLEAN_SECONDS)
         if left := self._left():
             raise Violation(f"left over: {left}")
+        invariants.check(node)
         _, trace, after = node.log()[self._logged :].partition("Traceback")
         if trace:
-            raise Violation(f"the daemon's log has a traceback: {after[-1500:]}")
+            raise Violation(f"the daemon's log has a traceback: {after[:2000]}")
 
     @contextlib.contextmanager
     def _armed(self, one: Fault) -> Iterator[None]:
@@ -232,6 +234,10 @@ class Rounds:
         node = self.stage.node
         more = processes(node) - self._processes
         return [*self.stage.leftovers(), *sorted(crash.paths(node) - self._paths), *more.elements()]
+
+
+def errors_of(call: str) -> tuple[int, ...]:
+    return ERRORS.get(call, (errno.EIO,))
 
 
 def processes(node: Node) -> Counter[str]:
@@ -277,6 +283,7 @@ def played(rounds: Rounds, names: Iterable[str], choose: Callable[[list[Fault]],
         if wanted != [""]:
             everything = [one for one in everything if any(fnmatch(str(one), pattern) for pattern in wanted)]
             choose = list
+        assert everything, "nothing can fail"
         rounds.play(choose(everything))
     finally:
         rounds.stage.close()

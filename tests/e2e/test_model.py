@@ -55,7 +55,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = Model()
-        self.ever: set[str] = set()
+        self.configs: dict[str, Any] = {}
 
     @initialize(target=pods)
     def nobody(self) -> str:
@@ -73,9 +73,16 @@ class Machine(RuleBasedStateMachine):
         pod_id = self.agreed(lambda: self.model.may_run(name, attempt), lambda: node.run_pod(config))
         if pod_id is None:
             return multiple()
-        self.new(pod_id)
+        self.new(pod_id, config)
         self.model.ran(pod_id, Pod(name, attempt, colour))
         return pod_id
+
+    @rule(pod=pods)
+    def run_it_again(self, pod: str) -> None:
+        """A client that has not heard the answer asks once more."""
+        if pod in self.model.pods:
+            found = self.agreed(lambda: self.model.run_again(pod), lambda: node.run_pod(self.configs[pod]))
+            assert found in (pod, None)
 
     @rule(pod=pods)
     def stop_pod(self, pod: str) -> None:
@@ -99,9 +106,16 @@ class Machine(RuleBasedStateMachine):
         container_id = self.agreed(may, lambda: node.create(pod, config))
         if container_id is None:
             return multiple()
-        self.new(container_id)
+        self.new(container_id, config)
         self.model.created(container_id, Container(pod, name, attempt, colour, code))
         return container_id
+
+    @rule(container=containers)
+    def create_it_again(self, container: str) -> None:
+        if container in self.model.containers:
+            pod, config = self.model.containers[container].pod, self.configs[container]
+            found = self.agreed(lambda: self.model.create_again(container), lambda: node.create(pod, config))
+            assert found in (container, None)
 
     @rule(container=containers)
     def start(self, container: str) -> None:
@@ -240,9 +254,9 @@ class Machine(RuleBasedStateMachine):
         assert refused is None, f"should have been refused with {refused}"
         return True if answer is None else answer
 
-    def new(self, id: str) -> None:
-        assert id not in self.ever, "an id was given away twice"
-        self.ever.add(id)
+    def new(self, id: str, config: Any) -> None:
+        assert id not in self.configs, "an id was given away twice"
+        self.configs[id] = config
 
     def running(self, container: str) -> bool:
         return container in self.model.containers and self.model.containers[container].state == RUNNING

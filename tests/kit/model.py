@@ -46,6 +46,11 @@ class Model:
         if any((pod.name, pod.attempt) == (name, attempt) for pod in self.pods.values()):
             raise Refused(StatusCode.ALREADY_EXISTS)
 
+    def run_again(self, pod_id: str) -> None:
+        """The same request as before: what it made is still the same only as long as it has not moved on."""
+        if self.pods[pod_id].state != READY:
+            raise Refused(StatusCode.ALREADY_EXISTS)
+
     def ran(self, pod_id: str, pod: Pod) -> None:
         assert pod_id not in self.pods, "an id that is in use was given away again"
         self.pods[pod_id] = pod
@@ -69,6 +74,13 @@ class Model:
         if any(
             (self.containers[id].name, self.containers[id].attempt) == (name, attempt) for id in self.of_pod(pod_id)
         ):
+            raise Refused(StatusCode.ALREADY_EXISTS)
+
+    def create_again(self, container_id: str) -> None:
+        one = self.containers[container_id]
+        if self.pods[one.pod].state != READY:
+            raise Refused(StatusCode.FAILED_PRECONDITION)
+        if one.state != CREATED:
             raise Refused(StatusCode.ALREADY_EXISTS)
 
     def created(self, container_id: str, container: Container) -> None:

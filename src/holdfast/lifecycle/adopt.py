@@ -44,7 +44,7 @@ class Adopter:
 
     def watch(self, pod: Pod) -> None:
         """See to it that the death of this pod's shim is noticed and made good."""
-        self._background.start(f"shim-watch {pod.meta.id}", self._watch(pod))
+        self._background.see_through(f"shim-watch {pod.meta.id}", lambda: self._watch(pod))
 
     async def ensure(self, pod: Pod) -> bool:
         """Whether the pod has a living shim; one that is dead is replaced first, if that can be done."""
@@ -93,6 +93,7 @@ class Adopter:
         before = pod.status.shim
         shim = await self._shims.adopt(pod.meta.id, handler, shared, init_cgroup(pod.meta))
         crashpoint("adopt.forked")
+        pod.status = replace(pod.status, shim=shim)  # it is the one, whether that can be written down or not
         await self._world.update_pod(
             pod,
             lambda status: replace(

@@ -125,6 +125,7 @@ class Containers:
     async def _give_up(self, container: Container) -> None:
         """Undo a creation; what cannot be undone now is undone as soon as it can be."""
         container.stage = ""
+        container.stage = ""
         try:
             await self.undo_create(container)
         except (HoldfastError, OSError) as exc:

@@ -59,7 +59,7 @@ class Joins(Generic[T]):
             holder = self._find(exc.holder)
             if holder is None:
                 raise
-            if not holder.acknowledged and not holder.stage:  # an earlier daemon's, being undone
+            if not holder.acknowledged and not holder.stage:  # being undone
                 await within(self._seconds, holder.gone.wait(), f"undo what was begun of {holder.meta.id}")
                 return await make()
             if same(holder):

@@ -101,6 +101,7 @@ class Pods:
     async def _give_up(self, pod: Pod) -> None:
         """Undo a run; what cannot be undone now is undone as soon as it can be."""
         pod.stage = ""
+        pod.stage = ""
         try:
             await self.undo_run(pod)
         except (HoldfastError, OSError) as exc:

@@ -13,7 +13,7 @@ import apsw
 
 from holdfast.lifecycle.events import Events, Kind
 from holdfast.model.clock import Clock
-from holdfast.model.errors import AlreadyExists, NotFound, Unavailable
+from holdfast.model.errors import NotFound
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
 from holdfast.model.state import (
     ContainerState,
@@ -134,7 +134,7 @@ class World:
             rows.insert_pod(tx, meta, status)
             rows.put_intent(tx, intent)
 
-        await self._reserve(insert)
+        await self._store.write(insert)
         pod = self._add_pod(meta, status)
         pod.intents[intent.op] = intent
         return pod
@@ -146,7 +146,7 @@ class World:
             rows.insert_container(tx, meta, status)
             rows.put_intent(tx, intent)
 
-        await self._reserve(insert)
+        await self._store.write(insert)
         container = self._add_container(meta, status)
         container.intents[intent.op] = intent
         return container
@@ -224,16 +224,6 @@ class World:
         container.pod.containers.pop(container.meta.id, None)
         if there and container.acknowledged:
             self._events.add(Kind.DELETED, container.pod, container)
-
-    async def _reserve(self, insert: Callable[[apsw.Connection], None]) -> None:
-        """Raises AlreadyExists; Unavailable when whoever has the name was never acknowledged, and may yet vanish."""
-        try:
-            await self._store.write(insert)
-        except AlreadyExists as exc:
-            holder = self.pods.get(exc.holder) or self.containers.get(exc.holder)
-            if holder is None or holder.acknowledged:
-                raise
-            raise Unavailable(f"{exc}, and is still being made or unmade") from exc
 
     def _add_pod(self, meta: PodMetadata, status: PodStatus) -> Pod:
         pod = self.pods[meta.id] = Pod(meta, status, pb.PodSandboxConfig.FromString(meta.config))
