@@ -25,7 +25,7 @@ from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError
-from holdfast.model.settle import Action
+from holdfast.model.settle import Action, Settlement
 from holdfast.model.state import REASON_REBOOT, REASON_SHIM, ContainerState, PodState, ProcessRef
 from holdfast.runtime.keeper import Keeper
 from holdfast.store import pods as rows
@@ -123,13 +123,8 @@ class Recovery:
     async def run(self) -> None:
         """Phases 2 to 5, while the API is served."""
         async with asyncio.TaskGroup() as group:
-            for container in list(self._world.containers.values()):
-                name = f"recover container {container.meta.id}"
-                group.create_task(self._one(name, self._container(container)), name=name)
-        async with asyncio.TaskGroup() as group:
             for pod in list(self._world.pods.values()):
-                name = f"recover pod {pod.meta.id}"
-                group.create_task(self._one(name, self._pod(pod)), name=name)
+                group.create_task(self._with_containers(pod), name=f"recover pod {pod.meta.id} and its containers")
         crashpoint("recover.settled")
         self.report.swept += await self._sweeper.sweep(self.report.problems)
         crashpoint("recover.swept")
@@ -152,6 +147,14 @@ class Recovery:
             len(self.report.problems),
         )
 
+    async def _with_containers(self, pod: Pod) -> None:
+        """A pod's containers, all at once, and then the pod; other pods do not wait for it."""
+        async with asyncio.TaskGroup() as group:
+            for container in list(pod.containers.values()):
+                name = f"recover container {container.meta.id}"
+                group.create_task(self._one(name, self._container(container)), name=name)
+        await self._one(f"recover pod {pod.meta.id}", self._pod(pod))
+
     async def _one(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         """One object under its own deadline; whatever goes wrong with it is its own trouble."""
         try:
@@ -163,17 +166,32 @@ class Recovery:
             log.warning("cannot %s: %s", what, reason, exc_info=not isinstance(exc, (OSError, HoldfastError)))
 
     async def _container(self, container: Container) -> None:
-        began, before = time.monotonic(), str(container.state)
+        began, before, doing = time.monotonic(), str(container.state), sorted(container.intents)
         forsaken = self._executor.forsaken(container)
         try:
             await self._adopter.ensure(container.pod)
             found = await self._monitor.settle(container)
         except BaseException:
             # It stays listed with its last durable status, and is probed until it can be settled.
-            self._background.start(f"settle {container.meta.id}", self._monitor.settle_until_done(container))
+            self._resume(f"settle {container.meta.id}", lambda: self._settle_late(container))
             raise
         finally:
             container.settled.set()
+        after = await self._go_on(container, found)
+        if container.state is ContainerState.RUNNING and Action.PROBE not in found.actions:
+            for exec_id in forsaken:
+                await self._executor.end(container, exec_id)
+                self.report.swept.append(f"exec {exec_id} in container {container.meta.id}")
+        why = f"{' and '.join(doing)} under way: {found.why}" if doing else found.why
+        finding = Finding("container", container.meta.id, container.meta.name, before, after, why, _since(began))
+        self.report.findings.append(finding)
+
+    async def _settle_late(self, container: Container) -> None:
+        if container.meta.id in self._world.containers:
+            await self._go_on(container, await self._monitor.settle(container))
+
+    async def _go_on(self, container: Container, found: Settlement) -> str:
+        """Finish or undo the operation that was under way. Returns what becomes of the container."""
         after = str(container.state)
         if Action.UNDO_CREATE in found.actions:
             await self._containers.undo_create(container)
@@ -185,14 +203,7 @@ class Recovery:
             self._stopper.resume(container)
         elif "stop" in container.intents:
             await self._world.end(container, "stop")
-        if container.state is ContainerState.RUNNING and Action.PROBE not in found.actions:
-            for exec_id in forsaken:
-                await self._executor.end(container, exec_id)
-                self.report.swept.append(f"exec {exec_id} in container {container.meta.id}")
-        name = container.meta.name
-        self.report.findings.append(
-            Finding("container", container.meta.id, name, before, after, found.why, _since(began))
-        )
+        return after
 
     async def _finish_remove(self, container: Container) -> None:
         if container.meta.id in self._world.containers:
@@ -203,7 +214,7 @@ class Recovery:
         why = "its shim is alive"
         if "run" in pod.intents:
             await self._pods.undo_run(pod)
-            self._found(pod, before, "undone", "it was never acknowledged", began)
+            self._found(pod, before, "undone", "run under way: it was never acknowledged", began)
             return
         if self.report.rebooted:
             gone = lambda status: replace(status, ready=False, shim=None, netns=status.netns, reason=REASON_REBOOT)  # noqa: E731
@@ -218,10 +229,10 @@ class Recovery:
         after = str(pod.state)
         if "remove" in pod.intents:
             self._resume(f"remove pod {pod.meta.id}", lambda: self._pods.finish_remove(pod))
-            after, why = "removing", "a removal was under way"
+            after, why = "removing", "remove under way: it is finished"
         elif "stop" in pod.intents:
             self._resume(f"stop pod {pod.meta.id}", lambda: self._pods.finish_stop(pod))
-            after, why = "stopping", "a stop was under way"
+            after, why = "stopping", "stop under way: it is finished"
         self._found(pod, before, after, why, began)
 
     def _resume(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
