@@ -24,7 +24,7 @@ EXITS: dict[str, tuple[int, str]] = {
     "SIGSEGV": (139, "Error"),
     "OOM": (137, "OOMKilled"),
 }
-MEMORY = 16 << 20
+MEMORY = 32 << 20
 
 
 @pytest.fixture(scope="module", params=["crun", pytest.param("runc", marks=pytest.mark.soak)])
@@ -54,7 +54,7 @@ class Victim:
         self.how = how
         gate = f"gate-{time.time_ns()}"
         self._gate = life.base / gate
-        action = {"OOM": "exec dd if=/dev/zero of=/dev/null bs=64M"}.get(how, how)
+        action = {"OOM": "exec dd if=/dev/zero of=/dev/null bs=256M"}.get(how, how)
         waits = f"while ! test -e /data/{gate}; do sleep 0.01; done; {action}"
         self.id = life.run(
             pod_id,
@@ -150,7 +150,7 @@ def test_f11_a_child_killed_for_memory_is_counted_and_is_not_how_the_container_e
 ) -> None:
     """The child is OOM-killed, and the container ends well, told to, later: COMPLETED, or as SIGTERM has it."""
     linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=MEMORY))
-    script = "dd if=/dev/zero of=/dev/null bs=64M; echo $?; trap 'exit 0' TERM; while :; do sleep 0.05; done"
+    script = "dd if=/dev/zero of=/dev/null bs=256M; echo $?; trap 'exit 0' TERM; while :; do sleep 0.05; done"
     container_id = life.run(pod, script, linux=linux)
     until(lambda: b" 137\n" in life.container_log(container_id), "the child to be killed")
     if shim == "the keeper":
@@ -163,7 +163,7 @@ def test_f11_a_child_killed_for_memory_is_counted_and_is_not_how_the_container_e
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.soak)])
 def test_f11_many_oom_kills_at_once_are_all_told(life: Node, pod: str, count: int) -> None:
     linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=MEMORY))
-    command = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M"]
+    command = ["dd", "if=/dev/zero", "of=/dev/null", "bs=256M"]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         ids = list(pool.map(lambda number: life.run(pod, command, f"oom-{number}", linux=linux), range(count)))
     found = [life.exited(container_id) for container_id in ids]

@@ -47,6 +47,7 @@ class Node:
         self.socket = self.state / "holdfast.sock"
         self.cgroup = f"/{self.base.name}"
         self.runtime = runtime
+        self.bin = BIN
         self.inject = self.base / "inject"
         self._environment = dict(os.environ)
         if inject:
@@ -64,7 +65,7 @@ class Node:
     def start(self, *arguments: str) -> float:
         """Start it; returns the seconds from exec until it lists containers."""
         began = time.monotonic()
-        command = [str(BIN / "holdfastd"), "--root", str(self.root), "--state", str(self.state)]
+        command = [str(self.bin / "holdfastd"), "--root", str(self.root), "--state", str(self.state)]
         with open(self.base / "daemon.log", "ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--config", str(self.config), *arguments], stdout=log, stderr=log, env=self._environment

@@ -123,13 +123,8 @@ class Recovery:
     async def run(self) -> None:
         """Phases 2 to 5, while the API is served."""
         async with asyncio.TaskGroup() as group:
-            for container in list(self._world.containers.values()):
-                name = f"recover container {container.meta.id}"
-                group.create_task(self._one(name, self._container(container)), name=name)
-        async with asyncio.TaskGroup() as group:
             for pod in list(self._world.pods.values()):
-                name = f"recover pod {pod.meta.id}"
-                group.create_task(self._one(name, self._pod(pod)), name=name)
+                group.create_task(self._with_containers(pod), name=f"recover pod {pod.meta.id} and its containers")
         crashpoint("recover.settled")
         self.report.swept += await self._sweeper.sweep(self.report.problems)
         crashpoint("recover.swept")
@@ -152,6 +147,14 @@ class Recovery:
             len(self.report.problems),
         )
 
+    async def _with_containers(self, pod: Pod) -> None:
+        """A pod's containers, all at once, and then the pod; other pods do not wait for it."""
+        async with asyncio.TaskGroup() as group:
+            for container in list(pod.containers.values()):
+                name = f"recover container {container.meta.id}"
+                group.create_task(self._one(name, self._container(container)), name=name)
+        await self._one(f"recover pod {pod.meta.id}", self._pod(pod))
+
     async def _one(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         """One object under its own deadline; whatever goes wrong with it is its own trouble."""
         try:
@@ -163,14 +166,15 @@ class Recovery:
             log.warning("cannot %s: %s", what, reason, exc_info=not isinstance(exc, (OSError, HoldfastError)))
 
     async def _container(self, container: Container) -> None:
-        began, before = time.monotonic(), str(container.state)
+        began, before, doing = time.monotonic(), str(container.state), sorted(container.intents)
         forsaken = self._executor.forsaken(container)
         try:
             after, why = await self._settle(container, forsaken)
         except BaseException:
             # It stays listed with its last durable status until it can be settled, and what was under way is finished.
-            self._resume(f"settle {container.meta.id} again", lambda: self._settle(container, forsaken))
+            self._resume(f"settle {container.meta.id} again", lambda: self._settle_late(container, forsaken))
             raise
+        why = f"{' and '.join(doing)} under way: {why}" if doing else why
         name = container.meta.name
         self.report.findings.append(Finding("container", container.meta.id, name, before, after, why, _since(began)))
 
@@ -198,6 +202,10 @@ class Recovery:
                 self.report.swept.append(f"exec {exec_id} in container {container.meta.id}")
         return after, found.why
 
+    async def _settle_late(self, container: Container, forsaken: list[str]) -> None:
+        if container.meta.id in self._world.containers:
+            await self._settle(container, forsaken)
+
     async def _finish_remove(self, container: Container) -> None:
         if container.meta.id in self._world.containers:
             await self._containers.finish_remove(container)
@@ -207,7 +215,7 @@ class Recovery:
         why = "its shim is alive"
         if "run" in pod.intents:
             await self._pods.undo_run(pod)
-            self._found(pod, before, "undone", "it was never acknowledged", began)
+            self._found(pod, before, "undone", "run under way: it was never acknowledged", began)
             return
         if self.report.rebooted:
             gone = lambda status: replace(status, ready=False, shim=None, netns=status.netns, reason=REASON_REBOOT)  # noqa: E731
@@ -222,10 +230,10 @@ class Recovery:
         after = str(pod.state)
         if "remove" in pod.intents:
             self._resume(f"remove pod {pod.meta.id}", lambda: self._pods.finish_remove(pod))
-            after, why = "removing", "a removal was under way"
+            after, why = "removing", "remove under way: it is finished"
         elif "stop" in pod.intents:
             self._resume(f"stop pod {pod.meta.id}", lambda: self._pods.finish_stop(pod))
-            after, why = "stopping", "a stop was under way"
+            after, why = "stopping", "stop under way: it is finished"
         self._found(pod, before, after, why, began)
 
     def _resume(self, name: str, step: Callable[[], Awaitable[object]]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from holdfast import __version__
 from holdfast.linux import process, sockets
 from holdfast.model.errors import Unavailable
 from holdfast.model.state import ProcessRef
@@ -37,10 +38,13 @@ class WorkerInfo:
 
 
 def ensure_running(state: Path) -> None:
-    """Start a keeper for this state directory unless one answers. Raises Unavailable."""
+    """Start a keeper for this state directory unless one answers. Raises Unavailable.
+
+    One of another version goes on as long as it has workers; without, it gives way to one of ours.
+    """
     deadline = time.monotonic() + START_SECONDS
     command = [sys.executable, "-I", "-m", "holdfast.workers.keeper", "--state", str(state)]
-    while _ask(state, "hello") is None:
+    while (found := _ask(state, "hello")) is None or _gives_way(state, found):
         left = deadline - time.monotonic()
         try:
             done = subprocess.run(command, capture_output=True, timeout=max(left, 0), check=False)
@@ -50,6 +54,13 @@ def ensure_running(state: Path) -> None:
             raise Unavailable(f"cannot start the keeper: {done.stderr.decode(errors='replace').strip()[-500:]}")
         if done.returncode == BUSY:
             time.sleep(BUSY_SECONDS)  # another one is about to answer, or about to be gone
+
+
+def _gives_way(state: Path, found: dict[str, Any]) -> bool:
+    if found["version"] == __version__ or list_workers(state) != []:  # None: it has not said
+        return False
+    shut_down(state)
+    return True
 
 
 def shut_down(state: Path) -> None:

@@ -1,0 +1,98 @@
+"""F35: a release is deleted under its pods, the next one adopts them, and the one before adopts them back."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import google.protobuf
+import pytest
+from kit.node import Node, node, until
+
+import holdfast
+from holdfast.linux import process
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime import keeper
+
+LIBRARY = f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def install(where: Path, version: str) -> Path:
+    """An installation of its own: our code and what workers need besides, in a copy. Returns its bin directory."""
+    packages = where / "lib" / LIBRARY / "site-packages"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(holdfast.__file__).parent, packages / "holdfast", ignore=ignore)
+    shutil.copytree(Path(google.protobuf.__file__).parents[1], packages / "google", ignore=ignore)
+    init = packages / "holdfast" / "__init__.py"
+    init.write_text(init.read_text().replace(holdfast.__version__, version))
+    (packages / "others.pth").write_text(f"{Path(google.protobuf.__file__).parents[2]}\n")
+    programs = where / "bin"
+    programs.mkdir()
+    base = Path(sys.base_prefix, "bin")
+    (where / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
+    (programs / "python").symlink_to(base / LIBRARY)
+    daemon = programs / "holdfastd"
+    daemon.write_text(f"#!{programs}/python\nimport sys\nfrom holdfast.__main__ import daemon\nsys.exit(daemon())\n")
+    daemon.chmod(0o755)
+    return programs
+
+
+def change_to(one: Node, version: str, away: str = "") -> None:
+    """Stop the daemon, delete its release, start another one."""
+    one.end(signal.SIGTERM)
+    if away:
+        shutil.rmtree(one.base / away)  # noqa: TID251
+    one.bin = install(one.base / version, version)
+    one.start()
+    assert one.call("Version", pb.VersionRequest()).runtime_version == version
+
+
+def keeper_version(one: Node) -> str:
+    found = keeper._ask(one.state, "hello")
+    assert found is not None
+    return str(found["version"])
+
+
+@pytest.mark.parametrize("pid", [pb.CONTAINER, pb.POD])
+def test_f35_pods_outlive_the_files_of_their_release(pid: pb.NamespaceMode) -> None:
+    with node() as one:
+        change_to(one, "7.0.0")
+        pod = one.run_pod(one.pod_config(pid=pid))
+        doomed = one.run_pod(one.pod_config(pid=pid))
+        script = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done"
+        running = [one.run(where, script, pid=pid) for where in (pod, doomed)]
+        created = one.create(pod, one.container_config("exit 4", "created", pid=pid))
+        pids = [one.pid(container_id) for container_id in running]
+        shims = {worker.id: worker.pid for worker in keeper.workers(one.state)}
+        assert keeper_version(one) == "7.0.0"
+
+        change_to(one, "7.1.0", away="7.0.0")
+        assert [one.pid(container_id) for container_id in running] == pids
+        assert {worker.id: worker.pid for worker in keeper.workers(one.state)} == shims
+        for container_id in running:
+            assert one.exec(container_id, ["/bin/echo", "hello"]).stdout == b"hello\n"
+        one.start_container(created)
+        assert one.exited(created).exit_code == 4
+        assert one.exited(one.run(pod, "exit 6", "new", pid=pid)).exit_code == 6
+        os.kill(shims[doomed], signal.SIGKILL)
+        until(lambda: process.state(shims[doomed]) == "", "the shim to end")
+        assert one.pid(running[1]) == pids[1] and process.state(pids[1])
+        another = one.run_pod(one.pod_config(pid=pid))
+        assert one.exited(one.run(another, "exit 8", pid=pid)).exit_code == 8
+
+        change_to(one, "7.0.0", away="7.1.0")
+        assert [one.pid(container_id) for container_id in running] == pids
+        assert one.exec(running[0], ["/bin/echo", "hello"]).stdout == b"hello\n"
+        for container_id in running:
+            one.stop_container(container_id)
+            assert one.status(container_id).exit_code == 137
+        numbers = [int(line.split()[3]) for line in one.container_log(running[0]).splitlines()]
+        assert numbers == list(range(1, len(numbers) + 1))
+        for where in (pod, doomed, another):
+            one.remove_pod(where)
+        assert not one.leftovers()
+        one.end(signal.SIGTERM)
+        one.bin = install(one.base / "7.2.0", "7.2.0")
+        one.start()
+        assert keeper_version(one) == "7.2.0", "a keeper without workers gives way to that of the release"
