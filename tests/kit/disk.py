@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,22 @@ def small(kind: str, directory: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)  # a test that failed may have files open
+        _await_release(image)
+
+
+def _await_release(image: Path, seconds: float = 10.0) -> None:
+    """The kernel lets go of a loop device when the last user of the filesystem has gone, a moment after the unmount."""
+    deadline = time.monotonic() + seconds
+    while str(image) in {_backing(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")}:
+        if time.monotonic() > deadline:
+            return  # whoever holds it is named by what the tests count at their end
+        time.sleep(0.01)
+
+
+def _backing(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text().strip()
+    return ""
 
 
 def fill(place: Path) -> None:
