@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from holdfast.model.errors import InvalidArgument
 
+LONGEST: Final = 100  # below that at which the daemon gives up a call to a shim
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]i?B?|B)?", re.ASCII | re.IGNORECASE)
 _HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")  # it names a directory, and RuntimeClasses refer to it
 _UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -64,6 +65,12 @@ def size_value(key: str, value: Any) -> int:
     if match is None:
         raise InvalidArgument(f"{key}: {value!r} is not a size such as 8388608 or '8MiB'")
     return int(match[1]) * _UNITS.get((match[2] or "B")[0].upper(), 1)
+
+
+def _seconds(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LONGEST:
+        raise InvalidArgument(f"{key}: {value!r} is not a number of seconds from 1 to {LONGEST}")
+    return value
 
 
 def _hosts(key: str, value: Any) -> tuple[str, ...]:
@@ -121,6 +128,12 @@ class Config:
         (), "Registries spoken to over plain http, beside those on loopback.", parse=_hosts
     )
     exec_output_limit: int = setting(16 << 20, "Bytes of each stream that ExecSync returns.", parse=size_value)
+    path_timeout: int = setting(
+        10, "Seconds that a user's path, e.g. a log directory on a network filesystem, may take.", parse=_seconds
+    )
+    runtime_timeout: int = setting(
+        100, "Seconds that one command of the OCI runtime may take; it is killed then.", parse=_seconds
+    )
     reserve_bytes: int = setting(8 << 20, "Space the store keeps for itself on its disk.", parse=size_value)
     runtimes: dict[str, dict[str, str]] = setting(
         {}, "OCI runtimes by handler name, e.g. [runtimes.crun] binary = '/usr/bin/crun'.", parse=_runtimes

@@ -51,6 +51,7 @@ from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime import keeper as keeper_client
 from holdfast.runtime import unpack
 from holdfast.runtime.keeper import Keeper
+from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store.db import Store
@@ -110,7 +111,12 @@ class Daemon:
         layout = Layout(config.root, config.state)
         mode = cgroup.mode()
         handlers = await in_thread(
-            runtime_handlers.find, config.runtime_binaries(), config.default_runtime, config.state, mode
+            runtime_handlers.find,
+            config.runtime_binaries(),
+            config.default_runtime,
+            config.state,
+            mode,
+            config.runtime_timeout,
         )
         host = await in_thread(facts.detect)
         network = LoopbackOnly()
@@ -124,13 +130,14 @@ class Daemon:
         adopter = Adopter(world, shims, handlers, background)
         cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter)
         bundles = Bundles(snapshots, images, layout, host)
+        paths = PathWork(keeper, config.path_timeout)
         stopper = Stopper(world, cleanup, background)
         monitor = Monitor(world, shims, handlers, cleanup, background, layout)
         containers = Containers(
-            world, shims, images, snapshots, bundles, monitor, stopper, cleanup, background, layout, adopter
+            world, shims, images, snapshots, bundles, monitor, stopper, cleanup, background, layout, adopter, paths
         )
         pods = Pods(
-            world, shims, handlers, network, containers, cleanup, background, layout, config.cgroup_root, adopter
+            world, shims, handlers, network, containers, cleanup, background, layout, config.cgroup_root, adopter, paths
         )
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
         live = Live(store, world, images, snapshots, keeper)

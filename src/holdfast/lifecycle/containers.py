@@ -5,7 +5,6 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from holdfast.images.service import Images
@@ -19,7 +18,6 @@ from holdfast.lifecycle.stop import Stopper, signal_number
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
-from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
     Damaged,
@@ -40,6 +38,7 @@ from holdfast.model.state import (
     ProcessRef,
 )
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
 
@@ -67,8 +66,10 @@ class Containers:
         background: Background,
         layout: Layout,
         adopter: Adopter,
+        paths: PathWork,
     ) -> None:
         self._joins = Joins[Container](world.containers.get, world.clock.now, SETTLE_SECONDS)
+        self._paths = paths
         self._adopter = adopter
         self._world = world
         self._shims = shims
@@ -238,7 +239,7 @@ class Containers:
         bundle = self._layout.bundle(container.pod.meta.id, container.meta.id)
         await self._bundles.ensure(container)
         crashpoint("start.bundle")
-        log_to = await in_thread(prepare_log, container.meta.log_path)
+        log_to = await self._prepare_log(container.meta.log_path)
         stdin = str(bundle / "stdin") if container.config.stdin else ""
         task = await self._shims.task(container.pod.meta.id)
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
@@ -262,6 +263,13 @@ class Containers:
         if init is None:
             raise Unavailable(f"cannot tell whether container {container.meta.id} has started: {problem}")
         return ProcessRef(init.pid, init.start_time, init.boot_id)
+
+    async def _prepare_log(self, path: str) -> str:
+        """The log's address for the shim, its directory made; "" without a log."""
+        if not path:
+            return ""
+        await self._paths.make_directory(os.path.dirname(path), "config.log_path")
+        return f"cri://{path}"
 
     async def _start_failed(self, container: Container, message: str) -> None:
         now = self._world.clock.now()
@@ -300,11 +308,3 @@ class Containers:
             stop_signal=stop_signal,
             created_at=self._world.clock.now(),
         )
-
-
-def prepare_log(path: str) -> str:
-    """The log's address for the shim, its directory made; "" without a log."""
-    if not path:
-        return ""
-    files.mkdir(Path(path).parent, parents=True, exist_ok=True)
-    return f"cri://{path}"

@@ -25,6 +25,7 @@ from holdfast.model.state import PodState, PodStatus
 from holdfast.network.network import Network, NetworkResult
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handler, Handlers
+from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ class Pods:
         layout: Layout,
         cgroup_root: str,
         adopter: Adopter,
+        paths: PathWork,
     ) -> None:
         self._joins = Joins[Pod](world.pods.get, world.clock.now, SETTLE_SECONDS)
+        self._paths = paths
         self._adopter = adopter
         self._world = world
         self._shims = shims
@@ -180,13 +183,12 @@ class Pods:
         directory, config = self._layout.pod(pod.meta.id), pod.config
         await in_thread(files.make_private, directory)
         crashpoint("run.directory")
-        if config.log_directory:
-            files.mkdir(config.log_directory, parents=True, exist_ok=True)
         shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
         done = await asyncio.gather(
             self._start_shim(pod, handler, shared_pid),
             in_thread(self._make_namespaces, pod),
             in_thread(cgroup.create, pod.meta.cgroup_parent),
+            self._make_log_directory(config.log_directory),
             return_exceptions=True,  # all must have ended before any of it can be undone
         )
         for failure in done:
@@ -197,6 +199,10 @@ class Pods:
             added = self._network.add(pod.meta.id, Path(pod.status.netns))
             result = await within(NETWORK_SECONDS, added, f"set up network of pod {pod.meta.id}")
             pod.status = replace(pod.status, network=result.to_json())
+
+    async def _make_log_directory(self, path: str) -> None:
+        if path:
+            await self._paths.make_directory(path, "config.log_directory")
 
     async def _start_shim(self, pod: Pod, handler: Handler, pid_namespace: bool) -> None:
         shim = await self._shims.start(pod.meta.id, handler, pid_namespace, init_cgroup(pod.meta))

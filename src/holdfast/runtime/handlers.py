@@ -26,13 +26,17 @@ class Handler:
     binary: str
     root: str
     hide: tuple[str, ...] = ()
+    seconds: float = 100.0  # that one command may take
 
     def waits(self, container_id: str) -> bool:
         """Whether the container's init still waits to be started: crun and runc have it wait at a FIFO till then."""
         return Path(self.root, container_id, "exec.fifo").exists()
 
     def to_args(self) -> dict[str, object]:
-        return {"name": self.name, "binary": self.binary, "root": self.root, "hide": list(self.hide)}
+        return {
+            "name": self.name, "binary": self.binary, "root": self.root, "hide": list(self.hide),
+            "seconds": self.seconds,
+        }  # fmt: skip
 
 
 class Handlers:
@@ -50,7 +54,7 @@ class Handlers:
         return handler
 
 
-def find(configured: Mapping[str, str], default: str, state: Path, mode: str) -> Handlers:
+def find(configured: Mapping[str, str], default: str, state: Path, mode: str, seconds: float = 100.0) -> Handlers:
     """Handlers for the configured binaries and for crun and runc where they are installed.
 
     `configured` maps a name to a binary; `default` is one of them, or "auto" for the first that really runs a
@@ -62,7 +66,7 @@ def find(configured: Mapping[str, str], default: str, state: Path, mode: str) ->
         binary = shutil.which(configured.get(name) or name)
         if binary is not None:
             hide = (UNIFIED_ON_HYBRID,) if mode == "hybrid" and Path(binary).name == "crun" else ()
-            handlers[name] = Handler(name, binary, str(state / "oci" / name), hide)
+            handlers[name] = Handler(name, binary, str(state / "oci" / name), hide, seconds)
     if default == "auto":
         default = _first_working(handlers, state)
     elif default not in handlers:

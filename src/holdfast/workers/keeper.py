@@ -43,7 +43,11 @@ IDLE_SECONDS: Final = 5.0
 BUSY: Final = 75  # exit status: another keeper has this state directory (EX_TEMPFAIL of sysexits.h)
 SO_SNDBUFFORCE: Final = 32
 SEND_BYTES: Final = 1024 * 1024
-WORKERS: Final = {"shim": "holdfast.workers.shim.server", "unpack": "holdfast.workers.unpacker"}
+WORKERS: Final = {
+    "shim": "holdfast.workers.shim.server",
+    "unpack": "holdfast.workers.unpacker",
+    "path": "holdfast.workers.pathwork",
+}
 
 
 @dataclass(slots=True)

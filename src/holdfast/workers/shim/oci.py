@@ -29,10 +29,13 @@ class Runtime:
     root: str
     hide: tuple[str, ...] = ()
     image: int = -1
+    seconds: float = 100.0  # that one command may take
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any], image: int) -> "Runtime":
-        return cls(args["name"], args["binary"], args["root"], tuple(args.get("hide", ())), image)
+        return cls(
+            args["name"], args["binary"], args["root"], tuple(args.get("hide", ())), image, args.get("seconds", 100.0)
+        )
 
     def run(self, *arguments: str, fds: Mapping[int, int] | None = None) -> None:
         """Run one command to its end; descriptors that are not given are /dev/null. Raises Failed.

@@ -29,7 +29,6 @@ from holdfast.workers.shim.task import TASK_FILE, Process, State, Task, write_ta
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
 PID_LIMIT: Final = 64
 END_SECONDS: Final = 10.0
-COMMAND_SECONDS: Final = 120.0
 
 
 class Operations:
@@ -153,7 +152,7 @@ class Operations:
             else:
                 one.stdio.open(*one.paths)
             with self._expecting():
-                pid = await self._loop.in_child(lambda: self._exec(task, one, options), COMMAND_SECONDS)
+                pid = await self._loop.in_child(lambda: self._exec(task, one, options), self._runtime.seconds)
                 one.stdio.given()
                 crashpoint("shim.execed")
                 self._exec_started(one, int(pid))
@@ -195,7 +194,7 @@ class Operations:
         else:
             stdio.open(request.stdin, request.stdout, request.stderr)
         with self._expecting():
-            made = await self._loop.in_child(lambda: self._make(task, request, options), COMMAND_SECONDS)
+            made = await self._loop.in_child(lambda: self._make(task, request, options), self._runtime.seconds)
             stdio.given()
             own_pids, record = made[:1], decode_init(made[1:].encode())
             if record.pid in self._unclaimed:
@@ -268,7 +267,7 @@ class Operations:
             return ""
 
         try:
-            await self._loop.in_child(quietly, COMMAND_SECONDS)
+            await self._loop.in_child(quietly, self._runtime.seconds)
         except Failed as exc:
             raise CallError(INTERNAL, f"cannot {what}: {exc}") from exc
 

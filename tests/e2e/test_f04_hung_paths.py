@@ -1,0 +1,109 @@
+"""F04: a path that never answers, as on a dead NFS server. It delays its own pod, takes no name for ever, and ends."""
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from kit.hung import Hung, hung
+from kit.node import Node, node, until
+
+from holdfast.proto import runtime_v1_pb2 as pb
+
+PATH_SECONDS, RUNTIME_SECONDS = 2, 4
+
+
+@pytest.fixture(scope="module")
+def life() -> Iterator[Node]:
+    with node(path_timeout=PATH_SECONDS, runtime_timeout=RUNTIME_SECONDS) as one:
+        yield one
+
+
+@pytest.fixture
+def dead(life: Node) -> Iterator[Hung]:
+    with hung(life.base / "nfs") as one:
+        yield one
+
+
+@pytest.fixture
+def clients() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def failure(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return raised.value.code(), str(raised.value.details())
+
+
+def is_well(life: Node) -> None:
+    """Another pod comes, works and goes as if nothing were."""
+    began = time.monotonic()
+    pod = life.run_pod()
+    assert life.exited(life.run(pod, "exit 5")).exit_code == 5
+    life.remove_pod(pod)
+    assert time.monotonic() - began < PATH_SECONDS, "the sick held up the healthy"
+
+
+def test_f04_a_log_directory_that_never_answers(
+    life: Node, dead: Hung, clients: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    config = life.pod_config()
+    good, config.log_directory = config.log_directory, str(dead.path / "logs")
+    request = pb.RunPodSandboxRequest(config=config)
+    first = clients.submit(failure, lambda: life.call("RunPodSandbox", request, 1))
+    until(lambda: dead.waiting, "somebody to wait for the path")
+    retry = clients.submit(failure, lambda: life.call("RunPodSandbox", request))
+    is_well(life)
+    config.log_directory = good
+    code, told = failure(lambda: life.run_pod(config))
+    assert code is grpc.StatusCode.ALREADY_EXISTS
+    assert "being created for" in told
+    assert first.result()[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    code, told = retry.result()
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert told == f"cannot use config.log_directory {dead.path}/logs: no answer after {PATH_SECONDS} s"
+    pod = life.run_pod(config)  # the name is free at once, although the path still hangs
+    assert [one.id for one in life.pods()] == [pod]
+    life.remove_pod(pod)
+
+
+def test_f04_a_volume_that_never_answers(
+    life: Node, dead: Hung, clients: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    pod = life.run_pod()
+    beside = life.run(pod, "while :; do sleep 0.02; done", "beside")
+    mount = pb.Mount(host_path=str(dead.path / "data"), container_path="/data")
+    sick = life.create(pod, life.container_config("exit 0", "sick", mounts=[mount]))
+    start = clients.submit(failure, lambda: life.start_container(sick))
+    until(lambda: dead.waiting, "somebody to wait for the path")
+    is_well(life)
+    assert life.exec(beside, ["/bin/echo", "here"]).stdout == b"here\n"
+    life.restart()
+    is_well(life)
+    assert start.result()[0] in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert life.status(beside).state == pb.CONTAINER_RUNNING
+    dead.release()
+    until(lambda: life.status(sick).state != pb.CONTAINER_UNKNOWN, "the sick one to settle")
+    life.stop_container(beside)
+    life.remove_pod(pod)
+    until(lambda: not life.leftovers(), "nothing to be left")
+
+
+def test_f04_a_volume_that_answers_again_can_be_used(life: Node) -> None:
+    place = life.base / "again"
+    (place / "data").mkdir(parents=True)
+    with hung(place):
+        pod = life.run_pod()
+        mount = pb.Mount(host_path=str(place / "data"), container_path="/data")
+        one = life.create(pod, life.container_config("exit 0", "one", mounts=[mount]))
+        code, told = failure(lambda: life.start_container(one))
+        assert code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+        assert f"no end after {RUNTIME_SECONDS}" in told
+    two = life.create(pod, life.container_config("exit 6", "two", mounts=[mount]))
+    life.start_container(two)
+    assert life.exited(two).exit_code == 6
+    life.remove_pod(pod)
+    until(lambda: not life.leftovers(), "nothing to be left")

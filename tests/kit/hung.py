@@ -1,0 +1,67 @@
+"""A filesystem that never answers: FUSE whose server reads requests and says nothing, like a dead NFS server.
+
+Whoever waits for it cannot even be killed: a request that the server has taken is waited for uninterruptibly.
+
+The protocol is that of linux/fuse.h; only FUSE_INIT is answered.
+"""
+
+import contextlib
+import os
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from holdfast.linux import mount
+
+INIT = 26
+IN_HEADER = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
+OUT_HEADER = struct.Struct("=IiQ")  # len, error, unique
+INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")  # major, minor, readahead, flags, background, ..., flags2
+REQUEST_BYTES = 1 << 18
+
+
+class Hung:
+    """Mounted at `path`. `waiting` is how many requests have had no answer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting = 0
+        self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        mount.mount("hung", path, "fuse.hung", 0, f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other")
+        self._thread = threading.Thread(target=self._serve, name="hung filesystem", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                request = os.read(self._fd, REQUEST_BYTES)
+            except OSError:  # ENODEV: unmounted
+                return
+            _, opcode, unique, *_ = IN_HEADER.unpack_from(request)
+            if opcode == INIT:
+                body = INIT_OUT.pack(7, 31, 1 << 17, 0, 12, 9, 1 << 17, 1, 32, 0, 0)
+                os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body)
+            else:
+                self.waiting += 1
+
+    def release(self) -> None:
+        """Its server is gone for good: whoever waits gets an error (umount2(2), MNT_FORCE, and fuse_abort_conn)."""
+        if self._fd >= 0:
+            quiet = subprocess.DEVNULL
+            subprocess.run(["umount", "-i", "-f", self.path], stderr=quiet, check=False)  # EBUSY, but all is aborted
+            subprocess.run(["umount", "-i", "-l", self.path], stderr=quiet, check=False)
+            self._thread.join()
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextlib.contextmanager
+def hung(path: Path) -> Iterator[Hung]:
+    path.mkdir(parents=True, exist_ok=True)
+    one = Hung(path)
+    try:
+        yield one
+    finally:
+        one.release()
