@@ -62,6 +62,10 @@ class Node:
 
     # -- the daemon
 
+    def set_environment(self, **values: str) -> None:
+        """For the daemons that are started from now on, and for what they fork."""
+        self._environment |= values
+
     def start(self, *arguments: str) -> float:
         """Start it; returns the seconds from exec until it lists containers."""
         began = time.monotonic()

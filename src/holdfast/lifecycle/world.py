@@ -33,6 +33,8 @@ T = TypeVar("T")
 Pods = list[tuple[PodMetadata, PodStatus]]
 Containers = list[tuple[ContainerMetadata, ContainerStatus]]
 
+CLOCK: Final = "clock"  # meta: ns since the epoch
+
 # What a change of state is to those who follow events; a sandbox is created when it is ready and not before.
 POD_EVENTS: Final = {PodState.READY: (Kind.CREATED, Kind.STARTED), PodState.NOTREADY: (Kind.STOPPED,)}
 CONTAINER_EVENTS: Final = {ContainerState.RUNNING: Kind.STARTED, ContainerState.EXITED: Kind.STOPPED}
@@ -110,6 +112,7 @@ class World:
             return pods, containers, intents, frozenset(key for _, key, _ in rows.quarantined(tx))
 
         pods, containers, intents, self.unreadable = await self._store.write(load)
+        self.clock.not_before(int(await self._store.read(lambda tx: rows.get_meta(tx, CLOCK)) or 0))
         for pod_meta, pod_status in pods:
             self._add_pod(pod_meta, pod_status)
         for meta, status in containers:
@@ -211,19 +214,29 @@ class World:
 
     async def delete_pod(self, pod: Pod) -> None:
         """Forget a pod of which nothing is left. Its row, name and intents go at once."""
-        await self._store.write(lambda tx: rows.delete_pod(tx, pod.meta.id))
+        await self._store.write(self._forget(lambda tx: rows.delete_pod(tx, pod.meta.id)))
         pod.gone.set()
         if self.pods.pop(pod.meta.id, None) and pod.acknowledged:
             self._events.add(Kind.DELETED, pod)
 
     async def delete_container(self, container: Container) -> None:
         """Forget a container of which nothing is left. Its row, name and intents go at once."""
-        await self._store.write(lambda tx: rows.delete_container(tx, container.meta.id))
+        await self._store.write(self._forget(lambda tx: rows.delete_container(tx, container.meta.id)))
         container.gone.set()
         there = self.containers.pop(container.meta.id, None)
         container.pod.containers.pop(container.meta.id, None)
         if there and container.acknowledged:
             self._events.add(Kind.DELETED, container.pod, container)
+
+    def _forget(self, delete: Callable[[apsw.Connection], None]) -> Callable[[apsw.Connection], None]:
+        """A row that goes takes its times with it: how far the clock had come by then is kept."""
+        last = str(self.clock.last)
+
+        def change(tx: apsw.Connection) -> None:
+            delete(tx)
+            rows.set_meta(tx, CLOCK, last)
+
+        return change
 
     def _add_pod(self, meta: PodMetadata, status: PodStatus) -> Pod:
         pod = self.pods[meta.id] = Pod(meta, status, pb.PodSandboxConfig.FromString(meta.config))
@@ -234,7 +247,7 @@ class World:
         pod = self.pods[meta.pod_id]
         container = Container(meta, status, pb.ContainerConfig.FromString(meta.config), pod)
         self.containers[meta.id] = pod.containers[meta.id] = container
-        self.clock.not_before(max(meta.created_at, status.started_at))
+        self.clock.not_before(max(meta.created_at, status.started_at, status.finished_at))
         if status.finished_at:
             container.exited.set()
         return container

@@ -14,6 +14,11 @@ class Clock:
         self._source = source
         self._last = 0
 
+    @property
+    def last(self) -> int:
+        """The newest time that was handed out or found."""
+        return self._last
+
     def now(self) -> int:
         self._last = max(self._last + 1, self._source())
         return self._last

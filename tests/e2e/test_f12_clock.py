@@ -1,0 +1,84 @@
+"""F12: the wall clock steps back by months, and forward again; what is handed out never does.
+
+The daemon, and what it forks, have a clock of their own by libfaketime; the monotonic clocks are the machine's.
+"""
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.node import Node, until
+
+MONTHS = "-300d"
+
+
+class Clock:
+    """The wall clock of a node."""
+
+    def __init__(self, node: Node) -> None:
+        self._file = node.base / "clock"
+        self.step("+0")
+
+    def step(self, offset: str) -> None:
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(f"{offset}\n")
+        temporary.rename(self._file)
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Iterator[Node]:
+    library = f"/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1"
+    assert Path(library).exists(), f"{library} is missing; `make setup` installs it"
+    faked = {"LD_PRELOAD": library, "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+    node = Node()
+    node.set_environment(**faked, FAKETIME_TIMESTAMP_FILE=str(node.base / "clock"))
+    Clock(node)
+    node.start()
+    node.busybox()
+    yield node
+    node.purge()
+
+
+def attempt(life: Node, number: int) -> tuple[str, list[int]]:
+    """The next attempt of one and the same pod; its id, and its times in the order in which they come."""
+    pod = life.run_pod(life.pod_config("same", attempt=number))
+    status = life.exited(life.run(pod, "exit 3"))
+    assert status.exit_code == 3
+    created = next(one.created_at for one in life.pods() if one.id == pod)
+    return pod, [created, status.created_at, status.started_at, status.finished_at]
+
+
+def test_f12_each_attempt_is_newer_than_the_one_before(life: Node) -> None:
+    clock = Clock(life)
+    pods, times = [], []
+    for number, offset in enumerate(("+0", MONTHS, "+0", MONTHS, "-40s")):
+        clock.step(offset)
+        if number == 3:
+            life.restart()
+        pod, found = attempt(life, number)
+        pods.append(pod)
+        times += found
+    assert times == sorted(times)
+    newest = max(life.pods(), key=lambda one: one.created_at)
+    assert (newest.id, newest.metadata.attempt) == (pods[-1], 4)
+
+
+def test_f12_not_even_when_those_before_are_gone(life: Node) -> None:
+    clock = Clock(life)
+    pod, before = attempt(life, 0)
+    life.remove_pod(pod)
+    clock.step(MONTHS)
+    life.restart()
+    _, after = attempt(life, 1)
+    assert after[0] > before[2]
+
+
+def test_f12_a_stop_takes_as_long_as_it_may_whatever_the_clock_says(life: Node) -> None:
+    clock = Clock(life)
+    pod = life.run_pod()
+    one = life.run(pod, "trap 'sleep 0.5; exit 4' TERM; > /ready; while :; do sleep 0.02; done")
+    until(Path(f"/proc/{life.pid(one)}/root/ready").exists, "the trap to be set")
+    clock.step("+300d")
+    life.stop_container(one, 20)
+    assert life.status(one).exit_code == 4
