@@ -1,5 +1,6 @@
 """Containers: create, start, stop, remove, update. Intent first, then the act, then the result."""
 
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
+    AlreadyExists,
     Damaged,
     DeadlineExceeded,
     FailedPrecondition,
@@ -243,7 +245,8 @@ class Containers:
         stdin = str(bundle / "stdin") if container.config.stdin else ""
         task = await self._shims.task(container.pod.meta.id)
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
-        await task.create(
+        make = functools.partial(
+            task.create,
             container.meta.id,
             bundle=bundle,
             rootfs=mounts,
@@ -252,6 +255,12 @@ class Containers:
             stdout=log_to,
             stderr=log_to,
         )
+        try:
+            await make()
+        except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
+            await self._cleanup.discard(container)
+            container.cleaned.clear()
+            await make()
         crashpoint("start.created")
         await task.start(container.meta.id)
         crashpoint("start.started")
