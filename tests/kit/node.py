@@ -231,7 +231,7 @@ class Node:
     def leftovers(self) -> list[str]:
         """What belongs to no row, when there are no pods: everything but the image."""
         left = [f"mount {entry.target}" for entry in mount.mountinfo() if str(self.base) in entry.target]
-        left += [f"shim {worker.id}" for worker in keeper.workers(self.state)]
+        left += [f"shim {worker.id}" for worker in keeper.workers(self.state) if worker.kind == "shim"]
         left += [f"cgroup {name}" for name in cgroup.children(self.cgroup)]
         for directory in ("pods", *(f"oci/{name}" for name in ("crun", "runc"))):
             with contextlib.suppress(FileNotFoundError):
