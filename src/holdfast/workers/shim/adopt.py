@@ -9,6 +9,7 @@ An init is somebody else's child now, the keeper's or, if that was killed too, t
 it ends; how, the keeper writes to exit.json, or else the kernel tells (PIDFD_GET_INFO), or nobody.
 """
 
+import errno
 import os
 import selectors
 import signal
@@ -75,7 +76,10 @@ class Adoption:
         about = read_task(bundle)
         paths, terminal = about or (("", "", ""), False)
         init = Process("", Stdio(self._loop, bundle), paths, terminal)
-        task = Task(bundle.name, bundle, init, Lock(self._loop), exits.read_init(bundle))
+        found = exits.read_init(bundle)
+        if found is None and (bundle / INIT_FILE).exists():  # what cannot be read may be of one that runs: hands off
+            raise OSError(errno.EIO, "cannot be read, so that its task is left alone", str(bundle / INIT_FILE))
+        task = Task(bundle.name, bundle, init, Lock(self._loop), found)
         self._operations.tasks[task.id] = task
         record = task.record
         pinned = None
