@@ -83,7 +83,8 @@ class Daemon:
         """Serve until told to stop."""
         config = self._config
         async with AsyncExitStack() as stack:
-            store = await in_thread(Store.open, config.root / "holdfast.db")
+            witnesses = (config.root / "snapshots", config.root / "content" / "sha256", config.state / "pods")
+            store = await in_thread(lambda: Store.open(config.root / "holdfast.db", witnesses=witnesses))
             stack.push_async_callback(in_thread, store.close)
             self._keeper = keeper = await Keeper.connect(config.state)
             stack.push_async_callback(keeper.aclose)
@@ -126,6 +127,7 @@ class Daemon:
         await snapshots.load()
         insecure = frozenset(config.insecure_registries)
         images = Images(store, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure)
+        images.keep_all = bool(store.salvaged)
         await images.load()
         adopter = Adopter(world, shims, handlers, background)
         cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter)

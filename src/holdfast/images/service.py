@@ -103,6 +103,7 @@ class Images:
         self._arriving = 0
         self._arrivals = 0
         self._collection_put_off = False
+        self.keep_all = False  # rows may have been lost, so what has none may be somebody's
         self._leftovers = True  # whether there may be blobs that no image refers to
 
     async def load(self) -> None:
@@ -186,6 +187,8 @@ class Images:
         Put off while an image is coming in; tried again later where it fails, so nobody who has done what he was to do
         is told of it. Returns what was removed.
         """
+        if self.keep_all:
+            return []
         self._collection_put_off = self._arriving > 0
         removed: list[str] = []
         try:

@@ -104,6 +104,7 @@ class Recovery:
         began = time.monotonic()
         await self._world.load()
         before = await self._store.read(lambda tx: rows.get_meta(tx, "boot_id"))
+        self.report.problems += self._store.salvaged
         aside = await self._store.read(rows.quarantined)
         self.report.problems += [f"row {key} of {table} was set aside: {reason}" for table, key, reason in aside]
         self.report.rebooted = before not in ("", self.report.boot_id)
@@ -126,7 +127,8 @@ class Recovery:
             for pod in list(self._world.pods.values()):
                 group.create_task(self._with_containers(pod), name=f"recover pod {pod.meta.id} and its containers")
         crashpoint("recover.settled")
-        self.report.swept += await self._sweeper.sweep(self.report.problems)
+        if not self._store.salvaged:  # else what has no row may be what a row was lost of
+            self.report.swept += await self._sweeper.sweep(self.report.problems)
         crashpoint("recover.swept")
         self.report.total_milliseconds = _since(self._began)
         text = self.report.to_json()

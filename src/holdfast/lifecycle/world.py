@@ -13,7 +13,7 @@ import apsw
 
 from holdfast.lifecycle.events import Events, Kind
 from holdfast.model.clock import Clock
-from holdfast.model.errors import NotFound
+from holdfast.model.errors import Damaged, NotFound
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
 from holdfast.model.state import (
     ContainerState,
@@ -107,7 +107,8 @@ class World:
 
         def load(tx: apsw.Connection) -> tuple[Pods, Containers, list[Intent], frozenset[str]]:
             pods = rows.load_pods(tx, lambda meta: pb.PodSandboxConfig.FromString(meta.config))
-            containers = rows.load_containers(tx, lambda meta: pb.ContainerConfig.FromString(meta.config))
+            known = {meta.id for meta, _ in pods}
+            containers = rows.load_containers(tx, lambda meta: _check_container(meta, known))
             intents = rows.load_intents(tx)
             return pods, containers, intents, frozenset(key for _, key, _ in rows.quarantined(tx))
 
@@ -251,6 +252,12 @@ class World:
         if status.finished_at:
             container.exited.set()
         return container
+
+
+def _check_container(meta: ContainerMetadata, pods: set[str]) -> None:
+    if meta.pod_id not in pods:
+        raise Damaged(f"its pod sandbox {meta.pod_id} has no row")
+    pb.ContainerConfig.FromString(meta.config)
 
 
 def _find(objects: dict[str, T], wanted: str, what: str) -> T:

@@ -21,6 +21,7 @@ import apsw
 
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, FailedPrecondition, HoldfastError, ResourceExhausted, Unavailable
+from holdfast.store import salvage
 from holdfast.store.migrations import MIGRATIONS
 from holdfast.store.reserve import RESERVE_BYTES, Reserve, ReserveState
 
@@ -68,21 +69,46 @@ class Store:
         self._reserve = reserve
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        self.salvaged = salvage.told(connection)  # what was wrong with the store, until recovery has seen to it
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
 
     @classmethod
-    def open(cls, path: Path, reserve_bytes: int = RESERVE_BYTES) -> "Store":
+    def open(cls, path: Path, reserve_bytes: int = RESERVE_BYTES, witnesses: tuple[Path, ...] = ()) -> "Store":
         """Open or create the store and bring its schema up to date.
 
-        Raises FailedPrecondition when another process has it open or a newer Holdfast wrote it, Damaged when SQLite
-        finds it corrupt (after an unclean stop it is checked), ResourceExhausted when it cannot even be created.
+        What SQLite finds corrupt, empty or lost is salvaged, see store.salvage; `witnesses` are directories that have
+        something in them only where there was a store.
+
+        Raises FailedPrecondition when another process has it open or a newer Holdfast wrote it, ResourceExhausted when
+        it cannot even be created, Damaged when what was salvaged cannot be used either.
         """
+        try:
+            salvage.finish(path)
+            if salvage.is_lost(path, witnesses):
+                salvage.salvage(path, "its file is empty" if path.exists() else "its file is missing")
+        except OSError as exc:
+            raise _from_os(exc, path) from exc
+        try:
+            return cls._open(path, reserve_bytes)
+        except Damaged as exc:
+            damage = exc
+        try:
+            salvage.salvage(path, str(damage))
+        except OSError as exc:
+            raise _from_os(exc, path) from exc
+        except apsw.Error as exc:
+            raise _translate(exc, path, 0) from exc
+        return cls._open(path, reserve_bytes)
+
+    @classmethod
+    def _open(cls, path: Path, reserve_bytes: int) -> "Store":
+        """Raises Damaged for what is to be salvaged."""
         reserve = Reserve(path, reserve_bytes)
         connection = None
         try:
             connection = _connect(path)
-            _check_after_unclean_stop(connection, path)
+            _check(connection)
             _migrate(connection, path)
             _mark(connection, clean=False)
             reserve.fill(connection)
@@ -205,16 +231,17 @@ def _connect(path: Path) -> apsw.Connection:
     return connection
 
 
-def _check_after_unclean_stop(connection: apsw.Connection, path: Path) -> None:
-    """Nothing is written before the file is known to be sound, not even a migration."""
-    if not connection.pragma("user_version"):
+def _check(connection: apsw.Connection) -> None:
+    """Nothing is written before the file is known to be sound, not even a migration. Some ms, whatever it holds."""
+    if not 0 < int(connection.pragma("user_version")) <= len(MIGRATIONS):
         return
-    row = connection.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone()
-    if row is not None and row[0] == "1":
-        return
-    problems = [text for (text,) in connection.execute("PRAGMA quick_check(5)") if text != "ok"]
+    try:
+        problems = [text for (text,) in connection.execute("PRAGMA quick_check(5)") if text != "ok"]
+        connection.execute("SELECT value FROM meta WHERE key = 'clean'").fetchall()
+    except (apsw.SQLError, UnicodeDecodeError) as exc:
+        raise Damaged(str(exc)) from exc
     if problems:
-        raise Damaged(_damage(path, problems[0].splitlines()[-1]))
+        raise Damaged(problems[0].splitlines()[-1])
 
 
 def _migrate(connection: apsw.Connection, path: Path) -> None:
@@ -238,11 +265,13 @@ def _translate(error: apsw.Error, path: Path, code: int) -> HoldfastError:
     if isinstance(error, apsw.FullError) or (isinstance(error, apsw.IOError) and code in _NO_SPACE):
         return ResourceExhausted(f"cannot write {path}: the filesystem of {path.parent} is full")
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
-        return Damaged(_damage(path, str(error)))
+        return Damaged(f"cannot use {path}: it is damaged ({error}); the next start saves what can be read")
     if isinstance(error, apsw.BusyError):
         return FailedPrecondition(f"cannot open {path}: another process is using it")
     return Unavailable(f"cannot use {path}: {error}")
 
 
-def _damage(path: Path, problem: str) -> str:
-    return f"cannot use {path}: it is damaged ({problem}); move it aside, with {path.name}-wal, to start without it"
+def _from_os(error: OSError, path: Path) -> HoldfastError:
+    if error.errno in _NO_SPACE:
+        return ResourceExhausted(f"cannot save what is left of {path}: the filesystem of {path.parent} is full")
+    return Unavailable(f"cannot save what is left of {path}: {error}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from holdfast.model.errors import Damaged, FailedPrecondition, ResourceExhausted, Unavailable
+from holdfast.model.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from holdfast.store import db
 from holdfast.store.db import Store
 from holdfast.store.migrations import MIGRATIONS
@@ -204,20 +204,35 @@ def _unclean(path: Path) -> None:
     connection.close()
 
 
-def test_after_an_unclean_stop_the_file_is_checked(path: Path) -> None:
+def test_a_damaged_file_is_set_aside_and_what_can_be_read_is_carried_over(path: Path) -> None:
     _unclean(path)
     Store.open(path, SMALL).close()
     _unclean(path)
     _damage(path)
-    with pytest.raises(Damaged, match=r"holdfast\.db.*move it aside"):
-        Store.open(path, SMALL)
+    damaged = path.read_bytes()
+    store = Store.open(path, SMALL)
+    assert any("the store was damaged" in line for line in store.salvaged)
+    store.close()
+    (aside,) = (path.parent / "quarantine").glob("*/holdfast.db")
+    assert aside.read_bytes() == damaged
 
 
-def test_what_is_no_database_is_refused(path: Path) -> None:
-    path.write_bytes(b"not a database, but long enough to be one" * 200)
-    with pytest.raises(Damaged, match="move it aside"):
-        Store.open(path, SMALL)
-    assert path.read_bytes().startswith(b"not a database")
+@pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be one" * 200, bytes(8192)])
+def test_what_is_no_database_is_set_aside_not_deleted(path: Path, content: bytes) -> None:
+    Store.open(path, SMALL).close()
+    path.write_bytes(content)
+    store = Store.open(path, SMALL)
+    assert store.salvaged
+    store.close()
+    (aside,) = (path.parent / "quarantine").glob("*/holdfast.db")
+    assert aside.read_bytes() == content
+
+
+def test_a_store_that_was_never_there_is_no_loss(path: Path) -> None:
+    store = Store.open(path, SMALL)
+    assert not store.salvaged
+    store.close()
+    assert not (path.parent / "quarantine").exists()
 
 
 def test_a_directory_that_does_not_exist(tmp_path: Path) -> None:
