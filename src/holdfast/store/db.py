@@ -69,7 +69,7 @@ class Store:
         self._reserve = reserve
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
-        self.salvaged = salvage.told(connection)  # what was wrong with the store, until recovery has seen to it
+        self.salvaged = salvage.told(connection)  # what was wrong with the store, if it was salvaged
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -232,7 +232,7 @@ def _connect(path: Path) -> apsw.Connection:
 
 
 def _check(connection: apsw.Connection) -> None:
-    """Nothing is written before the file is known to be sound, not even a migration. Some ms, whatever it holds."""
+    """Nothing is written before the file is known to be sound, not even a migration."""
     if not 0 < int(connection.pragma("user_version")) <= len(MIGRATIONS):
         return
     try:

@@ -4,8 +4,8 @@ The order survives being killed anywhere. The new store is written beside the ol
 `<name>-salvaged` when it is whole and on disk; only then is the old one moved away, its log first, and the new one
 takes its name. A start that finds `<name>-salvaged` does the rest.
 
-The new store says in its meta table, under SALVAGED, that it came about so. Recovery looks for what other witnesses
-know as long as that is there, and clears it together with its report.
+The new store says in its meta table, under SALVAGED, that it came about so; as long as that is there nothing is swept.
+Nobody takes it away yet: that is for whoever rebuilds from other witnesses what could not be read.
 """
 
 import json
@@ -54,7 +54,7 @@ def is_lost(path: Path, witnesses: tuple[Path, ...]) -> bool:
 
 
 def told(connection: apsw.Connection) -> list[str]:
-    """What was wrong with this store when it was salvaged; nothing once recovery has seen to that."""
+    """What was wrong with this store when it was salvaged; nothing for one that never was."""
     row = connection.execute("SELECT value FROM meta WHERE key = ?", (SALVAGED,)).fetchone()
     return [str(line) for line in json.loads(row[0])] if row else []
 

@@ -204,7 +204,7 @@ def _unclean(path: Path) -> None:
     connection.close()
 
 
-def test_a_damaged_file_is_set_aside_and_what_can_be_read_is_carried_over(path: Path) -> None:
+def test_a_damaged_file_is_set_aside_as_it_was(path: Path) -> None:
     _unclean(path)
     Store.open(path, SMALL).close()
     _unclean(path)
