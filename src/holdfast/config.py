@@ -135,6 +135,10 @@ class Config:
         100, "Seconds that one command of the OCI runtime may take; it is killed then.", parse=_seconds
     )
     reserve_bytes: int = setting(8 << 20, "Space the store keeps for itself on its disk.", parse=size_value)
+    min_free_bytes: int = setting(
+        16 << 20, "Free space below which nothing new is pulled, imported, created or run.", parse=size_value
+    )
+    min_free_inodes: int = setting(256, "The same for inodes.", parse=size_value)
     runtimes: dict[str, dict[str, str]] = setting(
         {}, "OCI runtimes by handler name, e.g. [runtimes.crun] binary = '/usr/bin/crun'.", parse=_runtimes
     )

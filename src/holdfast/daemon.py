@@ -38,6 +38,7 @@ from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.recover import Recovery
 from holdfast.lifecycle.stop import Stopper
+from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import World
@@ -55,6 +56,7 @@ from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store.db import Store
+from holdfast.store.space import Minimum
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class Daemon:
         config = self._config
         async with AsyncExitStack() as stack:
             witnesses = (config.root / "snapshots", config.root / "content" / "sha256", config.state / "pods")
-            store = await in_thread(lambda: Store.open(config.root / "holdfast.db", witnesses=witnesses))
+            store = await in_thread(lambda: Store.open(config.root / "holdfast.db", config.reserve_bytes, witnesses))
             stack.push_async_callback(in_thread, store.close)
             self._keeper = keeper = await Keeper.connect(config.state)
             stack.push_async_callback(keeper.aclose)
@@ -126,7 +128,9 @@ class Daemon:
         snapshots = Snapshots(store, config.root / "snapshots")
         await snapshots.load()
         insecure = frozenset(config.insecure_registries)
-        images = Images(store, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure)
+        minimum = Minimum(config.min_free_bytes, config.min_free_inodes)
+        storage = Storage(store, config.root, config.state, world.log_directories, minimum)
+        images = Images(store, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure, minimum)
         images.keep_all = bool(store.salvaged)
         await images.load()
         adopter = Adopter(world, shims, handlers, background)
@@ -136,10 +140,33 @@ class Daemon:
         stopper = Stopper(world, cleanup, background)
         monitor = Monitor(world, shims, handlers, cleanup, background, layout)
         containers = Containers(
-            world, shims, images, snapshots, bundles, monitor, stopper, cleanup, background, layout, adopter, paths
+            world,
+            shims,
+            images,
+            snapshots,
+            bundles,
+            monitor,
+            stopper,
+            cleanup,
+            background,
+            layout,
+            adopter,
+            paths,
+            storage,
         )
         pods = Pods(
-            world, shims, handlers, network, containers, cleanup, background, layout, config.cgroup_root, adopter, paths
+            world,
+            shims,
+            handlers,
+            network,
+            containers,
+            cleanup,
+            background,
+            layout,
+            config.cgroup_root,
+            adopter,
+            paths,
+            storage,
         )
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
         live = Live(store, world, images, snapshots, keeper)
@@ -147,9 +174,11 @@ class Daemon:
         recovery = Recovery(
             store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background, adopter
         )
-        node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode))
+        node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode), storage)
         runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)
         extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config))
+        background.start("catch up", world.catch_up())
+        background.start("reserve", storage.keep_reserve())
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery, images

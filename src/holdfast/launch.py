@@ -50,8 +50,10 @@ def take_lock(root: Path) -> int:
     except BlockingIOError as exc:
         holder = files.read_bounded(path, 64).decode(errors="replace").strip() or "unknown"
         raise FailedPrecondition(f"cannot use root {root}: holdfastd with pid {holder} is using it") from exc
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk: it is the lock that counts, whoever is named in it
+        own = f"{os.getpid()}\n".encode()
+        os.pwrite(lock, own, 0)  # over what is there, whose block is not given away
+        os.ftruncate(lock, len(own))
     return lock
 
 

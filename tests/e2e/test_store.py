@@ -71,8 +71,8 @@ def test_exits_are_recorded_and_kept_on_a_full_disk(cramped: Node) -> None:
 
 
 def test_what_cannot_be_made_on_a_full_disk_leaves_nothing(cramped: Node) -> None:
+    pod = cramped.run_pod()
     disk.fill(cramped.root)
-    pod = cramped.run_pod()  # needs no space but the store's
     with pytest.raises(grpc.RpcError) as refused:
         cramped.create(pod, cramped.container_config("exit 0"))
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -11,15 +11,17 @@ from typing import Final
 
 _MAKE: Final = {
     "ext4": (64 << 20, ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "2048"]),
-    "xfs": (320 << 20, ["mkfs.xfs", "-q", "-f"]),  # which takes no less than 300 MB
+    # Which takes no less than 300 MB, and makes inodes as they are needed, of one per cent of the space at most.
+    "xfs": (320 << 20, ["mkfs.xfs", "-q", "-f", "-i", "maxpct=1"]),
 }
 KINDS: Final = tuple(sorted(_MAKE))
 
 
 @contextlib.contextmanager
-def small(kind: str, directory: Path) -> Iterator[Path]:
-    """A filesystem of its own, mounted below `directory`."""
-    size, command = _MAKE[kind]
+def small(kind: str, directory: Path, size: int = 0, *options: str) -> Iterator[Path]:
+    """A filesystem of its own, mounted below `directory`; by default with nothing set aside for root."""
+    usual, command = _MAKE[kind]
+    size, command = max(size, usual), [*command, *options]
     image, place = directory / "disk", directory / "mounted"
     with image.open("wb") as file:
         file.truncate(size)
@@ -49,7 +51,19 @@ def _backing(path: Path) -> str:
 
 
 def fill(place: Path) -> None:
-    """Take every block, and then every inode, that can be had."""
+    """Take every block, and then every inode, that can be had: root's share as well."""
+    fill_blocks(place)
+    fill_inodes(place)
+
+
+def free(place: Path) -> None:
+    """Give back what was taken."""
+    for path in (place / "hog", *place.glob("inode-*")):
+        path.unlink(missing_ok=True)
+    os.sync()
+
+
+def fill_blocks(place: Path) -> None:
     descriptor = os.open(place / "hog", os.O_WRONLY | os.O_CREAT)
     size = 4 << 20
     try:
@@ -62,6 +76,11 @@ def fill(place: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    os.sync()
+
+
+def fill_inodes(place: Path) -> None:
+    """Every inode, with blocks to spare perhaps."""
     for number in range(100_000):
         try:
             os.close(os.open(place / f"inode-{number}", os.O_WRONLY | os.O_CREAT))
@@ -71,6 +90,18 @@ def fill(place: Path) -> None:
     else:
         raise AssertionError("there were inodes without end")
     os.sync()
+
+
+@contextlib.contextmanager
+def volatile(directory: Path) -> Iterator[Path]:
+    """A small tmpfs, as a state directory should be."""
+    place = directory / "s"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,nr_inodes=4096", "hf", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def is_full(place: Path) -> bool:

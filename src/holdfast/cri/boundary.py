@@ -29,8 +29,9 @@ STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
     errors.Damaged: grpc.StatusCode.DATA_LOSS,
     NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,  # what the generated services raise
 }
-HOST_FAILS: Final = frozenset({errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EBUSY})
-NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+HOST_FAILS: Final = frozenset(
+    {errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EROFS}
+)
 ALWAYS_SERVED: Final = frozenset({"Version", "Status", "Recovery", "Config"})
 ENDS_WITH_CLIENT: Final = frozenset({"ExecSync"})
 QUIET: Final = frozenset({"Version", "Status", "RuntimeConfig", "ImageFsInfo"})
@@ -41,7 +42,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     for kind, code in STATUS.items():
         if isinstance(error, kind):
             return code, str(error)
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
     if isinstance(error, OSError) and error.errno in HOST_FAILS:
         return grpc.StatusCode.UNAVAILABLE, str(error)

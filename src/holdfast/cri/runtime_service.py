@@ -59,9 +59,11 @@ class RuntimeService(RuntimeServiceServicer):
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
         ready, reason, message = self._node.network_ready()
+        healthy, trouble, details = await self._node.storage.condition(self._world.unwritten)
         conditions = [
-            pb.RuntimeCondition(type="RuntimeReady", status=True),
+            pb.RuntimeCondition(type="RuntimeReady", status=True),  # on a full disk, too: what runs is served
             pb.RuntimeCondition(type="NetworkReady", status=ready, reason=reason, message=message),
+            pb.RuntimeCondition(type="StorageHealthy", status=healthy, reason=trouble, message=details),
         ]
         names = dict.fromkeys(["", *self._node.handlers])
         return pb.StatusResponse(

@@ -25,10 +25,13 @@ from holdfast.snapshots.overlay import Snapshots
 from holdfast.store import images as rows
 from holdfast.store.db import Store
 from holdfast.store.images import ImageRow
+from holdfast.store.space import Minimum, named, require
 
 UNPACKING: Final = "unpack "  # begins the key of a layer that is being unpacked
 UNPACKS: Final = 4  # at once
 LEFTOVER_SECONDS: Final = 3600.0  # for which blobs of a pull that failed are kept for the next attempt
+
+NO_MINIMUM: Final = Minimum()
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +90,16 @@ class Images:
     """All images, by id and by name."""
 
     def __init__(
-        self, store: Store, content: Content, snapshots: Snapshots, unpack: Unpack, root: Path, insecure: frozenset[str]
+        self,
+        store: Store,
+        content: Content,
+        snapshots: Snapshots,
+        unpack: Unpack,
+        root: Path,
+        insecure: frozenset[str],
+        minimum: Minimum = NO_MINIMUM,
     ) -> None:
+        self._minimum = minimum
         self._store = store
         self._content = content
         self._snapshots = snapshots
@@ -123,9 +134,10 @@ class Images:
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[Path]:
-        """A place for an archive that is coming in; gone at the end, whatever came of it."""
+        """A place for an archive that is coming in; gone at the end, whatever came of it. Raises ResourceExhausted."""
+        require(self._root, self._minimum, "import an image")
         try:
-            with self._content.transfer("upload-") as upload:
+            with named(self._root, "import an image"), self._content.transfer("upload-") as upload:
                 yield upload
         finally:
             self._tidy()
@@ -145,9 +157,10 @@ class Images:
     async def pull(self, wanted: str, auth: registry.Credentials | None = None, progress: Progress = _silent) -> Image:
         """Bring an image here. The same pull asked for twice at once is done once, and ends when nobody waits for it.
 
-        Raises InvalidArgument, NotFound, Unavailable, and OSError when the disk has no room.
+        Raises InvalidArgument, NotFound, Unavailable, and ResourceExhausted when the disk has no room.
         """
         ref = reference.parse(wanted)
+        require(self._root, self._minimum, f"pull {ref}")
         key = (str(ref), *_identity(auth))
         pull = self._pulls.get(key)
         if pull is None or not pull.wanted:
@@ -161,6 +174,7 @@ class Images:
 
     async def import_archive(self, path: Path, progress: Progress = _silent) -> list[Image]:
         """Take in every image of an archive file. Raises InvalidArgument for one that is none."""
+        require(self._root, self._minimum, "import an image")
         async with self._arrival():
             found = await archive.load(path, self._content, progress)
             references = [[reference.parse(name) for name in one.names] for one in found]
@@ -265,6 +279,10 @@ class Images:
         return next(iter([*self._snapshots.starting_with(UNPACKING), *loose]), None)
 
     async def _pull(self, ref: reference.Reference, auth: registry.Credentials | None, progress: Progress) -> Image:
+        with named(self._root, f"pull {ref}"):
+            return await self._bring(ref, auth, progress)
+
+    async def _bring(self, ref: reference.Reference, auth: registry.Credentials | None, progress: Progress) -> Image:
         async with self._arrival():
             document, digest, blobs = await registry.fetch(ref, self._content, self._insecure, auth, progress)
             # With a digest nobody has asked the registry what it has under the tag.

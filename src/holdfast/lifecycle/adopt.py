@@ -94,7 +94,7 @@ class Adopter:
         shim = await self._shims.adopt(pod.meta.id, handler, shared, init_cgroup(pod.meta))
         crashpoint("adopt.forked")
         pod.status = replace(pod.status, shim=shim)  # it is the one, whether that can be written down or not
-        await self._world.update_pod(
+        await self._world.learn_pod(
             pod,
             lambda status: replace(
                 status,
@@ -110,6 +110,6 @@ class Adopter:
         if not pod.status.ready:
             return
         try:
-            await self._world.update_pod(pod, lambda status: replace(status, ready=False, reason=REASON_SHIM))
+            await self._world.learn_pod(pod, lambda status: replace(status, ready=False, reason=REASON_SHIM))
         except (HoldfastError, OSError) as exc:
             log.warning("cannot record that pod %s has no shim: %s", pod.meta.id, exc)

@@ -16,6 +16,7 @@ from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper, signal_number
+from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
@@ -30,6 +31,7 @@ from holdfast.model.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from holdfast.model.image import Image
 from holdfast.model.spec import ContainerMetadata, Intent, new_id
 from holdfast.model.state import (
     EXIT_START_FAILED,
@@ -69,7 +71,9 @@ class Containers:
         layout: Layout,
         adopter: Adopter,
         paths: PathWork,
+        storage: Storage,
     ) -> None:
+        self._storage = storage
         self._joins = Joins[Container](world.containers.get, world.clock.now, SETTLE_SECONDS)
         self._paths = paths
         self._adopter = adopter
@@ -102,6 +106,13 @@ class Containers:
 
     async def _create(self, pod: Pod, config: pb.ContainerConfig) -> Container:
         image = self._images.find(config.image.image)
+        what, taken = f"create container {config.metadata.name}", (config.metadata.name, config.metadata.attempt)
+        if all((one.meta.name, one.meta.attempt) != taken for one in pod.containers.values()):
+            await self._storage.require(what)
+        with self._storage.named(what):
+            return await self._make(pod, config, image)
+
+    async def _make(self, pod: Pod, config: pb.ContainerConfig, image: Image) -> Container:
         meta = self._metadata(pod, config, image.id, image.stop_signal)
         intent = Intent(meta.id, "create", self._world.clock.now(), {})
         container = await self._world.insert_container(meta, ContainerStatus(), intent)
@@ -194,6 +205,7 @@ class Containers:
         async with container.lock:
             if container.meta.id not in self._world.containers:
                 return  # somebody else has removed it meanwhile
+            await self._world.write_known(container)
             what = f"clean up after container {container.meta.id}"
             await within(CLEAN_SECONDS, container.cleaned.wait(), what)
             await self._cleanup.container(container)

@@ -76,9 +76,7 @@ class Monitor:
             before = container.state
             done = "start" if "start" in container.intents and Action.PROBE not in found.actions else ""
             crashpoint("settle.found")
-            await self._world.update_container(
-                container, lambda now: replace(found.status, resources=now.resources), end=done
-            )
+            await self._world.learn(container, lambda now: replace(found.status, resources=now.resources), end=done)
             log.info("container %s: %s, was %s: %s", container.meta.id, container.state, before, found.why)
         elif "start" in container.intents and Action.PROBE not in found.actions:
             await self._world.end(container, "start")
@@ -90,7 +88,12 @@ class Monitor:
     def clean(self, container: Container) -> None:
         """Delete the task of an exited container, however often it takes."""
         name = f"task-delete {container.meta.id}"
-        self._background.see_through(name, lambda: self._cleanup.task(container), CLEAN_LONGEST)
+        self._background.see_through(name, lambda: self._clean(container), CLEAN_LONGEST)
+
+    async def _clean(self, container: Container) -> None:
+        """The witnesses of an exit are kept until it is written down."""
+        await container.written.wait()
+        await self._cleanup.task(container)
 
     def _begin(self, container: Container, found: Settlement) -> None:
         actions = found.actions

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from holdfast.lifecycle.storage import Storage
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -11,3 +13,4 @@ class Node:
     handlers: tuple[str, ...]
     network_ready: Callable[[], tuple[bool, str, str]]
     facts: dict[str, object]
+    storage: Storage

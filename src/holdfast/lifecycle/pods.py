@@ -14,6 +14,7 @@ from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.validate import validate_pod
 from holdfast.lifecycle.world import Pod, World
@@ -53,7 +54,9 @@ class Pods:
         cgroup_root: str,
         adopter: Adopter,
         paths: PathWork,
+        storage: Storage,
     ) -> None:
+        self._storage = storage
         self._joins = Joins[Pod](world.pods.get, world.clock.now, SETTLE_SECONDS)
         self._paths = paths
         self._adopter = adopter
@@ -80,6 +83,15 @@ class Pods:
         return await self._joins.once(key, request, lambda: self._run(config, handler), same)
 
     async def _run(self, config: pb.PodSandboxConfig, handler: Handler) -> Pod:
+        named = config.metadata
+        what, taken = f"run pod sandbox {named.name}", (named.name, named.namespace, named.uid, named.attempt)
+        held = (pod.meta for pod in self._world.pods.values())
+        if all((meta.name, meta.namespace, meta.uid, meta.attempt) != taken for meta in held):
+            await self._storage.require(what)
+        with self._storage.named(what):
+            return await self._make(config, handler)
+
+    async def _make(self, config: pb.PodSandboxConfig, handler: Handler) -> Pod:
         meta = await self._metadata(config, handler)
         intent = Intent(meta.id, "run", meta.created_at, {})
         pod = await self._world.insert_pod(meta, PodStatus(), intent)

@@ -34,6 +34,7 @@ from holdfast.store.db import Store
 log = logging.getLogger(__name__)
 
 OBJECT_SECONDS: Final = 10.0
+SAVE_LONGEST: Final = 10.0  # between attempts to write the report to a disk that is full
 
 
 @dataclass(slots=True)
@@ -138,8 +139,7 @@ class Recovery:
             rows.save_report(tx, text)
             rows.set_meta(tx, "boot_id", boot_id)
 
-        await self._store.write(save)
-        crashpoint("recover.saved")
+        self._background.see_through("save of the recovery report", lambda: self._save(save), SAVE_LONGEST)
         log.info(
             "recovered %d pods and %d containers in %.0f ms, swept %d orphans, %d problems",
             self.report.pods,
@@ -148,6 +148,10 @@ class Recovery:
             len(self.report.swept),
             len(self.report.problems),
         )
+
+    async def _save(self, save: Callable[[Any], None]) -> None:
+        await self._store.write(save)
+        crashpoint("recover.saved")
 
     async def _with_containers(self, pod: Pod) -> None:
         """A pod's containers, all at once, and then the pod; other pods do not wait for it."""
@@ -221,13 +225,13 @@ class Recovery:
             return
         if self.report.rebooted:
             gone = lambda status: replace(status, ready=False, shim=None, netns=status.netns, reason=REASON_REBOOT)  # noqa: E731
-            await self._world.update_pod(pod, gone)
+            await self._world.learn_pod(pod, gone)
             why = "the node was rebooted"
         elif not pod.status.stopped_at and not await self._adopter.ensure(pod):
             why = "its shim is gone and could not be replaced"
             if pod.state is PodState.READY:
                 lost = lambda status: replace(status, ready=False, reason=REASON_SHIM)  # noqa: E731
-                await self._world.update_pod(pod, lost)
+                await self._world.learn_pod(pod, lost)
         self._adopter.watch(pod)
         after = str(pod.state)
         if "remove" in pod.intents:

@@ -53,7 +53,7 @@ class Stopper:
         self._sooner: dict[str, asyncio.Event] = {}
 
     async def stop(self, container: Container, seconds: float) -> None:
-        """Stop within `seconds`, then kill; returns when the exit is on disk. What does not run is stopped already.
+        """Stop within `seconds`, then kill; returns when the exit is known. What does not run is stopped already.
 
         Raises DeadlineExceeded when the process outlives even SIGKILL; the stop goes on.
         """
@@ -62,10 +62,10 @@ class Stopper:
         deadline = _now() + int(max(seconds, 0) * NS)
         before = container.intents.get("stop")
         if before is None:
-            await self._world.begin(container, "stop", deadline=deadline, boot_id=process.boot_id(), sent=False)
+            await self._world.intend(container, "stop", deadline=deadline, boot_id=process.boot_id(), sent=False)
             crashpoint("stop.recorded")
         elif deadline < _deadline(before):
-            await self._world.begin(container, "stop", **{**before.data, "deadline": deadline})
+            await self._world.intend(container, "stop", **{**before.data, "deadline": deadline})
         self.resume(container)
         if event := self._sooner.get(container.meta.id):
             event.set()
@@ -91,7 +91,7 @@ class Stopper:
             if not intent.data.get("sent") and _deadline(intent) > _now():
                 self._send(container, signal_number(container.meta.stop_signal))
                 crashpoint("stop.signalled")
-                await self._world.begin(container, "stop", **{**container.intents["stop"].data, "sent": True})
+                await self._world.intend(container, "stop", **{**container.intents["stop"].data, "sent": True})
             while not container.exited.is_set() and (left := _deadline(container.intents["stop"]) - _now()) > 0:
                 sooner.clear()
                 await _first(container.exited, sooner, left / NS)

@@ -1,10 +1,13 @@
 """The node as it is known: one object per stored row, changed only together with its row.
 
 Everything that is shown to clients is read from here; every change goes to the store first and becomes visible when
-it is on disk. There is no second index: names live in the store's unique indexes.
+it is on disk. Only what has been found out (`learn`) is shown even when it cannot be written: it is true all the same,
+its witnesses are kept, and it is written as soon as it can be. There is no second index: names live in the store's
+unique indexes.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -13,7 +16,7 @@ import apsw
 
 from holdfast.lifecycle.events import Events, Kind
 from holdfast.model.clock import Clock
-from holdfast.model.errors import Damaged, NotFound
+from holdfast.model.errors import Damaged, HoldfastError, NotFound, ResourceExhausted, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
 from holdfast.model.state import (
     ContainerState,
@@ -29,6 +32,8 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.store import pods as rows
 from holdfast.store.db import Store
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Pods = list[tuple[PodMetadata, PodStatus]]
 Containers = list[tuple[ContainerMetadata, ContainerStatus]]
@@ -38,6 +43,10 @@ CLOCK: Final = "clock"  # meta: ns since the epoch
 # What a change of state is to those who follow events; a sandbox is created when it is ready and not before.
 POD_EVENTS: Final = {PodState.READY: (Kind.CREATED, Kind.STARTED), PodState.NOTREADY: (Kind.STOPPED,)}
 CONTAINER_EVENTS: Final = {ContainerState.RUNNING: Kind.STARTED, ContainerState.EXITED: Kind.STOPPED}
+# The store cannot take it at the moment.
+UNWRITTEN: Final = (ResourceExhausted, Unavailable, Damaged)
+WRITE_FIRST: Final = 0.25  # seconds until what could not be written is tried again
+WRITE_LONGEST: Final = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +76,7 @@ class Pod:
 
 @dataclass(slots=True, eq=False)
 class Container:
-    """A container; `exited` is set once its exit is on disk, `cleaned` once nothing of its task is left."""
+    """A container; `exited` is set once its exit is known for good, `cleaned` once nothing of its task is left."""
 
     meta: ContainerMetadata
     status: ContainerStatus
@@ -77,6 +86,7 @@ class Container:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
+    written: asyncio.Event = field(default_factory=asyncio.Event)
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     stage: str = ""
@@ -100,6 +110,8 @@ class World:
         self.clock = clock
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
+        self._unwritten: dict[str, set[str]] = {}  # by id: what is known better than written, and intents that are over
+        self._behind = asyncio.Event()
         self.unreadable: frozenset[str] = frozenset()  # ids of rows that were set aside: unknown, which is not gone
 
     async def load(self) -> None:
@@ -131,6 +143,10 @@ class World:
         """The container with this id or unique prefix of one. Raises NotFound."""
         return _find(self.containers, wanted, "container")
 
+    def log_directories(self) -> set[str]:
+        """Where the pods' logs are."""
+        return {pod.config.log_directory for pod in self.pods.values() if pod.config.log_directory}
+
     async def insert_pod(self, meta: PodMetadata, status: PodStatus, intent: Intent) -> Pod:
         """Reserve the name, write the record and the intent to run it, all at once. Raises AlreadyExists."""
 
@@ -160,15 +176,23 @@ class World:
     ) -> None:
         """Change the status, and begin or end an operation, in one transaction."""
 
-        def update(tx: apsw.Connection) -> PodStatus:
-            _intents(tx, pod.meta.id, begin, end)
-            return rows.update_pod(tx, pod.meta.id, change)
+        known, over = pod.status, self._unwritten.get(pod.meta.id)
 
-        before, pod.status = pod.state, await self._store.write(update)
+        def update(tx: apsw.Connection) -> PodStatus:
+            _intents(tx, pod.meta.id, begin, {end, *(over or ())})
+            return rows.update_pod(tx, pod.meta.id, lambda before: change(before if over is None else known))
+
+        self._show_pod(pod, await self._store.write(update))
+        self._unwritten.pop(pod.meta.id, None)
         _remember(pod.intents, begin, end)
-        if pod.state is not before:
-            for kind in POD_EVENTS[pod.state]:
-                self._events.add(kind, pod)
+
+    async def learn_pod(self, pod: Pod, change: Callable[[PodStatus], PodStatus], end: str = "") -> None:
+        """Change the status to what has been found out: at once, and in the store as soon as it can be."""
+        try:
+            await self.update_pod(pod, change, end=end)
+        except UNWRITTEN as exc:
+            self._show_pod(pod, change(pod.status))
+            self._write_later(pod, end, exc)
 
     async def update_container(
         self,
@@ -182,29 +206,70 @@ class World:
         The change must be a move that the transition table allows; a recorded exit stays as it is, whoever asks.
         """
 
-        def checked(before: ContainerStatus) -> ContainerStatus:
-            after = change(before)
-            if container_state(before) is ContainerState.EXITED:
-                return before
-            advance(container_state(before), _event(after))
-            return after
+        known, over = container.status, self._unwritten.get(container.meta.id)
 
         def update(tx: apsw.Connection) -> ContainerStatus:
-            _intents(tx, container.meta.id, begin, end)
-            return rows.update_container(tx, container.meta.id, checked)
+            _intents(tx, container.meta.id, begin, {end, *(over or ())})
+            change_known = lambda before: _checked(before if over is None else known, change)  # noqa: E731
+            return rows.update_container(tx, container.meta.id, change_known)
 
-        before, container.status = container.state, await self._store.write(update)
+        self._show_container(container, await self._store.write(update))
+        self._unwritten.pop(container.meta.id, None)
+        container.written.set()
         _remember(container.intents, begin, end)
-        if container.state is not before and (kind := CONTAINER_EVENTS.get(container.state)) is not None:
-            self._events.add(kind, container.pod, container)
-        if container.status.finished_at:
-            container.exited.set()
+
+    async def learn(
+        self, container: Container, change: Callable[[ContainerStatus], ContainerStatus], end: str = ""
+    ) -> None:
+        """Change the status to what the witnesses prove: at once, and in the store as soon as it can be.
+
+        Until `written` is set the witnesses have to be kept.
+        """
+        try:
+            await self.update_container(container, change, end=end)
+        except UNWRITTEN as exc:
+            self._show_container(container, _checked(container.status, change))
+            container.written.clear()
+            self._write_later(container, end, exc)
+
+    async def catch_up(self) -> None:
+        """Write what is known and could not be written, as soon as that is possible. Never ends."""
+        wait = WRITE_FIRST
+        while await self._behind.wait():
+            await asyncio.sleep(wait)
+            try:
+                for object_id in list(self._unwritten):
+                    await self._write(object_id)
+            except HoldfastError as exc:
+                wait = min(wait * 2, WRITE_LONGEST)
+                log.debug("what is known of %d objects cannot be written yet: %s", len(self._unwritten), exc)
+                continue
+            wait = WRITE_FIRST
+            self._behind.clear()
+
+    async def write_known(self, owner: Pod | Container) -> None:
+        """Write what is known of it and not written yet. Raises ResourceExhausted, Unavailable."""
+        if owner.meta.id in self._unwritten:
+            await self._write(owner.meta.id)
+
+    @property
+    def unwritten(self) -> int:
+        """Of how many objects more is known than is written."""
+        return len(self._unwritten)
 
     async def begin(self, owner: Pod | Container, op: str, **data: object) -> None:
         """Record the intent to do `op`; one already recorded is replaced by the newer."""
         intent = Intent(owner.meta.id, op, self.clock.now(), data)
         await self._store.write(lambda tx: rows.put_intent(tx, intent))
         owner.intents[op] = intent
+
+    async def intend(self, owner: Pod | Container, op: str, **data: object) -> None:
+        """As `begin`, but it goes on when that cannot be recorded: for what helps a node that has no room left."""
+        try:
+            await self.begin(owner, op, **data)
+        except UNWRITTEN as exc:
+            log.warning("cannot record that %s of %s is under way, going on: %s", op, owner.meta.id, exc)
+            owner.intents[op] = Intent(owner.meta.id, op, self.clock.now(), data)
 
     async def end(self, owner: Pod | Container, op: str) -> None:
         if op in owner.intents:
@@ -239,6 +304,32 @@ class World:
 
         return change
 
+    def _show_pod(self, pod: Pod, status: PodStatus) -> None:
+        before, pod.status = pod.state, status
+        if pod.state is not before:
+            for kind in POD_EVENTS[pod.state]:
+                self._events.add(kind, pod)
+
+    def _show_container(self, container: Container, status: ContainerStatus) -> None:
+        before, container.status = container.state, status
+        if container.state is not before and (kind := CONTAINER_EVENTS.get(container.state)) is not None:
+            self._events.add(kind, container.pod, container)
+        if status.finished_at:
+            container.exited.set()
+
+    def _write_later(self, owner: Pod | Container, end: str, why: Exception) -> None:
+        log.warning("what is known of %s cannot be written yet: %s", owner.meta.id, why)
+        self._unwritten.setdefault(owner.meta.id, set()).add(end)
+        owner.intents.pop(end, None)
+        self._behind.set()
+
+    async def _write(self, object_id: str) -> None:
+        if (pod := self.pods.get(object_id)) is not None:
+            await self.update_pod(pod, lambda status: status)
+        elif (container := self.containers.get(object_id)) is not None:
+            await self.update_container(container, lambda status: status)
+        self._unwritten.pop(object_id, None)
+
     def _add_pod(self, meta: PodMetadata, status: PodStatus) -> Pod:
         pod = self.pods[meta.id] = Pod(meta, status, pb.PodSandboxConfig.FromString(meta.config))
         self.clock.not_before(meta.created_at)
@@ -248,6 +339,7 @@ class World:
         pod = self.pods[meta.pod_id]
         container = Container(meta, status, pb.ContainerConfig.FromString(meta.config), pod)
         self.containers[meta.id] = pod.containers[meta.id] = container
+        container.written.set()
         self.clock.not_before(max(meta.created_at, status.started_at, status.finished_at))
         if status.finished_at:
             container.exited.set()
@@ -270,6 +362,15 @@ def _find(objects: dict[str, T], wanted: str, what: str) -> T:
     raise NotFound(f"cannot find {what} {wanted!r}: it {problem}")
 
 
+def _checked(before: ContainerStatus, change: Callable[[ContainerStatus], ContainerStatus]) -> ContainerStatus:
+    """The status after a change that the transition table allows; an exit is final."""
+    after = change(before)
+    if container_state(before) is ContainerState.EXITED:
+        return before
+    advance(container_state(before), _event(after))
+    return after
+
+
 def _event(after: ContainerStatus) -> Event:
     return {
         ContainerState.CREATED: Event.CREATED,
@@ -279,11 +380,11 @@ def _event(after: ContainerStatus) -> Event:
     }[container_state(after)]
 
 
-def _intents(tx: apsw.Connection, object_id: str, begin: Intent | None, end: str) -> None:
+def _intents(tx: apsw.Connection, object_id: str, begin: Intent | None, ends: set[str]) -> None:
+    for end in sorted(ends - {""}):
+        rows.clear_intent(tx, object_id, end)
     if begin is not None:
         rows.put_intent(tx, begin)
-    if end:
-        rows.clear_intent(tx, object_id, end)
 
 
 def _remember(intents: dict[str, Intent], begin: Intent | None, end: str) -> None:

@@ -19,6 +19,7 @@ RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 
+_PAGE: Final = 4096
 _OPEN_LEVELS: Final = 64  # of a tree that is being removed
 
 Path_ = str | os.PathLike[str]
@@ -85,6 +86,16 @@ def write_atomic(path: Path_, data: bytes, mode: int = 0o600, *, sync: bool = Tr
         sync_directory(target.parent)
 
 
+def overwrite(path: Path_, data: bytes) -> None:
+    """Write over the beginning of a file, which takes no room that it does not have already."""
+    fault("write", path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, data, 0)
+    finally:
+        os.close(descriptor)
+
+
 def fsync(descriptor: int, path: object = None) -> None:
     """fsync(2); the path is for the error."""
     fault("fsync", path)
@@ -136,7 +147,8 @@ def make_private(path: Path_) -> None:
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
         mkdir(directory, 0o700, exist_ok=True)
-    os.chmod(directory, 0o700)
+    if stat.S_IMODE(os.stat(directory).st_mode) != 0o700:  # else nothing is written, not even to a disk that is full
+        os.chmod(directory, 0o700)
 
 
 def fifo(path: Path_, mode: int = 0o600) -> None:
@@ -281,6 +293,7 @@ class Filesystem:
     free_bytes: int
     total_inodes: int
     free_inodes: int
+    read_only: bool = False
 
 
 def filesystem(path: Path_) -> Filesystem:
@@ -288,5 +301,23 @@ def filesystem(path: Path_) -> Filesystem:
     found = os.statvfs(path)
     device = os.stat(path).st_dev
     return Filesystem(
-        device, found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, found.f_files, found.f_favail
+        device,
+        found.f_blocks * found.f_frsize,
+        found.f_bavail * found.f_frsize,
+        found.f_files,
+        found.f_favail,
+        bool(found.f_flag & os.ST_RDONLY),
     )
+
+
+def probe_write(directory: Path_) -> None:
+    """Write a page to a file without a name. Raises the OSError that any other write there would meet.
+
+    The flags of a filesystem do not tell: since Linux 6.12 ext4 does not set them when it stops writing after an error.
+    """
+    fault("write", directory)
+    descriptor = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, bytes(_PAGE))
+    finally:
+        os.close(descriptor)

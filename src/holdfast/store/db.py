@@ -24,6 +24,7 @@ from holdfast.model.errors import Damaged, FailedPrecondition, HoldfastError, Re
 from holdfast.store import salvage
 from holdfast.store.migrations import MIGRATIONS
 from holdfast.store.reserve import RESERVE_BYTES, Reserve, ReserveState
+from holdfast.store.space import NO_SPACE, wanting
 
 T = TypeVar("T")
 
@@ -33,7 +34,6 @@ STORAGE_ERRORS: Final = (
     apsw.FullError, apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.NoMemError, apsw.BusyError,
     apsw.ReadOnlyError, apsw.CantOpenError, apsw.InterruptError,
 )  # fmt: skip
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -110,7 +110,8 @@ class Store:
             connection = _connect(path)
             _check(connection)
             _migrate(connection, path)
-            _mark(connection, clean=False)
+            with contextlib.suppress(apsw.FullError, apsw.IOError):  # a mark that says clean costs at most a check
+                _mark(connection, clean=False)
             reserve.fill(connection)
         except BaseException as exc:
             code = connection.system_errno if connection else 0
@@ -136,6 +137,10 @@ class Store:
     async def reserve_state(self) -> ReserveState:
         """How much is held in reserve."""
         return await self.read(self._reserve.state)
+
+    async def refill(self) -> None:
+        """Bring back what the reserve has lost, if there is room for it."""
+        await self.read(self._reserve.fill)
 
     def close(self) -> None:
         """Finish what is queued, mark the stop as clean, close."""
@@ -262,8 +267,10 @@ def _mark(connection: apsw.Connection, *, clean: bool) -> None:
 
 def _translate(error: apsw.Error, path: Path, code: int) -> HoldfastError:
     """`code` is the errno that SQLite met, 0 when none."""
-    if isinstance(error, apsw.FullError) or (isinstance(error, apsw.IOError) and code in _NO_SPACE):
-        return ResourceExhausted(f"cannot write {path}: the filesystem of {path.parent} is full")
+    if isinstance(error, apsw.FullError) or (isinstance(error, apsw.IOError) and code in NO_SPACE):
+        return ResourceExhausted(f"cannot write {path}: {wanting(path.parent, code or errno.ENOSPC)}")
+    if isinstance(error, apsw.ReadOnlyError) or (isinstance(error, apsw.IOError) and code == errno.EROFS):
+        return Unavailable(f"cannot write {path}: the filesystem of {path.parent} is read-only")
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
         return Damaged(f"cannot use {path}: it is damaged ({error}); the next start saves what can be read")
     if isinstance(error, apsw.BusyError):

@@ -10,6 +10,8 @@ from holdfast.model.errors import Damaged
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, ExitRecord, InitRecord, decode_init, encode
 
 RECORD_LIMIT: Final = 64 * 1024
+ROOM_FILE: Final = "exit.room"
+ROOM_BYTES: Final = 4096
 
 
 def read_init(bundle: Path) -> InitRecord | None:
@@ -43,9 +45,24 @@ def describe(init: InitRecord, code: int, status: int, witness: str) -> ExitReco
 
 
 def write(bundle: Path, record: ExitRecord) -> None:
-    """Leave exit.json, unless one is there: the first record of an exit is final."""
-    if not (bundle / EXIT_FILE).exists():
+    """Leave exit.json, unless one is there: the first record of an exit is final.
+
+    Where there is no room for it, it goes into the room that was kept (`keep_room`).
+    """
+    if (bundle / EXIT_FILE).exists():
+        return
+    try:
         files.write_atomic(bundle / EXIT_FILE, encode(record), sync=False)
+    except OSError:
+        if not (bundle / ROOM_FILE).exists():
+            raise
+        files.overwrite(bundle / ROOM_FILE, encode(record).ljust(ROOM_BYTES))
+        files.rename(bundle / ROOM_FILE, bundle / EXIT_FILE)
+
+
+def keep_room(bundle: Path) -> None:
+    """Write a page over which exit.json can be written on a disk that is full by then."""
+    files.write_atomic(bundle / ROOM_FILE, bytes(ROOM_BYTES), sync=False)
 
 
 def find_bundle(pods: Path, pid: int) -> tuple[Path, InitRecord] | None:

@@ -18,7 +18,15 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.spec import Mount
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, decode_init, encode
 from holdfast.proto import task_pb2
-from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, CallError
+from holdfast.ttrpc.server import (
+    ALREADY_EXISTS,
+    FAILED_PRECONDITION,
+    INTERNAL,
+    NOT_FOUND,
+    RESOURCE_EXHAUSTED,
+    CallError,
+)
+from holdfast.workers import exits
 from holdfast.workers.context import Context
 from holdfast.workers.shim import grace, remains
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
@@ -29,6 +37,7 @@ from holdfast.workers.shim.task import TASK_FILE, Process, State, Task, write_ta
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
 PID_LIMIT: Final = 64
 END_SECONDS: Final = 10.0
+NO_SPACE: Final = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))  # what crun and runc and our children say
 
 
 class Operations:
@@ -186,6 +195,7 @@ class Operations:
         for name in (INIT_FILE, EXIT_FILE):
             files.unlink(task.bundle / name)
         write_task(task.bundle, task.init)
+        exits.keep_room(task.bundle)
         crashpoint("shim.task")
         stdio = task.init.stdio
         options = []
@@ -233,7 +243,8 @@ class Operations:
             self._context.drop(f"{task.id}/{name}")
         for one in task.execs.values():
             files.unlink(_exec_file(task, one.exec_id))
-        files.unlink(task.bundle / TASK_FILE)
+        for name in (TASK_FILE, exits.ROOM_FILE):
+            files.unlink(task.bundle / name)
         task.deleted = True
         crashpoint("shim.deleted")
         del self.tasks[task.id]
@@ -269,7 +280,7 @@ class Operations:
         try:
             await self._loop.in_child(quietly, self._runtime.seconds)
         except Failed as exc:
-            raise CallError(INTERNAL, f"cannot {what}: {exc}") from exc
+            raise _as_call_error(exc, f"cannot {what}") from exc
 
     @contextlib.contextmanager
     def _expecting(self) -> Iterator[None]:
@@ -362,7 +373,10 @@ def _exec_file(task: Task, exec_id: str) -> Path:
 
 def _as_call_error(error: Exception, what: str) -> CallError:
     """What the caller is told; the text of a failed command is the runtime's own."""
-    return error if isinstance(error, CallError) else CallError(INTERNAL, f"{what}: {error}")
+    if isinstance(error, CallError):
+        return error
+    text = str(error)
+    return CallError(RESOURCE_EXHAUSTED if any(one in text for one in NO_SPACE) else INTERNAL, f"{what}: {text}")
 
 
 def _condition(task: Task) -> str:

@@ -1,0 +1,149 @@
+"""The disks under this node: how they are, what is refused because of it, and the store's reserve brought back.
+
+Asked for by every Status call and before whatever takes up room, so an answer is good for some seconds. Only the disk
+of the root and that of the state directory are ours to spare; those of logs are looked at and reported.
+"""
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from holdfast.lifecycle.tasks import in_thread
+from holdfast.linux import files
+from holdfast.model.errors import HoldfastError
+from holdfast.store.db import Store
+from holdfast.store.space import Minimum, amount, lacking, named, require
+
+log = logging.getLogger(__name__)
+
+FRESH_SECONDS: Final = 2.0  # for which a finding is good
+LOOK_SECONDS: Final = 2.0  # a disk that does not answer in that time is said not to
+REFILL_SECONDS: Final = 5.0  # between looks whether the store's reserve can be had again
+NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
+
+FULL: Final = "StorageFull"
+INODES: Final = "InodesExhausted"
+READ_ONLY: Final = "StorageReadOnly"
+FAILED: Final = "StorageFailed"
+BEHIND: Final = "RecordsUnwritten"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One filesystem in use: by what it is used, where, and what is wrong with it ("" for nothing)."""
+
+    use: str
+    path: str
+    reason: str
+    message: str
+
+
+class Storage:
+    """Looks at the filesystems of root, state and logs."""
+
+    def __init__(
+        self, store: Store, root: Path, state: Path, logs: Callable[[], Iterable[str]], minimum: Minimum
+    ) -> None:
+        self._store = store
+        self._root = root
+        self._state = state
+        self._logs = logs
+        self._minimum = minimum
+        self._found: list[Disk] = []
+        self._found_at = -FRESH_SECONDS
+        self._looking: asyncio.Task[list[Disk]] | None = None
+        self._reported: dict[str, str] = {}
+
+    async def require(self, what: str) -> None:
+        """Raise ResourceExhausted when there is too little room to begin anything new: "cannot <what>: ..."."""
+        for directory in (self._root, self._state):
+            await in_thread(require, directory, self._minimum, what)
+
+    def named(self, what: str) -> AbstractContextManager[None]:
+        """An operation on our disks: an OSError for want of room is turned into an error that says so."""
+        return named(self._root, what)
+
+    async def disks(self) -> list[Disk]:
+        """Every filesystem in use, once each. A disk that hangs holds nobody up: it is said to."""
+        if time.monotonic() - self._found_at < FRESH_SECONDS:
+            return self._found
+        if self._looking is None or self._looking.done():
+            logs = sorted(set(self._logs()))
+            self._looking = asyncio.get_running_loop().create_task(in_thread(self._look, logs), name="look at disks")
+        done, _ = await asyncio.wait([self._looking], timeout=LOOK_SECONDS)
+        if done and self._looking.exception() is None:
+            self._found = self._looking.result()
+        else:
+            message = f"the disks of {self._root}, {self._state} or the logs do not answer"
+            self._found = [Disk("root", str(self._root), FAILED, message)]
+        self._found_at = time.monotonic()
+        self._report()
+        return self._found
+
+    async def condition(self, unwritten: int) -> tuple[bool, str, str]:
+        """(healthy, reason, message) of all of them together; the worst reason first."""
+        wrong = [disk for disk in await self.disks() if disk.reason]
+        order = (READ_ONLY, FAILED, FULL, INODES)
+        wrong.sort(key=lambda disk: order.index(disk.reason))
+        messages = [disk.message for disk in wrong]
+        if unwritten:
+            messages.append(f"more is known of {unwritten} pods and containers than could be written yet")
+        reason = wrong[0].reason if wrong else BEHIND if unwritten else ""
+        return not messages, reason, "; ".join(messages)
+
+    async def keep_reserve(self) -> None:
+        """Bring back what the store's reserve has lost, when there is room again. Never ends."""
+        while True:
+            await asyncio.sleep(REFILL_SECONDS)
+            try:
+                await self._store.refill()
+            except HoldfastError as exc:
+                log.debug("the reserve of the store cannot be brought back yet: %s", exc)
+
+    def _look(self, logs: list[str]) -> list[Disk]:
+        found: dict[int, Disk] = {}
+        places = [("root", self._root), ("state", self._state), *(("logs", Path(path)) for path in logs)]
+        for use, path in places:
+            try:
+                seen = files.filesystem(path)
+            except FileNotFoundError:  # a pod's log directory that somebody has removed
+                continue
+            except OSError as exc:
+                found[-len(found) - 1] = Disk(use, str(path), FAILED, f"{use} {path}: {exc.strerror}")
+                continue
+            if seen.device not in found:
+                found[seen.device] = _examine(use, path, seen, self._minimum if use != "logs" else Minimum())
+        return list(found.values())
+
+    def _report(self) -> None:
+        """Say in the log what has changed."""
+        now = {disk.path: disk.reason for disk in self._found}
+        for disk in self._found:
+            if disk.reason and self._reported.get(disk.path) != disk.reason:
+                log.error("storage: %s", disk.message)
+            elif not disk.reason and self._reported.get(disk.path):
+                log.info("storage: %s at %s is healthy again", disk.use, disk.path)
+        self._reported = now
+
+
+def _examine(use: str, path: Path, seen: files.Filesystem, minimum: Minimum) -> Disk:
+    where = f"{use} {path}"
+    figures = f"{amount(seen.free_bytes)} of {amount(seen.total_bytes)} free, {seen.free_inodes} inodes free"
+    if seen.read_only:
+        return Disk(use, str(path), READ_ONLY, f"{where} is read-only")
+    if (why := lacking(seen, minimum)) is not None:
+        return Disk(use, str(path), INODES if why.startswith("is out of inodes") else FULL, f"{where} {why}")
+    try:
+        files.probe_write(path)
+    except OSError as exc:
+        if exc.errno in NOT_SUPPORTED:
+            return Disk(use, str(path), "", "")
+        reason = {errno.EROFS: READ_ONLY, errno.ENOSPC: FULL, errno.EDQUOT: FULL}.get(exc.errno or 0, FAILED)
+        return Disk(use, str(path), reason, f"{where} cannot be written to: {exc.strerror} ({figures})")
+    return Disk(use, str(path), "", "")
