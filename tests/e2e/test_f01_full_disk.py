@@ -4,11 +4,13 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
+from image import build_busybox_image
 from kit import disk
 from kit.node import Node, until
 
@@ -36,8 +38,8 @@ class Cramped:
 
 
 @contextlib.contextmanager
-def cramped(kind: str, how: str, directory: Path) -> Iterator[Cramped]:
-    options = ROOTS_SHARE if kind == "ext4" else ()
+def cramped(kind: str, how: str, directory: Path, inodes: int = 2048) -> Iterator[Cramped]:
+    options = (*ROOTS_SHARE, "-N", str(inodes)) if kind == "ext4" else ()
     with disk.small(kind, directory, SIZE, *options) as root, disk.volatile(directory) as state:
         life = Node(min_free_bytes=1 << 20, min_free_inodes=16)
         life.root, life.state, life.socket = root, state, state / "holdfast.sock"
@@ -144,3 +146,135 @@ def test_f01_the_published_plan(place: Cramped) -> None:
 
 def conditions(life: Node) -> dict[str, pb.RuntimeCondition]:
     return {one.type: one for one in life.call("Status", pb.StatusRequest()).status.conditions}
+
+
+@pytest.fixture(params=["ext4-blocks", "xfs-blocks", "ext4-inodes"])
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cramped]:
+    kind, _, how = request.param.partition("-")
+    with cramped(kind, how, tmp_path) as one:
+        yield one
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as refused:
+        call()
+    return refused.value.code(), refused.value.details()
+
+
+def test_f19_what_frees_room_needs_none(other: Cramped) -> None:
+    """Stop, remove, and the removal of images work on a full disk, and give back what they had."""
+    life = other.node
+    archive = build_busybox_image(life.base, "test/spare:latest", Labels={"spare": "1"})
+    life.import_image(archive)
+    pods = [life.run_pod() for _ in range(2)]
+    running = life.run(pods[0], "head -c 8388608 /dev/zero > /big; echo written; sleep 1000", "fat")
+    until(lambda: b"written" in life.container_log(running), "8 MiB to be written")
+    kept = life.create(pods[1], life.container_config("exit 0"))
+    other.fill()
+    life.stop_container(running, 0)
+    assert life.exited(running).exit_code == 137
+    life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=running))
+    assert [one.id for one in life.containers()] == [kept]
+    if other.how != "inodes":
+        assert disk.room(life.root) >= 8 << 20
+    life.images("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image="test/spare:latest")))
+    names = [tag for one in life.images("ListImages", pb.ListImagesRequest()).images for tag in one.repo_tags]
+    assert not any("spare" in name for name in names)
+    for pod in pods:
+        life.remove_pod(pod)
+    life.images("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image="test/busybox:latest")))
+    assert not list((life.root / "content" / "sha256").iterdir())
+    assert not [path for path in (life.root / "snapshots").iterdir() if path.name.isdigit()]
+    assert not life.leftovers()
+
+
+def test_f19_what_needs_room_says_so_at_once_and_leaves_nothing(other: Cramped) -> None:
+    life = other.node
+    archive = build_busybox_image(life.base, "test/spare:latest", Labels={"spare": "1"})
+    pod = life.run_pod()
+    config = life.container_config("exit 5")
+    other.fill()
+    before = sorted(path.name for path in (life.root / "snapshots").iterdir())
+    calls: list[Callable[[], object]] = [
+        lambda: life.create(pod, config),
+        lambda: life.run_pod(life.pod_config("another")),
+        lambda: life.import_image(archive),
+        lambda: life.images("PullImage", pb.PullImageRequest(image=pb.ImageSpec(image="127.0.0.1:1/x:1"))),
+    ]
+    for call in calls:
+        code, text = refusal(call)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED, text
+        assert str(life.root) in text
+        assert ("out of inodes" if other.how == "inodes" else "is full") in text
+    assert life.containers() == []
+    assert [one.id for one in life.pods()] == [pod]
+    assert sorted(path.name for path in (life.root / "snapshots").iterdir()) == before
+    assert not list((life.root / "ingest").iterdir())
+    condition = conditions(life)["StorageHealthy"]
+    assert (condition.status, condition.reason) == (
+        False,
+        "InodesExhausted" if other.how == "inodes" else "StorageFull",
+    )
+    assert str(life.root) in condition.message
+    assert "StorageHealthy" in life.cli("info").stdout
+    other.free()
+    assert life.exited(life.run(pod, "exit 5")).exit_code == 5
+    life.import_image(archive)
+    life.remove_pod(pod)
+
+
+def test_f19_a_start_that_finds_no_room_can_be_tried_again(tmp_path: Path) -> None:
+    """Whether crun or we meet the full disk: the container stays CREATED, and starts when there is room."""
+    with cramped("ext4", "state", tmp_path) as one:
+        life = one.node
+        pod = life.run_pod()
+        where = life.base / "host"
+        where.mkdir()
+        mounts = [pb.Mount(container_path=f"/new/{n}/{'x' * 200}", host_path=str(where)) for n in range(20)]
+        waiting = life.create(pod, life.container_config("exit 6", mounts=mounts))
+        one.fill()
+        code, text = refusal(lambda: life.start_container(waiting))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED, text
+        assert life.status(waiting).state == pb.CONTAINER_CREATED
+        disk.free(life.state)
+        code, text = refusal(lambda: life.start_container(waiting))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED, text
+        assert f"the filesystem of {life.root} is full" in text
+        assert life.status(waiting).state == pb.CONTAINER_CREATED
+        one.free()
+        life.start_container(waiting)
+        assert life.exited(waiting).exit_code == 6
+        life.remove_pod(pod)
+
+
+def exits_while_full(directory: Path, count: int) -> None:
+    """`count` containers wait in open(2) of one FIFO; when they are let go, each has a code of its own to tell."""
+    with cramped("ext4", "blocks", directory, 16384) as one:
+        life = one.node
+        go = life.base / "go"
+        go.mkdir()
+        os.mkfifo(go / "fifo")
+        mounts = [pb.Mount(container_path="/go", host_path=str(go))]
+        pods = [life.run_pod() for _ in range(4)]
+        with ThreadPoolExecutor(4) as threads:
+            make = lambda n: life.run(pods[n % 4], UNTIL_TOLD.format(n % 200 + 1), f"c{n}", mounts=mounts)  # noqa: E731
+            ids = list(threads.map(make, range(count)))
+        one.fill()
+        with open(go / "fifo", "wb"):  # all of them are through when it is closed
+            pass
+        codes = [life.exited(container_id).exit_code for container_id in ids]
+        assert codes == [n % 200 + 1 for n in range(count)]
+        life.restart()
+        assert [life.status(container_id).exit_code for container_id in ids] == codes
+        assert disk.is_full(life.root)
+        for pod in pods:
+            life.remove_pod(pod)
+
+
+def test_f01_two_hundred_exits_on_a_full_disk_are_exact(tmp_path: Path) -> None:
+    exits_while_full(tmp_path, 200)
+
+
+@pytest.mark.soak
+def test_f01_five_hundred_exits_on_a_full_disk_are_exact(tmp_path: Path) -> None:
+    exits_while_full(tmp_path, 500)

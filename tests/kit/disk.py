@@ -113,3 +113,9 @@ def is_full(place: Path) -> bool:
     finally:
         (place / "one-more").unlink(missing_ok=True)
     return False
+
+
+def room(place: Path) -> int:
+    """Bytes to be had there, by root too."""
+    found = os.statvfs(place)
+    return found.f_bfree * found.f_frsize

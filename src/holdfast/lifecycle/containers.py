@@ -165,7 +165,8 @@ class Containers:
             container.cleaned.clear()
             now = self._world.clock.now()  # before the act: a process may be over before we hear that it runs
             try:
-                process = await self._run(container)
+                async with self._storage.blamed(f"start container {container.meta.id}"):
+                    process = await self._run(container)
                 started = lambda status: replace(status, started_at=status.started_at or now, process=process)  # noqa: E731
                 await self._world.update_container(container, started, end="start")
             except UNTOLD:

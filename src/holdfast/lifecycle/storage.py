@@ -8,17 +8,17 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.linux import files
-from holdfast.model.errors import HoldfastError
+from holdfast.model.errors import DeadlineExceeded, HoldfastError, ResourceExhausted, Unavailable
 from holdfast.store.db import Store
-from holdfast.store.space import Minimum, amount, lacking, named, require
+from holdfast.store.space import Minimum, amount, lacking, named, require, translate
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,23 @@ class Storage:
     def named(self, what: str) -> AbstractContextManager[None]:
         """An operation on our disks: an OSError for want of room is turned into an error that says so."""
         return named(self._root, what)
+
+    @asynccontextmanager
+    async def blamed(self, what: str) -> AsyncIterator[None]:
+        """Work that a runtime does: if it fails and a disk of ours takes nothing, then it is that which is at fault.
+
+        A runtime does not always say so: crun, for one, speaks of files that do not exist.
+        """
+        try:
+            with self.named(what):
+                yield
+        except (Unavailable, DeadlineExceeded, ResourceExhausted):
+            raise
+        except HoldfastError as exc:
+            for directory in (self._root, self._state):
+                if (fault := await in_thread(_fault, directory, str(exc))) is not None:
+                    raise fault from exc
+            raise
 
     async def disks(self) -> list[Disk]:
         """Every filesystem in use, once each. A disk that hangs holds nobody up: it is said to."""
@@ -130,6 +147,15 @@ class Storage:
             elif not disk.reason and self._reported.get(disk.path):
                 log.info("storage: %s at %s is healthy again", disk.use, disk.path)
         self._reported = now
+
+
+def _fault(directory: Path, failure: str) -> HoldfastError | None:
+    """What is wrong with a disk that takes nothing, told of a failure; None for one that does."""
+    try:
+        files.probe_write(directory)
+    except OSError as exc:
+        return translate(exc, directory, failure.removeprefix("cannot "))
+    return None
 
 
 def _examine(use: str, path: Path, seen: files.Filesystem, minimum: Minimum) -> Disk:

@@ -18,17 +18,11 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.spec import Mount
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, decode_init, encode
 from holdfast.proto import task_pb2
-from holdfast.ttrpc.server import (
-    ALREADY_EXISTS,
-    FAILED_PRECONDITION,
-    INTERNAL,
-    NOT_FOUND,
-    RESOURCE_EXHAUSTED,
-    CallError,
-)
+from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, CallError
 from holdfast.workers import exits
 from holdfast.workers.context import Context
 from holdfast.workers.shim import grace, remains
+from holdfast.workers.shim.failures import as_call_error
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
 from holdfast.workers.shim.oci import Runtime, memory_file, path_of
 from holdfast.workers.shim.stdio import Stdio
@@ -37,7 +31,6 @@ from holdfast.workers.shim.task import TASK_FILE, Process, State, Task, write_ta
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
 PID_LIMIT: Final = 64
 END_SECONDS: Final = 10.0
-NO_SPACE: Final = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))  # what crun and runc and our children say
 
 
 class Operations:
@@ -76,7 +69,7 @@ class Operations:
             try:
                 await self._create(task, request)
             except Exception as exc:
-                error = _as_call_error(exc, f"cannot create task {task.id}")
+                error = as_call_error(exc, f"cannot create task {task.id}")
                 task.discarded = True
                 try:
                     await self._discard(task)
@@ -167,7 +160,7 @@ class Operations:
                 self._exec_started(one, int(pid))
         except Exception as exc:
             one.stdio.close()
-            raise _as_call_error(exc, f"cannot exec in task {task.id}") from exc
+            raise as_call_error(exc, f"cannot exec in task {task.id}") from exc
         finally:
             one.starting = False
         return task_pb2.StartResponse(pid=one.pid)
@@ -280,7 +273,7 @@ class Operations:
         try:
             await self._loop.in_child(quietly, self._runtime.seconds)
         except Failed as exc:
-            raise _as_call_error(exc, f"cannot {what}") from exc
+            raise as_call_error(exc, f"cannot {what}") from exc
 
     @contextlib.contextmanager
     def _expecting(self) -> Iterator[None]:
@@ -369,14 +362,6 @@ class Operations:
 def _exec_file(task: Task, exec_id: str) -> Path:
     """Says which process was executed, "pid start-time", for whoever has to end it."""
     return task.bundle / f"exec.{exec_id}.pid"
-
-
-def _as_call_error(error: Exception, what: str) -> CallError:
-    """What the caller is told; the text of a failed command is the runtime's own."""
-    if isinstance(error, CallError):
-        return error
-    text = str(error)
-    return CallError(RESOURCE_EXHAUSTED if any(one in text for one in NO_SPACE) else INTERNAL, f"{what}: {text}")
 
 
 def _condition(task: Task) -> str:
