@@ -1,5 +1,7 @@
 """A worker just after its fork: what the keeper gives to it, and how it is run."""
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -26,6 +28,15 @@ class Context:
 
 
 Main = Callable[[Context], None]
+
+
+class Complaints(io.TextIOBase):
+    """A worker's stderr, which is the keeper's log: a disk that cannot take it is no reason to leave work undone."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="replace"))
+        return len(text)
 
 
 def bequeath(
@@ -79,6 +90,7 @@ def run(line: socket.socket, data: bytes, fds: list[int], mains: Mapping[str, Ma
     try:
         os.close(line.detach())
         os.setpgid(0, 0)  # what is sent to the keeper's group is not for its workers
+        sys.stderr = Complaints()
         message = json.loads(data)
         process.set_name(f"hf-{message['kind']}")
         mains[message["kind"]](over(message, fds))

@@ -43,7 +43,7 @@ def bundle(tmp_path: Path) -> Path:
 def test_f09_what_was_not_on_its_way_is_not_marked(loop: Loop, bundle: Path) -> None:
     flight = Flight(bundle)
     flight.announce("stdout", 100)
-    flight.landed("stdout", b"", (0, 0))
+    flight.landed("stdout", b"")
     flight.close()
     assert adopted(loop, bundle, b"next\n") == ["F next"]
 
@@ -51,14 +51,14 @@ def test_f09_what_was_not_on_its_way_is_not_marked(loop: Loop, bundle: Path) -> 
 def test_f09_a_line_that_had_begun_is_completed(loop: Loop, bundle: Path) -> None:
     flight = Flight(bundle)
     flight.announce("stdout", 6)
-    flight.landed("stdout", b"begun ", (0, 0))
+    flight.landed("stdout", b"begun ")
     flight.close()
     assert adopted(loop, bundle, b"and ended\n") == ["F begun and ended"]
 
 
 def test_f09_what_was_on_its_way_is_counted(loop: Loop, bundle: Path) -> None:
     flight = Flight(bundle)
-    flight.landed("stdout", b"begun", (0, 0))
+    flight.landed("stdout", b"begun")
     flight.announce("stdout", 100)
     flight.close()
     marker, rest = adopted(loop, bundle, b"next\n")
@@ -69,7 +69,7 @@ def test_f09_what_was_on_its_way_is_counted(loop: Loop, bundle: Path) -> None:
 
 def test_f09_a_loss_that_was_not_said_yet_is_said(loop: Loop, bundle: Path) -> None:
     flight = Flight(bundle)
-    flight.landed("stdout", b"", (7, 700))
+    flight.account((7, 700, 0, 0))
     flight.close()
     marker, rest = adopted(loop, bundle, b"next\n")
     assert marker.startswith("F holdfast: lost 7 log lines (700 bytes)")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.workers.shim.crilog import LINE_LIMIT
+from holdfast.workers.shim.gap import STREAMS, Lost
 
 FLIGHT: Final = "log.flight"
-STREAMS: Final = ("stdout", "stderr")
 _HEAD: Final = struct.Struct("=II")  # bytes announced, bytes of the rest that follows
 _SLOT: Final = 8 + 2 * LINE_LIMIT
-_LOST: Final = len(STREAMS) * _SLOT  # lines and bytes that the log could not take and has not reported
+_LOST: Final = struct.Struct("=4Q")  # what the log could not take and has not reported
+_LOST_AT: Final = len(STREAMS) * _SLOT
 
 
 class Flight:
@@ -25,7 +26,6 @@ class Flight:
     def __init__(self, directory: Path) -> None:
         self._fd = os.open(directory / FLIGHT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._rests = dict.fromkeys(STREAMS, b"")
-        self._lost = (0, 0)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -36,16 +36,17 @@ class Flight:
         """So many bytes are about to be read."""
         self._write(STREAMS.index(stream) * _SLOT, _HEAD.pack(size, len(self._rests[stream])))
 
-    def landed(self, stream: str, rest: bytes, lost: tuple[int, int]) -> None:
-        """They are in the log, but for a `rest` without its newline, and for what the log had to count as lost."""
+    def landed(self, stream: str, rest: bytes) -> None:
+        """They are in the log or accounted for, but for a `rest` without its newline."""
         at = STREAMS.index(stream) * _SLOT
         if rest:
             self._write(at + _HEAD.size, rest)
         self._rests[stream] = rest
-        if lost != self._lost:
-            self._write(_LOST, _HEAD.pack(*lost))
-            self._lost = lost
         self._write(at, _HEAD.pack(0, len(rest)))
+
+    def account(self, lost: Lost) -> None:
+        """So much the log has had to count as lost and has not said yet."""
+        self._write(_LOST_AT, _LOST.pack(*lost))
 
     def left(self, stream: str) -> tuple[int, bytes]:
         """What a dead shim had announced of a stream, and the rest that waits for its newline."""
@@ -54,10 +55,10 @@ class Flight:
         rest = self._rests[stream] = data[_HEAD.size : _HEAD.size + size]
         return announced, rest
 
-    def left_lost(self) -> tuple[int, int]:
-        """(lines, bytes) that a dead shim had not reported yet."""
-        data = os.pread(self._fd, _HEAD.size, _LOST)
-        return _HEAD.unpack(data) if len(data) == _HEAD.size else (0, 0)
+    def left_lost(self) -> Lost:
+        """What a dead shim's log had lost and not said."""
+        data = os.pread(self._fd, _LOST.size, _LOST_AT)
+        return _LOST.unpack(data) if len(data) == _LOST.size else (0, 0, 0, 0)
 
     def _write(self, at: int, data: bytes) -> None:
         try:

@@ -34,7 +34,7 @@ from holdfast.ttrpc.server import (
 )
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import adopt, podinit, remains, stats
+from holdfast.workers.shim import adopt, crilog, podinit, remains, stats
 from holdfast.workers.shim.loop import Loop, Pause
 from holdfast.workers.shim.oci import Runtime
 from holdfast.workers.shim.operations import Operations
@@ -346,6 +346,7 @@ def main(context: Context) -> None:
     context.ready()
     crashpoint("shim.ready")
     shim.loop.run()
+    crilog.last_words()
     if init is not None:
         podinit.end(init)
     os.close(lock)

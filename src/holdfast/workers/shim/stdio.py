@@ -21,7 +21,8 @@ from typing import Final
 
 from holdfast.linux import files, sockets
 from holdfast.workers.shim.crilog import CriLog, Records
-from holdfast.workers.shim.flight import FLIGHT, STREAMS, Flight
+from holdfast.workers.shim.flight import FLIGHT, Flight
+from holdfast.workers.shim.gap import STREAMS
 from holdfast.workers.shim.loop import Loop, void
 from holdfast.workers.shim.pump import PIPE_BYTES, Announce, Copier, Pump, Sink
 
@@ -117,8 +118,9 @@ class Stdio:
             now = time.time_ns()
             for name, records in self._records.items():
                 if rest := records.finish(now):
-                    self.log.append(rest, now)
-                    self._landed(name, b"")
+                    self.log.append(name, rest, now)
+                    self._open_flight().landed(name, b"")
+            self.log.flush()
 
     def resize(self, width: int, height: int) -> None:
         """Raises OSError ENOTTY without a terminal."""
@@ -203,16 +205,16 @@ class Stdio:
 
     def _to_log(self, name: str, path: str, rest: bytes = b"") -> tuple[Sink, Announce]:
         """What takes the bytes of a stream, and what is to be told before they are read."""
-        if self.log is None:
-            self.log = CriLog(path, self._loop.timers.add)
         flight = self._open_flight()
+        if self.log is None:
+            self.log = CriLog(path, self._loop.timers.add, flight.account)
         log, records = self.log, Records(name, rest)
         self._records[name] = records
 
         def take(data: bytes) -> None:
             now = time.time_ns()
-            log.append(records.feed(data, now), now)
-            flight.landed(name, records.rest, log.lost)
+            log.append(name, records.feed(data, now), now)
+            flight.landed(name, records.rest)
 
         return take, lambda size: flight.announce(name, size)
 
@@ -221,10 +223,6 @@ class Stdio:
             self._flight = Flight(self.directory)
             self._own_fifos.append(self.directory / FLIGHT)
         return self._flight
-
-    def _landed(self, name: str, rest: bytes) -> None:
-        if self._flight is not None and self.log is not None:
-            self._flight.landed(name, rest, self.log.lost)
 
     # -- of a process that has had another shim
 
@@ -274,19 +272,20 @@ class Stdio:
 
     def _resume_log(self, name: str, path: str) -> tuple[Sink, Announce]:
         """Go on with the log; what the dead shim may have taken with it is counted there."""
+        flight = self._open_flight()
         if self.log is None:
-            self.log = CriLog(path, self._loop.timers.add, adopted=True)
-            lines, size = self._open_flight().left_lost()
-            if size:
-                self.log.lose(lines, size, "its shim was killed before it could say so", time.time_ns())
-        announced, rest = self._open_flight().left(name)
+            self.log = CriLog(path, self._loop.timers.add, flight.account, adopted=True)
+            lines, size, error_lines, error_size = flight.left_lost()
+            for stream, lost in zip(STREAMS, ((lines, size), (error_lines, error_size)), strict=True):
+                if any(lost):
+                    self.log.lose(stream, *lost, "its shim was killed before it could say so")
+        announced, rest = flight.left(name)
         if announced:  # the rest may or may not have been completed by what was announced
             why = f"its shim was killed; at most so much of {name} was on its way"
-            self.log.lose(1, announced + len(rest), why, time.time_ns())
+            self.log.lose(name, 1, announced + len(rest), why)
             rest = b""
-        resumed = self._to_log(name, path, rest)
-        self._landed(name, rest)
-        return resumed
+        flight.landed(name, rest)
+        return self._to_log(name, path, rest)
 
     def _own(self, path: str) -> None:
         """Make a FIFO that is to be in our directory; one that is somewhere else is the caller's."""
