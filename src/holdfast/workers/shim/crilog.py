@@ -257,20 +257,21 @@ class CriLog:
             if not self._is_linked() or self._report(time.time_ns()):
                 self.give_up()
             return
-        if self._stale or not self._is_linked():
-            with contextlib.suppress(OSError):
-                self._renew()
+        with contextlib.suppress(OSError):  # a filesystem that has failed may have been replaced by another one
+            self._renew(make=self._stale or not self._is_linked())
         self.flush()
         if self._stale:
             self._arm()
 
     # -- the file
 
-    def _renew(self) -> None:
-        """Open what has the path's name now, and make it if need be. Raises OSError, with the old one still open."""
+    def _renew(self, *, make: bool = True) -> None:
+        """Open what has the path's name now, or make it. Raises OSError, with the old one still open."""
         try:
             fd = os.open(self._path, _FLAGS)
         except FileNotFoundError:
+            if not make:
+                raise
             fd = os.open(self._path, _FLAGS | os.O_CREAT, _MODE)
             with contextlib.suppress(OSError):  # a filesystem that knows no modes
                 os.fchmod(fd, _MODE)  # whatever the umask is: log collectors are not root
