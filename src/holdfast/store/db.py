@@ -279,6 +279,6 @@ def _translate(error: apsw.Error, path: Path, code: int) -> HoldfastError:
 
 
 def _from_os(error: OSError, path: Path) -> HoldfastError:
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         return ResourceExhausted(f"cannot save what is left of {path}: the filesystem of {path.parent} is full")
     return Unavailable(f"cannot save what is left of {path}: {error}")
