@@ -36,6 +36,7 @@ from holdfast.lifecycle.live import Live
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
+from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.recover import Recovery
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
@@ -55,6 +56,7 @@ from holdfast.runtime.keeper import Keeper
 from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
+from holdfast.store.copies import Copies
 from holdfast.store.db import Store
 from holdfast.store.space import Minimum
 
@@ -124,14 +126,18 @@ class Daemon:
         host = await in_thread(facts.detect)
         network = LoopbackOnly()
         events = Events()
-        world = World(store, Clock(), events)
+        copies = Copies(config.root / "copies")
+        rebuilt = await rebuild(store, copies, config.root / "snapshots")
+        world = World(store, copies, Clock(), events)
         snapshots = Snapshots(store, config.root / "snapshots")
         await snapshots.load()
         insecure = frozenset(config.insecure_registries)
         minimum = Minimum(config.min_free_bytes, config.min_free_inodes)
         storage = Storage(store, config.root, config.state, world.log_directories, minimum)
-        images = Images(store, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure, minimum)
-        images.keep_all = bool(store.salvaged)
+        images = Images(
+            store, copies, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure, minimum
+        )
+        images.in_doubt = lambda: bool(store.salvaged)
         await images.load()
         adopter = Adopter(world, shims, handlers, background)
         cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter)
@@ -172,7 +178,7 @@ class Daemon:
         live = Live(store, world, images, snapshots, keeper)
         sweeper = Sweeper(layout, config.cgroup_root, live.rows, live.workers, shims, live.remove_rows)
         recovery = Recovery(
-            store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background, adopter
+            store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background, adopter, rebuilt
         )
         node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode), storage)
         runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)

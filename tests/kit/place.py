@@ -21,6 +21,7 @@ from holdfast.runtime import keeper as keepers
 from holdfast.runtime import unpack
 from holdfast.runtime.keeper import Keeper
 from holdfast.snapshots.overlay import Snapshots
+from holdfast.store.copies import Copies
 from holdfast.store.db import Store
 
 
@@ -72,7 +73,9 @@ async def place(root: Path, state: Path) -> AsyncIterator[Place]:
         snapshots = Snapshots(store, root / "snapshots")
         await snapshots.load()
         content = Content(root)
-        images = Images(store, content, snapshots, unpack.through(keeper), root, frozenset())
+        copies = Copies(root / "copies")
+        copies.load()
+        images = Images(store, copies, content, snapshots, unpack.through(keeper), root, frozenset())
         await images.load()
         yield Place(root, store, content, snapshots, images, keeper)
     finally:

@@ -23,6 +23,7 @@ from holdfast.model.errors import Damaged, HoldfastError, InvalidArgument, NotFo
 from holdfast.model.image import CONFIG_LIMIT, Image, UnpackResult, parse_config
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store import images as rows
+from holdfast.store.copies import Copies, ImageCopy
 from holdfast.store.db import Store
 from holdfast.store.images import ImageRow
 from holdfast.store.space import Minimum, named, require
@@ -92,6 +93,7 @@ class Images:
     def __init__(
         self,
         store: Store,
+        copies: Copies,
         content: Content,
         snapshots: Snapshots,
         unpack: Unpack,
@@ -101,6 +103,7 @@ class Images:
     ) -> None:
         self._minimum = minimum
         self._store = store
+        self._copies = copies
         self._content = content
         self._snapshots = snapshots
         self._unpack = unpack
@@ -114,7 +117,7 @@ class Images:
         self._arriving = 0
         self._arrivals = 0
         self._collection_put_off = False
-        self.keep_all = False  # rows may have been lost, so what has none may be somebody's
+        self.in_doubt: Callable[[], bool] = lambda: False  # rows may be lost, so what has none may be somebody's
         self._leftovers = True  # whether there may be blobs that no image refers to
 
     async def load(self) -> None:
@@ -188,20 +191,21 @@ class Images:
     async def remove(self, wanted: str) -> None:
         """Remove an image with all its names, then the layers and blobs that nobody else uses. Raises NotFound."""
         image = self.find(wanted)
-        await self._store.write(lambda tx: rows.delete_image(tx, image.id))
+        copy = image.id.partition(":")[2]
+        await self._store.write(lambda tx: rows.delete_image(tx, image.id), lambda *_: self._copies.drop(copy))
         crashpoint("rmi.row")
         self._images.pop(image.id, None)
         self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
         self._leftovers = True
         await self.collect()
 
-    async def collect(self) -> list[str]:
+    async def collect(self, *, asked: bool = False) -> list[str]:
         """Remove layers that no image has and nothing stands on, and blobs of pulls that failed long ago.
 
         Put off while an image is coming in; tried again later where it fails, so nobody who has done what he was to do
-        is told of it. Returns what was removed.
+        is told of it. While rows may be lost, only when asked for. Returns what was removed.
         """
-        if self.keep_all:
+        if self.in_doubt() and not asked:
             return []
         self._collection_put_off = self._arriving > 0
         removed: list[str] = []
@@ -304,7 +308,15 @@ class Images:
         await self._unpack_layers(image, document, progress)
         crashpoint("pull.unpacked")
         row = ImageRow(image_id, config, size, tuple(names))
-        await self._store.write(lambda tx: rows.put_image(tx, row, blobs))
+
+        def put(tx: Any) -> tuple[str, ...]:
+            rows.put_image(tx, row, blobs)
+            return rows.names_of(tx, image_id)
+
+        def keep(all_names: tuple[str, ...], generation: int) -> None:
+            self._copies.keep(ImageCopy(generation, replace(row, names=all_names), blobs))
+
+        await self._store.write(put, keep)
         crashpoint("pull.stored")
         return self._remember(row)
 

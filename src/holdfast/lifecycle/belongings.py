@@ -18,7 +18,7 @@ BLOB_SECONDS: Final = 3600.0  # for which blobs of a pull that failed are kept f
 STATE_NAMES: Final = frozenset({
     "holdfast.sock", "holdfastd.toml", "keeper.sock", "keeper.lock", "keeper.log", "oci", "pods", "rehearsal",
 })  # fmt: skip
-ROOT_NAMES: Final = frozenset({"lock", "content", "ingest", "snapshots", "quarantine", "lost+found"})
+ROOT_NAMES: Final = frozenset({"lock", "content", "copies", "ingest", "snapshots", "quarantine", "lost+found"})
 STORE: Final = "holdfast.db"  # and what begins so
 
 
@@ -284,6 +284,16 @@ def _root(owners: Owners) -> Iterator[Finding]:
             yield Finding("transfer", where, Verdict.OK, "it is coming in", NODE)
         else:
             yield Finding("transfer", where, Verdict.ORPHAN, "nobody is transferring it any more", fix=Fix.DELETE)
+    for entry in survey.names(f"{survey.root}/copies"):
+        where = f"{survey.root}/copies/{entry.name}"
+        if f"sha256:{entry.name}" in rows.images:
+            yield Finding("copy", where, Verdict.OK, "", "an image")
+        elif is_id(entry.name):
+            yield owners.thing("copy", where, entry.name)
+        elif TEMPORARY.fullmatch(entry.name):
+            yield from _temporary(where, entry)
+        else:
+            yield _stranger(where, entry)
     blobs = f"{survey.root}/content/sha256"
     for entry in survey.names(blobs):
         digest = f"sha256:{entry.name}"

@@ -48,4 +48,4 @@ class Live:
                 op = one.where.partition(" ")[0]
                 await self._store.write(lambda tx, id=one.id, op=op: pod_rows.clear_intent(tx, id, op))  # type: ignore[misc]
         if any(one.fix is Fix.COLLECT for one in findings):
-            await self._images.collect()
+            await self._images.collect(asked=True)

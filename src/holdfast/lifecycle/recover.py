@@ -85,6 +85,7 @@ class Recovery:
         sweeper: Sweeper,
         background: Background,
         adopter: Adopter,
+        rebuilt: list[str],
     ) -> None:
         self._adopter = adopter
         self._store = store
@@ -97,6 +98,7 @@ class Recovery:
         self._executor = executor
         self._sweeper = sweeper
         self._background = background
+        self._rebuilt = rebuilt
         self.report = Report(process.boot_id(), time.time_ns())
         self._began = time.monotonic()
 
@@ -105,7 +107,7 @@ class Recovery:
         began = time.monotonic()
         await self._world.load()
         before = await self._store.read(lambda tx: rows.get_meta(tx, "boot_id"))
-        self.report.problems += self._store.salvaged
+        self.report.problems += dict.fromkeys([*self._store.salvaged, *self._rebuilt])
         aside = await self._store.read(rows.quarantined)
         self.report.problems += [f"row {key} of {table} was set aside: {reason}" for table, key, reason in aside]
         self.report.rebooted = before not in ("", self.report.boot_id)
@@ -128,8 +130,10 @@ class Recovery:
             for pod in list(self._world.pods.values()):
                 group.create_task(self._with_containers(pod), name=f"recover pod {pod.meta.id} and its containers")
         crashpoint("recover.settled")
-        if not self._store.salvaged:  # else what has no row may be what a row was lost of
+        if not self._store.salvaged:
             self.report.swept += await self._sweeper.sweep(self.report.problems)
+        else:
+            await self._regain_trust()
         crashpoint("recover.swept")
         self.report.total_milliseconds = _since(self._began)
         text = self.report.to_json()
@@ -148,6 +152,13 @@ class Recovery:
             len(self.report.swept),
             len(self.report.problems),
         )
+
+    async def _regain_trust(self) -> None:
+        """Rows were lost, and what has none may be what they were lost of: it is swept only if somebody says so."""
+        orphans = (await self._sweeper.examine()).orphans
+        self.report.problems += [f"{orphan} has no owner and was left: its row may be lost" for orphan in orphans]
+        if not orphans:
+            await self._store.trust()
 
     async def _save(self, save: Callable[[Any], None]) -> None:
         await self._store.write(save)

@@ -132,7 +132,7 @@ class _Look:
                     self._list(f"{bundle}/{EXEC}")
 
     def root_directory(self) -> None:
-        for name in ("", "/content/sha256", "/ingest", "/snapshots"):
+        for name in ("", "/content/sha256", "/copies", "/ingest", "/snapshots"):
             self._list(f"{self.root}{name}")
 
     def inits(self) -> dict[str, InitRecord]:

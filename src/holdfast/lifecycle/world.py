@@ -30,6 +30,7 @@ from holdfast.model.state import (
 )
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.store import pods as rows
+from holdfast.store.copies import ContainerCopy, Copies, Copy, PodCopy
 from holdfast.store.db import Store
 
 log = logging.getLogger(__name__)
@@ -104,8 +105,9 @@ class Container:
 class World:
     """All pods and containers, and the only way to change one."""
 
-    def __init__(self, store: Store, clock: Clock, events: Events) -> None:
+    def __init__(self, store: Store, copies: Copies, clock: Clock, events: Events) -> None:
         self._store = store
+        self._copies = copies
         self._events = events
         self.clock = clock
         self.pods: dict[str, Pod] = {}
@@ -118,11 +120,8 @@ class World:
         """Fill the world from the store; rows that cannot be read have been set aside by it."""
 
         def load(tx: apsw.Connection) -> tuple[Pods, Containers, list[Intent], frozenset[str]]:
-            pods = rows.load_pods(tx, lambda meta: pb.PodSandboxConfig.FromString(meta.config))
-            known = {meta.id for meta, _ in pods}
-            containers = rows.load_containers(tx, lambda meta: _check_container(meta, known))
-            intents = rows.load_intents(tx)
-            return pods, containers, intents, frozenset(key for _, key, _ in rows.quarantined(tx))
+            pods, containers = load_rows(tx)
+            return pods, containers, rows.load_intents(tx), frozenset(key for _, key, _ in rows.quarantined(tx))
 
         pods, containers, intents, self.unreadable = await self._store.write(load)
         self.clock.not_before(int(await self._store.read(lambda tx: rows.get_meta(tx, CLOCK)) or 0))
@@ -182,7 +181,11 @@ class World:
             _intents(tx, pod.meta.id, begin, {end, *(over or ())})
             return rows.update_pod(tx, pod.meta.id, lambda before: change(before if over is None else known))
 
-        self._show_pod(pod, await self._store.write(update))
+        def keep(status: PodStatus, generation: int) -> None:
+            if end == "run" or pod.acknowledged:
+                self._copies.keep(PodCopy(generation, pod.meta, status))
+
+        self._show_pod(pod, await self._store.write(update, keep))
         self._unwritten.pop(pod.meta.id, None)
         _remember(pod.intents, begin, end)
 
@@ -213,7 +216,11 @@ class World:
             change_known = lambda before: _checked(before if over is None else known, change)  # noqa: E731
             return rows.update_container(tx, container.meta.id, change_known)
 
-        self._show_container(container, await self._store.write(update))
+        def keep(status: ContainerStatus, generation: int) -> None:
+            if end == "create" or container.acknowledged:
+                self._copies.keep(ContainerCopy(generation, container.meta, status))
+
+        self._show_container(container, await self._store.write(update, keep))
         self._unwritten.pop(container.meta.id, None)
         container.written.set()
         _remember(container.intents, begin, end)
@@ -273,21 +280,31 @@ class World:
 
     async def end(self, owner: Pod | Container, op: str) -> None:
         if op in owner.intents:
-            await self._store.write(lambda tx: rows.clear_intent(tx, owner.meta.id, op))
+
+            def keep(_: None, generation: int) -> None:
+                if op in ("run", "create"):
+                    self._copies.keep(_copy(owner, generation))
+
+            await self._store.write(lambda tx: rows.clear_intent(tx, owner.meta.id, op), keep)
             owner.intents.pop(op, None)
             if op == "create" and isinstance(owner, Container):
                 self._events.add(Kind.CREATED, owner.pod, owner)
 
     async def delete_pod(self, pod: Pod) -> None:
         """Forget a pod of which nothing is left. Its row, name and intents go at once."""
-        await self._store.write(self._forget(lambda tx: rows.delete_pod(tx, pod.meta.id)))
+        id = pod.meta.id
+        delete = self._forget(lambda tx: rows.delete_pod(tx, id))
+        await self._store.write(delete, lambda *_: self._copies.drop(id))
         pod.gone.set()
         if self.pods.pop(pod.meta.id, None) and pod.acknowledged:
             self._events.add(Kind.DELETED, pod)
 
     async def delete_container(self, container: Container) -> None:
         """Forget a container of which nothing is left. Its row, name and intents go at once."""
-        await self._store.write(self._forget(lambda tx: rows.delete_container(tx, container.meta.id)))
+        id = container.meta.id
+        await self._store.write(
+            self._forget(lambda tx: rows.delete_container(tx, id)), lambda *_: self._copies.drop(id)
+        )
         container.gone.set()
         there = self.containers.pop(container.meta.id, None)
         container.pod.containers.pop(container.meta.id, None)
@@ -344,6 +361,19 @@ class World:
         if status.finished_at:
             container.exited.set()
         return container
+
+
+def load_rows(tx: apsw.Connection) -> tuple[Pods, Containers]:
+    """All that can be read; what cannot is moved to the quarantine table."""
+    pods = rows.load_pods(tx, lambda meta: pb.PodSandboxConfig.FromString(meta.config))
+    known = {meta.id for meta, _ in pods}
+    return pods, rows.load_containers(tx, lambda meta: _check_container(meta, known))
+
+
+def _copy(owner: Pod | Container, generation: int) -> Copy:
+    if isinstance(owner, Pod):
+        return PodCopy(generation, owner.meta, owner.status)
+    return ContainerCopy(generation, owner.meta, owner.status)
 
 
 def _check_container(meta: ContainerMetadata, pods: set[str]) -> None:

@@ -2,6 +2,7 @@
 
     snapshots/<n>/fs     the layer itself, overlayfs's upper or lower directory
     snapshots/<n>/work   overlayfs's own, for active snapshots
+    snapshots/<n>/row    a copy of its row, see witness
 
 Directories have short numbers for names because mount(2) takes one page of options. A directory is made before its
 row and deleted after it: a crash leaves a directory to sweep, never a row without one. (After a power cut there may be
@@ -22,6 +23,7 @@ from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import AlreadyExists, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.spec import Mount
+from holdfast.snapshots import witness
 from holdfast.store import images as rows
 from holdfast.store.db import Store
 from holdfast.store.images import SnapshotRow
@@ -86,8 +88,9 @@ class Snapshots:
         del self._rows[key]
         self._rows[name] = committed
         try:
+            witness.write(self._place(committed), committed)
             await self._store.write(lambda tx: rows.commit_snapshot(tx, key, committed))
-        except HoldfastError:  # but not when it is cancelled: what is queued will be done
+        except (HoldfastError, OSError):  # but not when it is cancelled: what is queued will be done
             del self._rows[name]
             self._rows[key] = row
             raise
@@ -191,6 +194,7 @@ class Snapshots:
         like = os.stat(self.place(row.parent) if row.parent is not None else place / "fs")
         os.chown(place / "fs", like.st_uid, like.st_gid)
         os.chmod(place / "fs", stat.S_IMODE(like.st_mode) if row.parent is not None else 0o755)
+        witness.write(place, row)
 
     async def _delete(self, place: Path) -> bool:
         """Delete a directory, in a thread: there may be a lot in it. What cannot be deleted now is tried again."""

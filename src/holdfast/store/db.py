@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from holdfast.store.migrations import MIGRATIONS
 from holdfast.store.reserve import RESERVE_BYTES, Reserve, ReserveState
 from holdfast.store.space import NO_SPACE, wanting
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 # Errors of the file rather than of one change. After some of them SQLite has already rolled the transaction back
@@ -34,6 +37,8 @@ STORAGE_ERRORS: Final = (
     apsw.FullError, apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.NoMemError, apsw.BusyError,
     apsw.ReadOnlyError, apsw.CantOpenError, apsw.InterruptError,
 )  # fmt: skip
+
+_COUNT: Final = "INSERT OR REPLACE INTO meta (key, value) VALUES ('generation', ?)"
 
 
 @dataclass(slots=True)
@@ -44,6 +49,7 @@ class _Job:
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
     transactional: bool
+    then: Callable[[Any, int], None] | None = None
     result: Any = None
     error: Exception | None = None
 
@@ -70,6 +76,7 @@ class Store:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self.salvaged = salvage.told(connection)  # what was wrong with the store, if it was salvaged
+        self.generation = _generation(connection)  # number of the last commit that is known to be on disk
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -122,13 +129,15 @@ class Store:
             raise
         return cls(path, connection, reserve)
 
-    async def write(self, change: Callable[[apsw.Connection], T]) -> T:
+    async def write(self, change: Callable[[apsw.Connection], T], then: Callable[[T, int], None] | None = None) -> T:
         """Run `change` in a transaction; returns its result once that is on disk. Its error takes back only itself.
 
         When the disk is full or the file cannot be written, everything in the same commit is taken back and each
         caller told so. A change may be run a second time before it is answered, so it has no effect but on the rows.
+        `then` is for effects elsewhere: it is given the result and the number of the commit, once that is on disk and
+        before the caller is answered, in the order of the commits. What it cannot do is logged and nobody's trouble.
         """
-        return await self._submit(change, transactional=True)
+        return await self._submit(change, transactional=True, then=then)
 
     async def read(self, query: Callable[[apsw.Connection], T]) -> T:
         """Run `query` on the same connection, outside of any transaction."""
@@ -142,6 +151,20 @@ class Store:
         """Bring back what the reserve has lost, if there is room for it."""
         await self.read(self._reserve.fill)
 
+    def count_from(self, generation: int) -> None:
+        """Let no later commit have a number up to this one; before the first change."""
+        self.generation = max(self.generation, generation)
+
+    async def doubt(self, lines: list[str]) -> None:
+        """Record that rows were lost, so what has none may be somebody's; for this start and later ones."""
+        self.salvaged = [*self.salvaged, *lines]
+        await self.write(lambda tx: salvage.tell(tx, self.salvaged))
+
+    async def trust(self) -> None:
+        """Nothing is missing any more: what has no row is nobody's."""
+        await self.write(lambda tx: salvage.tell(tx, []))
+        self.salvaged = []
+
     def close(self) -> None:
         """Finish what is queued, mark the stop as clean, close."""
         if self._closed:
@@ -150,12 +173,18 @@ class Store:
         self._jobs.put(None)
         self._thread.join()
 
-    async def _submit(self, run: Callable[[apsw.Connection], T], *, transactional: bool) -> T:
+    async def _submit(
+        self,
+        run: Callable[[apsw.Connection], T],
+        *,
+        transactional: bool,
+        then: Callable[[T, int], None] | None = None,
+    ) -> T:
         if self._closed:
             raise Unavailable(f"cannot use {self._path}: the store is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(run, future, loop, transactional))
+        self._jobs.put(_Job(run, future, loop, transactional, then))
         return await future
 
     def _work(self) -> None:
@@ -183,6 +212,11 @@ class Store:
             failure = self._try_commit(changes)
         for job in changes:
             job.error = job.error or failure
+            if job.error is None and job.then is not None:
+                try:
+                    job.then(job.result, self.generation)
+                except OSError as exc:
+                    log.warning("what follows from a change of %s could not be done: %s", self._path, exc)
 
     def _try_commit(self, changes: list[_Job]) -> HoldfastError | None:
         if not changes:
@@ -196,8 +230,10 @@ class Store:
                 if job.error is not None:
                     execute("ROLLBACK TO change")
                 execute("RELEASE change")
+            execute(_COUNT, (str(self.generation + 1),))
             crashpoint("store.commit")
             execute("COMMIT")
+            self.generation += 1
             crashpoint("store.committed")
         except apsw.Error as exc:
             failure = _translate(exc, self._path, self._connection.system_errno)
@@ -259,6 +295,11 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
         with connection:
             connection.execute(statements)
             connection.execute(f"PRAGMA user_version = {number}")
+
+
+def _generation(connection: apsw.Connection) -> int:
+    row = connection.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()
+    return int(row[0]) if row and str(row[0]).isdigit() else 0
 
 
 def _mark(connection: apsw.Connection, *, clean: bool) -> None:

@@ -110,6 +110,18 @@ def load_images(tx: Tx) -> list[ImageRow]:
     return [ImageRow(image_id, config, size, tuple(names.get(image_id, ()))) for image_id, config, size in rows]
 
 
+def names_of(tx: Tx, image_id: str) -> tuple[str, ...]:
+    found = tx.execute("SELECT name FROM image_names WHERE image_id = ? ORDER BY name", (image_id,))
+    return tuple(str(name) for (name,) in found)
+
+
+def blobs_of(tx: Tx, image_id: str) -> dict[str, int]:
+    """Digest and size of each."""
+    query = "SELECT digest, size FROM blobs JOIN image_blobs USING (digest) WHERE image_id = ?"
+    found: list[tuple[Any, ...]] = tx.execute(query, (image_id,)).fetchall()
+    return dict(found)
+
+
 def load_blobs(tx: Tx) -> dict[str, int]:
     found: list[tuple[Any, ...]] = tx.execute("SELECT digest, size FROM blobs").fetchall()
     return dict(found)

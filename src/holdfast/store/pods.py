@@ -167,6 +167,17 @@ def quarantined(tx: Tx) -> list[tuple[str, str, str]]:
     return [(origin, key, reason) for origin, key, reason in tx.execute("SELECT origin, key, reason FROM quarantine")]
 
 
+def set_aside(tx: Tx, table: str, key: str, row: str, reason: str) -> None:
+    """Keep, in the quarantine table, a row as text that cannot be one."""
+    log.error("row %s of table %s is set aside: %s", key, table, reason)
+    tx.execute("INSERT INTO quarantine (origin, key, row, reason) VALUES (?, ?, ?, ?)", (table, key, row, reason))
+
+
+def forget_quarantined(tx: Tx, key: str) -> None:
+    """What was set aside of an object is not needed any more."""
+    tx.execute("DELETE FROM quarantine WHERE key = ?", (key,))
+
+
 def _insert(tx: Tx, table: str, columns: tuple[str, ...], values: tuple[Any, ...]) -> None:
     places = ", ".join("?" * len(columns))
     tx.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", values)
@@ -207,9 +218,7 @@ def _quarantine(tx: Tx, table: str, columns: tuple[str, ...], rowid: int, reason
         raw: Row = tx.execute(f"SELECT typeof({name}), CAST({name} AS BLOB) FROM {table} WHERE rowid = ?", (rowid,)).get
         values[name] = _readable(*raw)
     key = str(values[columns[0]])
-    log.error("row %s of table %s cannot be read and is set aside: %s", key, table, reason)
-    row = (table, key, json.dumps(values), reason)
-    tx.execute("INSERT INTO quarantine (origin, key, row, reason) VALUES (?, ?, ?, ?)", row)
+    set_aside(tx, table, key, json.dumps(values), reason)
     tx.execute(f"DELETE FROM {table} WHERE rowid = ?", (rowid,))
 
 

@@ -5,7 +5,7 @@ The order survives being killed anywhere. The new store is written beside the ol
 takes its name. A start that finds `<name>-salvaged` does the rest.
 
 The new store says in its meta table, under SALVAGED, that it came about so; as long as that is there nothing is swept.
-Nobody takes it away yet: that is for whoever rebuilds from other witnesses what could not be read.
+It is taken away by the first recovery that finds an owner for everything there is.
 """
 
 import json
@@ -37,11 +37,11 @@ _GAP: Final = 4096  # row numbers tried one by one behind a place that cannot be
 Row = tuple[Any, ...]
 
 
-def place_for(path: Path) -> Path:
-    """Where something called `path` goes when it cannot be read: a name of its own in quarantine, not made yet."""
+def place_for(root: Path, name: str) -> Path:
+    """Where something called so goes when it cannot be read: a name of its own in quarantine, not made yet."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    directory = path.parent / QUARANTINE
-    names = (f"{path.name}-{stamp}{f'.{number}' if number else ''}" for number in range(1000))
+    directory = root / QUARANTINE
+    names = (f"{name}-{stamp}{f'.{number}' if number else ''}" for number in range(1000))
     return next(place for name in names if not (place := directory / name).exists())
 
 
@@ -57,6 +57,14 @@ def told(connection: apsw.Connection) -> list[str]:
     """What was wrong with this store when it was salvaged; nothing for one that never was."""
     row = connection.execute("SELECT value FROM meta WHERE key = ?", (SALVAGED,)).fetchone()
     return [str(line) for line in json.loads(row[0])] if row else []
+
+
+def tell(connection: apsw.Connection, lines: list[str]) -> None:
+    """Record what was lost; nothing when all that was lost is there again."""
+    if lines:
+        connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (SALVAGED, json.dumps(lines)))
+    else:
+        connection.execute("DELETE FROM meta WHERE key = ?", (SALVAGED,))
 
 
 def finish(path: Path) -> None:
@@ -81,7 +89,8 @@ def salvage(path: Path, problem: str) -> None:
                 connection.execute(statements)
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
             lines += _carry_over(path, connection)
-            connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (SALVAGED, json.dumps(lines)))
+            connection.execute("DELETE FROM meta WHERE key = 'generation'")  # of whatever has a copy, that is newer
+            tell(connection, lines)
     finally:
         connection.close()
     crashpoint("salvage.written")
@@ -95,7 +104,7 @@ def _replace(path: Path) -> None:
     """The old store goes to quarantine, the new one takes its name."""
     parts = [old for part in PARTS if (old := path.with_name(f"{path.name}{part}")).exists()]
     if parts:
-        place = place_for(path)
+        place = place_for(path.parent, path.name)
         files.make_private(place.parent)
         files.mkdir(place, 0o700)
         for old in parts:

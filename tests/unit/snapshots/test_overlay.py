@@ -127,7 +127,7 @@ async def test_a_row_whose_directory_a_power_cut_took(snapshots: Snapshots, stor
     await snapshots.prepare("c", "a")
     files.remove_tree(snapshots.place("c").parent)
     reloaded = await again(store, tmp_path)
-    assert sorted(os.listdir(reloaded.place("c").parent)) == ["fs", "work"]
+    assert sorted(os.listdir(reloaded.place("c").parent)) == ["fs", "row", "work"]
 
 
 async def test_a_lost_layer_does_not_keep_the_daemon_from_starting(

@@ -36,7 +36,7 @@ def put(key: str, value: str = "x"):  # type: ignore[no-untyped-def]
 
 
 def keys(tx: apsw.Connection) -> set[str]:
-    return {key for (key,) in tx.execute("SELECT key FROM meta WHERE key != 'clean'")}
+    return {key for (key,) in tx.execute("SELECT key FROM meta WHERE key NOT IN ('clean', 'generation')")}
 
 
 def reopened(path: Path) -> set[str]:

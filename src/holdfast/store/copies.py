@@ -1,0 +1,173 @@
+"""A copy of each image and each acknowledged pod and container in a file of its own: the witness that speaks when the
+store cannot.
+
+The writer thread writes a copy after the commit that made it true, and deletes it after the commit that deletes the
+row. It bears the number of that commit, its generation. So the store, as it is opened, is known to be the newer one
+as long as no copy has a higher number than the store; and if one has, commits were lost (SQLite itself takes what it
+can verify of a damaged log, and says nothing).
+
+Nothing waits for a copy to be on disk, and none is taken for the truth while the store is whole: one that could not be
+written, or was lost with the power, is older than its row or missing, and is written again at the next change.
+"""
+
+import hashlib
+import json
+import logging
+from base64 import b64decode, b64encode
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from holdfast.linux import files
+from holdfast.linux.inject import crashpoint
+from holdfast.model.spec import ContainerMetadata, PodMetadata, is_id
+from holdfast.model.state import ContainerStatus, PodStatus, ProcessRef
+from holdfast.store.images import ImageRow
+from holdfast.store.salvage import place_for
+
+log = logging.getLogger(__name__)
+
+VERSION: Final = 1
+COPY_BYTES: Final = 16 * 1024 * 1024  # more than a configuration that came in one message can be
+
+
+@dataclass(frozen=True, slots=True)
+class PodCopy:
+    generation: int
+    meta: PodMetadata
+    status: PodStatus
+
+    @property
+    def id(self) -> str:
+        return self.meta.id
+
+    def __str__(self) -> str:
+        return f"pod {self.meta.name} ({self.id})"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerCopy:
+    generation: int
+    meta: ContainerMetadata
+    status: ContainerStatus
+
+    @property
+    def id(self) -> str:
+        return self.meta.id
+
+    def __str__(self) -> str:
+        return f"container {self.meta.name} ({self.id})"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCopy:
+    """`id` is without the name of its algorithm. A name is of the image whose copy has the highest generation."""
+
+    generation: int
+    row: ImageRow
+    blobs: dict[str, int]
+
+    @property
+    def id(self) -> str:
+        return self.row.id.partition(":")[2]
+
+    def __str__(self) -> str:
+        return f"image {', '.join(self.row.names)} ({self.row.id})"
+
+
+Copy = PodCopy | ContainerCopy | ImageCopy
+KINDS: Final = {PodCopy: "pod", ContainerCopy: "container", ImageCopy: "image"}
+
+
+class Copies:
+    """The directory of copies, a file per id."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def keep(self, copy: Copy) -> None:
+        """Write a copy, or write it anew. Raises OSError."""
+        files.write_atomic(self._directory / copy.id, encode(copy), sync=False)
+        crashpoint("copies.kept")
+
+    def drop(self, id: str) -> None:
+        """Delete a copy. Idempotent. Raises OSError."""
+        files.unlink(self._directory / id)
+        crashpoint("copies.dropped")
+
+    def load(self) -> tuple[list[Copy], list[str]]:
+        """Every copy, and what there is to say about those that cannot be read, which go to quarantine.
+
+        Raises OSError when the directory itself cannot be read.
+        """
+        files.make_private(self._directory)
+        found: list[Copy] = []
+        told = []
+        for path in sorted(self._directory.iterdir()):
+            if not is_id(path.name):
+                files.unlink(path)  # a copy that was being written
+                continue
+            try:
+                found.append(decode(path.name, files.read_bounded(path, COPY_BYTES)))
+            except (OSError, ValueError) as exc:
+                told.append(f"the copy of {path.name} cannot be read and was set aside: {exc}")
+                self._set_aside(path)
+        return found, told
+
+    def _set_aside(self, path: Path) -> None:
+        place = place_for(self._directory.parent, path.name)
+        try:
+            files.make_private(place.parent)
+            files.rename(path, place)
+        except OSError as exc:
+            log.warning("cannot set %s aside: %s", path, exc)
+
+
+def encode(copy: Copy) -> bytes:
+    data: dict[str, Any] = {"version": VERSION, "kind": KINDS[type(copy)], "generation": copy.generation}
+    if isinstance(copy, ImageCopy):
+        return seal({**data, "image": asdict(copy.row), "blobs": copy.blobs})
+    return seal({**data, "meta": asdict(copy.meta), "status": asdict(copy.status)})
+
+
+def decode(id: str, data: bytes) -> Copy:
+    """Raises ValueError, saying what is wrong with it."""
+    fields = unseal(data)
+    copy = _copy(fields)
+    if copy.id != id:
+        raise ValueError(f"it is the copy of {copy.id}")
+    return copy
+
+
+def _copy(fields: dict[str, Any]) -> Copy:
+    generation = int(fields["generation"])
+    if fields["kind"] == KINDS[ImageCopy]:
+        row = fields["image"]
+        return ImageCopy(generation, ImageRow(**{**row, "names": tuple(row["names"])}), fields["blobs"])
+    meta, status = fields["meta"], fields["status"]
+    reference = "shim" if fields["kind"] == KINDS[PodCopy] else "process"
+    status[reference] = ProcessRef(**status[reference]) if status[reference] else None
+    if fields["kind"] == KINDS[PodCopy]:
+        return PodCopy(generation, PodMetadata(**meta), PodStatus(**status))
+    return ContainerCopy(generation, ContainerMetadata(**meta), ContainerStatus(**status))
+
+
+def seal(data: object) -> bytes:
+    """One line with the SHA-256 of the rest, then JSON."""
+    text = json.dumps(data, default=lambda value: {"base64": b64encode(value).decode()}).encode()
+    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Raises ValueError, saying what is wrong with it."""
+    digest, _, text = data.partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise ValueError("it is empty" if not data else "its checksum is wrong")
+    fields: dict[str, Any] = json.loads(text, object_hook=_bytes)
+    if fields["version"] > VERSION:
+        raise ValueError(f"it was written by a newer Holdfast (version {fields['version']}, this one knows {VERSION})")
+    return fields
+
+
+def _bytes(value: dict[str, Any]) -> Any:
+    return b64decode(value["base64"]) if value.keys() == {"base64"} else value
