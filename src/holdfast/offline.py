@@ -17,6 +17,7 @@ from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.launch import take_lock
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.rows import Rows, of_store
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import in_thread
@@ -26,6 +27,7 @@ from holdfast.runtime import keeper
 from holdfast.runtime.keeper import Keeper, WorkerInfo
 from holdfast.runtime.shims import Shims
 from holdfast.store import pods
+from holdfast.store.copies import Copies
 from holdfast.store.copy import copied
 from holdfast.store.db import Store
 
@@ -89,10 +91,11 @@ async def recovery(config: Config) -> dict[str, Any]:
 
 
 async def read(root: Path, query: Any) -> Any:
-    """Run a query on a copy of the store. What reading mends or sets aside is mended and set aside in the copy."""
+    """Run a query on a copy of the store. What reading mends, brings back or sets aside changes the copy only."""
     with copied(root / "holdfast.db") as path:
         store = await in_thread(Store.open, path, 0)
         try:
+            await rebuild(store, Copies(root / "copies"), root / "snapshots", only_look=True)
             return await store.read(query)
         finally:
             await in_thread(store.close)

@@ -39,10 +39,13 @@ class Rebuilt:
     missing: list[Copy] = field(default_factory=list)
 
 
-async def rebuild(store: Store, copies: Copies, snapshots: Path) -> list[str]:
-    """Bring back rows that were lost. Returns what there is to say; the store remembers that it is in doubt."""
+async def rebuild(store: Store, copies: Copies, snapshots: Path, *, only_look: bool = False) -> list[str]:
+    """Bring back rows that were lost. Returns what there is to say; the store remembers that it is in doubt.
+
+    With `only_look` nothing changes but the store, which is somebody's own copy then.
+    """
     try:
-        found, told = await in_thread(copies.load)
+        found, told = await in_thread(lambda: copies.load(only_look=only_look))
     except OSError as exc:
         found, told = [], [f"the copies of rows cannot be read: {exc}"]
     generation = store.generation
@@ -59,6 +62,8 @@ async def rebuild(store: Store, copies: Copies, snapshots: Path) -> list[str]:
         log.error("%s", line)
     if rebuilt.told:
         await store.doubt(rebuilt.told)
+    if only_look:
+        return rebuilt.told
     try:
         await in_thread(_tidy, copies, rebuilt)
     except OSError as exc:

@@ -95,23 +95,28 @@ class Copies:
         files.unlink(self._directory / id)
         crashpoint("copies.dropped")
 
-    def load(self) -> tuple[list[Copy], list[str]]:
+    def load(self, *, only_look: bool = False) -> tuple[list[Copy], list[str]]:
         """Every copy, and what there is to say about those that cannot be read, which go to quarantine.
+
+        With `only_look` nothing is changed.
 
         Raises OSError when the directory itself cannot be read.
         """
-        files.make_private(self._directory)
+        if not only_look:
+            files.make_private(self._directory)
         found: list[Copy] = []
         told = []
         for path in sorted(self._directory.iterdir()):
             if not is_id(path.name):
-                files.unlink(path)  # a copy that was being written
+                if not only_look:
+                    files.unlink(path)  # a copy that was being written
                 continue
             try:
                 found.append(decode(path.name, files.read_bounded(path, COPY_BYTES)))
             except (OSError, ValueError) as exc:
                 told.append(f"the copy of {path.name} cannot be read and was set aside: {exc}")
-                self._set_aside(path)
+                if not only_look:
+                    self._set_aside(path)
         return found, told
 
     def _set_aside(self, path: Path) -> None:

@@ -84,11 +84,11 @@ class Store:
     def open(cls, path: Path, reserve_bytes: int = RESERVE_BYTES, witnesses: tuple[Path, ...] = ()) -> "Store":
         """Open or create the store and bring its schema up to date.
 
-        What SQLite finds corrupt, empty or lost is salvaged, see store.salvage; `witnesses` are directories that have
-        something in them only where there was a store.
+        What is corrupt, empty, lost or of a newer Holdfast is salvaged, see store.salvage; `witnesses` are directories
+        that have something in them only where there was a store.
 
-        Raises FailedPrecondition when another process has it open or a newer Holdfast wrote it, ResourceExhausted when
-        it cannot even be created, Damaged when what was salvaged cannot be used either.
+        Raises FailedPrecondition when another process has it open, ResourceExhausted when it cannot even be created,
+        Damaged when what was salvaged cannot be used either.
         """
         try:
             salvage.finish(path)
@@ -116,7 +116,7 @@ class Store:
         try:
             connection = _connect(path)
             _check(connection)
-            _migrate(connection, path)
+            _migrate(connection)
             with contextlib.suppress(apsw.FullError, apsw.IOError):  # a mark that says clean costs at most a check
                 _mark(connection, clean=False)
             reserve.fill(connection)
@@ -285,12 +285,10 @@ def _check(connection: apsw.Connection) -> None:
         raise Damaged(problems[0].splitlines()[-1])
 
 
-def _migrate(connection: apsw.Connection, path: Path) -> None:
+def _migrate(connection: apsw.Connection) -> None:
     known, found = len(MIGRATIONS), int(connection.pragma("user_version"))
     if found > known:
-        raise FailedPrecondition(
-            f"cannot open {path}: it was written by a newer Holdfast (schema {found}, this one knows {known})"
-        )
+        raise Damaged(f"it was written by a newer Holdfast (schema {found}, this one knows {known})")
     for number, statements in enumerate(MIGRATIONS[found:], start=found + 1):
         with connection:
             connection.execute(statements)

@@ -1,4 +1,6 @@
-"""A store that SQLite cannot work with any more: what can be read goes into a new one, the old one into quarantine.
+"""A store that cannot be worked with any more: what can be read goes into a new one, the old one into quarantine.
+
+SQLite finds it corrupt, or it is empty, lost, or of a newer release, which an upgrade can go back to.
 
 The order survives being killed anywhere. The new store is written beside the old one and renamed to
 `<name>-salvaged` when it is whole and on disk; only then is the old one moved away, its log first, and the new one
@@ -76,11 +78,11 @@ def finish(path: Path) -> None:
 
 def salvage(path: Path, problem: str) -> None:
     """Replace a damaged, empty or missing store by one with every row that can be read. Raises OSError, apsw.Error."""
-    log.error("the store %s is damaged (%s): what can be read of it is carried over", path, problem)
+    log.error("the store %s cannot be used (%s): what can be read of it is carried over", path, problem)
     path.with_name(f"{path.name}-ballast").unlink(missing_ok=True)  # it has no content; its room may be needed
     partial = path.with_name(f"{path.name}-partial")
     _unlink_all(partial)
-    lines = [f"the store was damaged: {problem}"]
+    lines = [f"the store could not be used and was set aside: {problem}"]
     connection = apsw.Connection(str(partial))
     try:
         connection.execute("PRAGMA synchronous = FULL; PRAGMA foreign_keys = OFF")
@@ -112,7 +114,7 @@ def _replace(path: Path) -> None:
             crashpoint("salvage.moved")
         for directory in (place, place.parent):
             files.sync_directory(directory)
-        log.error("the damaged store was moved to %s", place)
+        log.error("the old store was moved to %s", place)
     files.sync_directory(path.parent)
     files.rename(path.with_name(f"{path.name}-salvaged"), path)
     files.sync_directory(path.parent)
