@@ -32,11 +32,12 @@ ORDER: Final = (PodCopy, ContainerCopy, ImageCopy)
 
 @dataclass(slots=True)
 class Rebuilt:
-    """What there is to say, ids of copies that have outlived their rows, and copies that there ought to be."""
+    """What there is to say, copies that have outlived their rows, copies that there ought to be; all snapshots."""
 
     told: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     missing: list[Copy] = field(default_factory=list)
+    snapshots: list[SnapshotRow] = field(default_factory=list)
 
 
 async def rebuild(store: Store, copies: Copies, snapshots: Path, *, only_look: bool = False) -> list[str]:
@@ -54,6 +55,7 @@ async def rebuild(store: Store, copies: Copies, snapshots: Path, *, only_look: b
     def change(tx: apsw.Connection) -> Rebuilt:
         rebuilt = reconcile(tx, found, generation)
         rebuilt.told += bring_back_snapshots(tx, snapshots)
+        rebuilt.snapshots = images.load_snapshots(tx)
         rebuilt.missing = missing(tx, {copy.id for copy in found}, generation)
         return rebuilt
 
@@ -65,7 +67,7 @@ async def rebuild(store: Store, copies: Copies, snapshots: Path, *, only_look: b
     if only_look:
         return rebuilt.told
     try:
-        await in_thread(_tidy, copies, rebuilt)
+        await in_thread(_tidy, copies, snapshots, rebuilt)
     except OSError as exc:
         log.warning("copies of rows could not be brought up to date: %s", exc)
     return [*told, *rebuilt.told]
@@ -186,8 +188,10 @@ def missing(tx: apsw.Connection, there: set[str], generation: int) -> list[Copy]
     return [copy for copy in wanted if copy.id not in there]
 
 
-def _tidy(copies: Copies, rebuilt: Rebuilt) -> None:
+def _tidy(copies: Copies, snapshots: Path, rebuilt: Rebuilt) -> None:
     for id in rebuilt.stale:
         copies.drop(id)
     for copy in rebuilt.missing:
         copies.keep(copy)
+    if snapshots.is_dir():
+        witness.mend(snapshots, rebuilt.snapshots)

@@ -21,6 +21,14 @@ def write(place: Path, row: SnapshotRow) -> None:
     files.write_atomic(place / NAME, seal({"version": VERSION, **asdict(row)}), sync=False)
 
 
+def mend(directory: Path, rows: list[SnapshotRow]) -> None:
+    """Write those that are missing or say something else. Raises OSError."""
+    said = {row.directory: row for row in read_all(directory)}
+    for row in rows:
+        if said.get(row.directory) != row and (directory / str(row.directory)).is_dir():
+            write(directory / str(row.directory), row)
+
+
 def read_all(directory: Path) -> list[SnapshotRow]:
     """Of every directory whose witness can be read; its number is that of the directory, whatever it says."""
     found = []
