@@ -39,7 +39,9 @@ from holdfast.workers.template import Template
 PROTOCOL: Final = 1
 MESSAGE_BYTES: Final = 128 * 1024
 MESSAGE_FDS: Final = 64
-IDLE_SECONDS: Final = 5.0
+SOCKET: Final = "keeper.sock"
+LOCK: Final = "keeper.lock"
+TEND_SECONDS: Final = 1.0  # between looks at the files by which it is found
 BUSY: Final = 75  # exit status: another keeper has this state directory (EX_TEMPFAIL of sysexits.h)
 SO_SNDBUFFORCE: Final = 32
 SEND_BYTES: Final = 1024 * 1024
@@ -80,6 +82,7 @@ class Keeper:
 
     state: Path
     identity: tuple[int, int]
+    lock: int
     listener: socket.socket
     template: Template
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -88,6 +91,7 @@ class Keeper:
     starting: dict[int, Starting] = field(default_factory=dict)
     watchers: set[socket.socket] = field(default_factory=set)
     ending: bool = False
+    address: tuple[int, int] | None = None  # of the socket's file
 
     def run(self) -> None:
         """Serve until told to end and no worker is left, or until the state directory and all workers are gone."""
@@ -96,9 +100,11 @@ class Keeper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "ending", True))
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
+        self.address = identity_of(self.state / SOCKET)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._woken(wake_read))
         while not self._over():
-            for key, _ in self.selector.select(timeout=None if self.workers else IDLE_SECONDS):
+            self._tend()
+            for key, _ in self.selector.select(timeout=TEND_SECONDS):
                 if self.selector.get_map().get(key.fd) is key:  # not gone by what an earlier one of these has done
                     try:
                         key.data()
@@ -111,6 +117,31 @@ class Keeper:
             return identity_of(self.state) == self.identity
         except OSError:
             return False
+
+    def _tend(self) -> None:
+        """Bring back the files by which it is found, if somebody has deleted them; give way to whoever has put others
+        in their place.
+        """
+        if self.ending or not self.owns_state():
+            return
+        try:
+            if not _is_file(self.state / LOCK, self.lock):
+                lock = files.lock(self.state / LOCK)
+                os.close(self.lock)
+                self.lock = lock
+            if _identity(self.state / SOCKET) != self.address:
+                self._listen_again()
+        except BlockingIOError:
+            self.ending = True
+        except OSError:
+            context.report()
+
+    def _listen_again(self) -> None:
+        listener = sockets.listen(self.state / SOCKET, socket.SOCK_SEQPACKET)
+        self.selector.unregister(self.listener)
+        self.listener.close()
+        self.listener, self.address = listener, identity_of(self.state / SOCKET)
+        self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
 
     def _over(self) -> bool:
         return not self.workers and (self.ending or not self.owns_state())
@@ -339,6 +370,19 @@ def identity_of(directory: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """None for what is not there."""
+    try:
+        return identity_of(path)
+    except FileNotFoundError:
+        return None
+
+
+def _is_file(path: Path, descriptor: int) -> bool:
+    status = os.fstat(descriptor)
+    return _identity(path) == (status.st_dev, status.st_ino)
+
+
 def main() -> None:
     """Become the keeper of a state directory; the process that was started ends once the keeper answers.
 
@@ -356,7 +400,7 @@ def main() -> None:
     os.setsid()
     os.chdir("/")
     try:
-        keeper, lock = _prepare(state)
+        keeper = _prepare(state)
     except BlockingIOError:
         os.write(tell, bytes([BUSY]))
         os._exit(0)
@@ -365,14 +409,14 @@ def main() -> None:
     os.write(tell, b"\0")
     os.close(tell)
     keeper.run()
-    if keeper.owns_state():
-        (state / "keeper.sock").unlink(missing_ok=True)
-    os.close(lock)
+    if keeper.owns_state() and _identity(state / SOCKET) == keeper.address:
+        (state / SOCKET).unlink(missing_ok=True)
+    os.close(keeper.lock)
 
 
-def _prepare(state: Path) -> tuple[Keeper, int]:
-    """The keeper, listening, and the lock that makes it the only one. Raises BlockingIOError if it is not."""
-    lock = files.lock(state / "keeper.lock")
+def _prepare(state: Path) -> Keeper:
+    """The keeper, listening, with the lock that makes it the only one. Raises BlockingIOError if it is not."""
+    lock = files.lock(state / LOCK)
     mains = {kind: importlib.import_module(module).main for kind, module in WORKERS.items()}
     process.set_child_subreaper()
     process.set_name("hf-keeper")
@@ -380,14 +424,14 @@ def _prepare(state: Path) -> tuple[Keeper, int]:
         signal.signal(number, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds a few descriptors of each container
-    listener = sockets.listen(state / "keeper.sock", socket.SOCK_SEQPACKET)
+    listener = sockets.listen(state / SOCKET, socket.SOCK_SEQPACKET)
     _redirect_output(state)
     cgroup.mode()  # what every worker would find out for itself, into memory that it would have to pay for
     process.boot_id()
     rehearsal.rehearse(state / "rehearsal")
     gc.collect()
     gc.freeze()
-    return Keeper(state, identity_of(state), listener, Template(mains, soft)), lock
+    return Keeper(state, identity_of(state), lock, listener, Template(mains, soft))
 
 
 def _redirect_output(state: Path) -> None:
