@@ -9,7 +9,7 @@ unique indexes.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import apsw
@@ -174,7 +174,6 @@ class World:
         self, pod: Pod, change: Callable[[PodStatus], PodStatus], begin: Intent | None = None, end: str = ""
     ) -> None:
         """Change the status, and begin or end an operation, in one transaction."""
-
         known, over = pod.status, self._unwritten.get(pod.meta.id)
 
         def update(tx: apsw.Connection) -> PodStatus:
@@ -277,6 +276,14 @@ class World:
         except UNWRITTEN as exc:
             log.warning("cannot record that %s of %s is under way, going on: %s", op, owner.meta.id, exc)
             owner.intents[op] = Intent(owner.meta.id, op, self.clock.now(), data)
+
+    async def amend(self, owner: Pod | Container, op: str, **data: object) -> None:
+        """Add to what an intent says; at once, so that of two who do it neither takes back what the other has said."""
+        intent = owner.intents[op] = replace(owner.intents[op], data={**owner.intents[op].data, **data})
+        try:
+            await self._store.write(lambda tx: rows.put_intent(tx, intent))
+        except UNWRITTEN as exc:
+            log.warning("cannot record how far %s of %s is, going on: %s", op, owner.meta.id, exc)
 
     async def end(self, owner: Pod | Container, op: str) -> None:
         if op in owner.intents:
