@@ -3,9 +3,11 @@
 The daemon, and what it forks, have a clock of their own by libfaketime; the monotonic clocks are the machine's.
 """
 
+import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.node import Node, until
@@ -40,6 +42,11 @@ def life(tmp_path: Path) -> Iterator[Node]:
     node.purge()
 
 
+def told(life: Node, since: int) -> list[dict[str, Any]]:
+    found = life.cli("events", "--output", "json", "--since", str(since), "--no-follow").stdout
+    return [json.loads(line) for line in found.splitlines()]
+
+
 def attempt(life: Node, number: int) -> tuple[str, list[int]]:
     """The next attempt of one and the same pod; its id, and its times in the order in which they come."""
     pod = life.run_pod(life.pod_config("same", attempt=number))
@@ -72,6 +79,20 @@ def test_f12_not_even_when_those_before_are_gone(life: Node) -> None:
     life.restart()
     _, after = attempt(life, 1)
     assert after[0] > before[2]
+
+
+def test_f12_events_are_numbered_on_from_where_they_were(life: Node) -> None:
+    clock, seen = Clock(life), 0
+    for offset in ("+0", MONTHS, MONTHS, "-400d"):
+        clock.step(offset)
+        life.restart()
+        life.remove_pod(life.run_pod())
+        gap, *found = told(life, seen)
+        assert gap["kind"] == "gap"
+        assert [one["kind"] for one in found] == ["created", "started", "stopped", "deleted"]
+        numbers = [int(one["number"]) for one in found]
+        assert numbers == list(range(numbers[0], numbers[0] + 4)) and numbers[0] > seen
+        seen = numbers[-1]
 
 
 def test_f12_a_stop_takes_as_long_as_it_may_whatever_the_clock_says(life: Node) -> None:
