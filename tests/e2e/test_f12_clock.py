@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.crash import recovered
 from kit.node import Node, until
+
+from holdfast.linux import files
+from holdfast.model.spec import new_id
 
 MONTHS = "-300d"
 
@@ -93,6 +97,24 @@ def test_f12_events_are_numbered_on_from_where_they_were(life: Node) -> None:
         numbers = [int(one["number"]) for one in found]
         assert numbers == list(range(numbers[0], numbers[0] + 4)) and numbers[0] > seen
         seen = numbers[-1]
+
+
+@pytest.mark.parametrize("offset", ["+300d", MONTHS])
+def test_f12_nothing_is_old_or_young_because_the_clock_was_set(life: Node, offset: str) -> None:
+    """The blob of a pull that failed is kept for an hour; what somebody was writing is gone after some seconds."""
+    blob = life.root / "content" / "sha256" / new_id()
+    forsaken = life.state / files.temporary_name("hosts")
+    life.kill()
+    blob.write_text("a layer")
+    life.start()
+    until(lambda: recovered(life), "recovery")
+    forsaken.write_text("half")
+    until(lambda: files.temporary_age(forsaken.name) > 3, "a while")
+    Clock(life).step(offset)
+    fixed = json.loads(life.cli("doctor", "--fix", "--output", "json").stdout)["fixed"]
+    assert fixed == [f"temporary file {forsaken}"]
+    assert blob.exists() and not forsaken.exists()
+    blob.unlink()
 
 
 def test_f12_a_stop_takes_as_long_as_it_may_whatever_the_clock_says(life: Node) -> None:
