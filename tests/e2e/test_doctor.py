@@ -206,7 +206,7 @@ def ingest_file(ward: Ward, stack: ExitStack) -> list[Plant]:
 
 
 def temporary_file(ward: Ward, stack: ExitStack) -> list[Plant]:
-    path = ward.node.state / "pods" / ward.pods[0] / ".hosts.0a1b2c3d"
+    path = ward.node.state / "pods" / ward.pods[0] / files.temporary_name("hosts")
     path.write_text("half")
     return [Plant("temporary file", str(path), "whoever was writing it is gone", path.exists)]
 

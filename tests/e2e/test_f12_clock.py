@@ -3,12 +3,18 @@
 The daemon, and what it forks, have a clock of their own by libfaketime; the monotonic clocks are the machine's.
 """
 
+import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kit.crash import recovered
 from kit.node import Node, until
+
+from holdfast.linux import files
+from holdfast.model.spec import new_id
 
 MONTHS = "-300d"
 
@@ -38,6 +44,11 @@ def life(tmp_path: Path) -> Iterator[Node]:
     node.busybox()
     yield node
     node.purge()
+
+
+def told(life: Node, since: int) -> list[dict[str, Any]]:
+    found = life.cli("events", "--output", "json", "--since", str(since), "--no-follow").stdout
+    return [json.loads(line) for line in found.splitlines()]
 
 
 def attempt(life: Node, number: int) -> tuple[str, list[int]]:
@@ -72,6 +83,38 @@ def test_f12_not_even_when_those_before_are_gone(life: Node) -> None:
     life.restart()
     _, after = attempt(life, 1)
     assert after[0] > before[2]
+
+
+def test_f12_events_are_numbered_on_from_where_they_were(life: Node) -> None:
+    clock, seen = Clock(life), 0
+    for offset in ("+0", MONTHS, MONTHS, "-400d"):
+        clock.step(offset)
+        life.restart()
+        life.remove_pod(life.run_pod())
+        gap, *found = told(life, seen)
+        assert gap["kind"] == "gap"
+        assert [one["kind"] for one in found] == ["created", "started", "stopped", "deleted"]
+        numbers = [int(one["number"]) for one in found]
+        assert numbers == list(range(numbers[0], numbers[0] + 4)) and numbers[0] > seen
+        seen = numbers[-1]
+
+
+@pytest.mark.parametrize("offset", ["+300d", MONTHS])
+def test_f12_nothing_is_old_or_young_because_the_clock_was_set(life: Node, offset: str) -> None:
+    """The blob of a pull that failed is kept for an hour; what somebody was writing is gone after some seconds."""
+    blob = life.root / "content" / "sha256" / new_id()
+    forsaken = life.state / files.temporary_name("hosts")
+    life.kill()
+    blob.write_text("a layer")
+    life.start()
+    until(lambda: recovered(life), "recovery")
+    forsaken.write_text("half")
+    until(lambda: files.temporary_age(forsaken.name) > 3, "a while")
+    Clock(life).step(offset)
+    fixed = json.loads(life.cli("doctor", "--fix", "--output", "json").stdout)["fixed"]
+    assert fixed == [f"temporary file {forsaken}"]
+    assert blob.exists() and not forsaken.exists()
+    blob.unlink()
 
 
 def test_f12_a_stop_takes_as_long_as_it_may_whatever_the_clock_says(life: Node) -> None:

@@ -4,9 +4,11 @@ import concurrent.futures
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
@@ -17,7 +19,7 @@ from holdfast.linux import mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
 
-TRUE_SECONDS = 10.0  # two on a machine that does nothing else
+TRUE_SECONDS = 2.0  # it takes 0.02
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,92 @@ def test_f07_a_stop_across_a_restart_ends_with_the_truth(life: Node, when: str, 
     assert (status.exit_code, status.reason) == (5, "Error")
     life.remove_pod(pod)
     assert not life.leftovers()
+
+
+COUNTS = "trap 'echo told >> /told' TERM; > /told; while :; do sleep 0.02; done"
+
+
+def cut_off(life: Node, point: str, act: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
+    """SIGKILL the daemon when `act` has brought it to a crash point; do `then`, and start it again."""
+    inject = Inject(life)
+    inject.arm(point, 1)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        call = pool.submit(act)
+        assert inject.strike(until(lambda: inject.hit(point), f"{point} to be passed"), "daemon", set())
+        with pytest.raises(grpc.RpcError):
+            call.result()
+    inject.disarm(point)
+    then()
+    life.start()
+
+
+def told(pid: int) -> int:
+    """How many signals a container that runs COUNTS has had; -1 while it cannot count yet."""
+    found = Path(f"/proc/{pid}/root/told")
+    return found.read_text().count("told") if found.exists() else -1
+
+
+@pytest.mark.parametrize(
+    ("point", "most"), [("stop.recorded", 1), ("stop.signalled", 2), ("stop.noted", 1)], ids=lambda value: str(value)
+)
+def test_f07_the_stop_signal_is_sent_once_across_restarts_and_never_lost(life: Node, point: str, most: int) -> None:
+    """A daemon that dies between the signal and the note of it is the only one whose successor sends another."""
+    pod = life.run_pod()
+    container_id = life.run(pod, COUNTS)
+    pid = life.pid(container_id)
+    until(lambda: told(pid) == 0, "the trap")
+    cut_off(life, point, lambda: life.stop_container(container_id, 60))
+    until(lambda: told(pid) > 0, "the signal")
+    for _ in range(2):
+        until(lambda: recovered(life), "recovery")
+        life.restart()
+    until(lambda: recovered(life), "recovery")
+    assert 1 <= told(pid) <= most and process.state(pid) not in ("Z", "")
+    began = time.monotonic()
+    life.stop_container(container_id, 0)
+    assert life.status(container_id).exit_code == 137
+    assert time.monotonic() - began < 30, "its deadline has been made shorter"
+    life.remove_pod(pod)
+
+
+@pytest.mark.parametrize("point", ["stop.recorded", "stop.signalled", "stop.noted"])
+def test_f07_the_deadline_of_a_stop_outlives_the_daemon(life: Node, point: str) -> None:
+    pod = life.run_pod()
+    container_id = life.run(pod, COUNTS)
+    pid = life.pid(container_id)
+    until(lambda: told(pid) == 0, "the trap")
+    began = time.time_ns()
+    cut_off(life, point, lambda: life.stop_container(container_id, 4))
+    status = life.exited(container_id)
+    assert (status.exit_code, status.reason) == (137, "Error")
+    assert status.finished_at - began >= 4_000_000_000
+    life.remove_pod(pod)
+
+
+def test_f07_sigkill_is_sent_once(life: Node) -> None:
+    """The init of a pid namespace is not gone before all who are in it have been reaped, whoever has to do that."""
+    pod = life.run_pod()
+    container_id = life.run(pod, "while :; do sleep 0.02; done")
+    pid = life.pid(container_id)
+    guest = ["nsenter", f"--pid=/proc/{pid}/ns/pid", "--no-fork", "sh", "-c", "sleep 1000 & echo; exec sleep 1000"]
+
+    def kills() -> int:
+        return life.log().count(f"sent signal 9 to container {container_id}")
+
+    with subprocess.Popen(guest, stdout=subprocess.PIPE) as guardian:
+        try:
+            assert guardian.stdout is not None and guardian.stdout.readline()
+            with pytest.raises(grpc.RpcError):
+                life.call("StopContainer", pb.StopContainerRequest(container_id=container_id, timeout=0), 2)
+            until(lambda: kills() == 1, "SIGKILL")
+            for _ in range(2):
+                life.restart()
+                until(lambda: recovered(life), "recovery")
+                assert life.status(container_id).state == pb.CONTAINER_RUNNING
+        finally:
+            guardian.kill()
+    assert (life.exited(container_id).exit_code, kills()) == (137, 1)
+    life.remove_pod(pod)
 
 
 def test_f31_memory_of_a_pod_outlives_the_daemon_and_ends_with_the_pod(life: Node) -> None:

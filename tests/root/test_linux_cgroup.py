@@ -1,10 +1,12 @@
 """linux.cgroup on whatever hierarchies this host has."""
 
+import concurrent.futures
 import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -51,6 +53,25 @@ def test_create_and_remove_are_idempotent_and_cover_every_hierarchy(path: str) -
     for _ in range(2):
         cgroup.remove(path)
     assert not cgroup.exists(path)
+
+
+def test_a_parent_that_is_removed_for_being_empty_is_no_hindrance(path: str) -> None:
+    over = threading.Event()
+
+    def remove() -> None:
+        while not over.wait(0.0002):
+            cgroup.remove_if_empty(path)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        remover = pool.submit(remove)
+        try:
+            for number in range(200):
+                cgroup.create(f"{path}/pod-{number}")
+                cgroup.remove(f"{path}/pod-{number}")
+        finally:
+            over.set()
+        remover.result()
+    assert not cgroup.children(path)
 
 
 @pytest.mark.parametrize("wrong", ["", "/", "/../x", "/a/../../b"])

@@ -30,6 +30,7 @@ class Content:
         self.ingest = root / "ingest"
         self.transfers: set[str] = set()  # names in ingest that somebody is writing to
         self._undeleted: set[Path] = set()
+        self._since: dict[str, float] = {}  # when each blob came in or was found, on the boot-time clock
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def prepare(self) -> None:
@@ -41,6 +42,7 @@ class Content:
                 files.remove_tree(self.ingest / name)
             except OSError as exc:  # of a filesystem that is read-only, say; it takes room and does no other harm
                 log.warning("what was left half-way at %s stays: %s", self.ingest / name, exc)
+        self._since = dict.fromkeys(self.digests(), _now())
 
     def path(self, digest: str) -> Path:
         """Raises InvalidArgument for anything but a sha256 digest."""
@@ -66,16 +68,14 @@ class Content:
 
     def remove(self, digest: str) -> None:
         files.unlink(self.path(digest))
+        self._since.pop(digest, None)
 
     def digests(self) -> list[str]:
         return [digest for name in os.listdir(self._blobs) if is_digest(digest := f"sha256:{name}")]
 
-    def age(self, digest: str) -> float:
-        """Seconds since the blob came in; 0 when it is not here."""
-        try:
-            return time.time() - self.path(digest).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+    def older_than(self, seconds: float) -> frozenset[str]:
+        """Blobs that have been here for longer: since they came in, or were found here at the start."""
+        return frozenset(digest for digest, since in self._since.items() if _now() - since > seconds)
 
     def usage(self) -> tuple[int, int]:
         """(bytes, inodes) of all blobs, of what is coming in too."""
@@ -123,6 +123,7 @@ class Content:
                 raise Unavailable(f"cannot take in blob {digest}: what came is sha256:{found.hexdigest()}")
             crashpoint("blob.synced")
             files.rename(part, target)
+            self._since[digest] = _now()
             crashpoint("blob.renamed")
             await asyncio.to_thread(files.sync_directory, self._blobs)
 
@@ -153,6 +154,11 @@ async def read_chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
     """A file's content as chunks."""
     while data := await asyncio.to_thread(file.read, CHUNK):
         yield data
+
+
+def _now() -> float:
+    """Seconds on the clock that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _digest_of(path: Path) -> str:

@@ -30,7 +30,8 @@ from holdfast.store.space import Minimum, named, require
 
 UNPACKING: Final = "unpack "  # begins the key of a layer that is being unpacked
 UNPACKS: Final = 4  # at once
-LEFTOVER_SECONDS: Final = 3600.0  # for which blobs of a pull that failed are kept for the next attempt
+# For which blobs of a pull that failed are kept for the next attempt, by this daemon.
+LEFTOVER_SECONDS: Final = 3600.0
 
 NO_MINIMUM: Final = Minimum()
 
@@ -135,6 +136,10 @@ class Images:
     def transfers(self) -> frozenset[str]:
         return frozenset(self._content.transfers)
 
+    def abandoned(self, known: frozenset[str]) -> frozenset[str]:
+        """Blobs of pulls that failed and that nobody has tried again for long; `known` are those that have a row."""
+        return self._content.older_than(LEFTOVER_SECONDS) - known
+
     @contextlib.contextmanager
     def upload(self) -> Iterator[Path]:
         """A place for an archive that is coming in; gone at the end, whatever came of it. Raises ResourceExhausted."""
@@ -220,10 +225,13 @@ class Images:
         return removed
 
     async def finish_deletions(self) -> None:
-        """Delete what could not be deleted: 1 s later, then ever more seldom. Never ends."""
+        """Delete what could not be deleted: 1 s later, then ever more seldom; and what is abandoned. Never ends."""
         wait = RETRY_FIRST
-        while await self._snapshots.unfinished.wait():
-            await asyncio.sleep(wait)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEFTOVER_SECONDS if self._leftovers else None):
+                    await self._snapshots.unfinished.wait()
+                await asyncio.sleep(wait)
             self._snapshots.unfinished.clear()
             await self.collect()
             self._tidy()
@@ -242,7 +250,7 @@ class Images:
         if self._arriving or self._arrivals != arrivals:
             return []
         loose = [digest for digest in self._content.digests() if digest not in known]
-        old = [digest for digest in loose if self._content.age(digest) > LEFTOVER_SECONDS]
+        old = self.abandoned(frozenset(known)).intersection(loose)
         for digest in (*doomed, *old):
             self._content.remove(digest)
             crashpoint("rmi.blob")

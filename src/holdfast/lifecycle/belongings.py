@@ -6,7 +6,7 @@ from typing import Final
 
 from holdfast.lifecycle.diagnosis import Finding, Fix, Owners, Verdict, check_rows
 from holdfast.lifecycle.rows import Rows
-from holdfast.lifecycle.survey import EXEC, TEMPORARY, Entry, Survey
+from holdfast.lifecycle.survey import EXEC, Entry, Survey
 from holdfast.linux.table import Listed
 from holdfast.model.spec import is_id
 from holdfast.model.state import ProcessRef
@@ -14,7 +14,6 @@ from holdfast.model.state import ProcessRef
 KEEPER: Final = "holdfast.workers.keeper"  # what every keeper and every process forked from one was started with
 NODE: Final = "node"
 TEMPORARY_SECONDS: Final = 2.0  # a file that is being replaced is there for a moment
-BLOB_SECONDS: Final = 3600.0  # for which blobs of a pull that failed are kept for the next attempt
 STATE_NAMES: Final = frozenset({
     "holdfast.sock", "holdfastd.toml", "keeper.sock", "keeper.lock", "keeper.log", "oci", "pods", "rehearsal",
 })  # fmt: skip
@@ -255,7 +254,7 @@ def _pods(owners: Owners) -> Iterator[Finding]:
                 yield owners.thing("bundle", f"{where}/{entry.name}", entry.name)
                 if owners.over(entry.name) and entry.name not in known and all_known:
                     yield from _remains(owners, f"{where}/{entry.name}", entry.name)
-            elif TEMPORARY.fullmatch(entry.name):
+            elif entry.age is not None:
                 yield from _temporary(f"{where}/{entry.name}", entry)
 
 
@@ -268,7 +267,7 @@ def _remains(owners: Owners, bundle: str, id: str) -> Iterator[Finding]:
     for entry in survey.names(bundle):
         if entry.kind in ("fifo", "socket"):
             yield Finding(entry.kind, f"{bundle}/{entry.name}", Verdict.ORPHAN, why, "", id, Fix.DELETE)
-        elif TEMPORARY.fullmatch(entry.name):
+        elif entry.age is not None:
             yield from _temporary(f"{bundle}/{entry.name}", entry)
     for entry in survey.names(f"{bundle}/{EXEC}"):
         yield Finding("exec", f"{bundle}/{EXEC}/{entry.name}", Verdict.ORPHAN, why, "", id, Fix.DELETE)
@@ -290,7 +289,7 @@ def _root(owners: Owners) -> Iterator[Finding]:
             yield Finding("copy", where, Verdict.OK, "", "an image")
         elif is_id(entry.name):
             yield owners.thing("copy", where, entry.name)
-        elif TEMPORARY.fullmatch(entry.name):
+        elif entry.age is not None:
             yield from _temporary(where, entry)
         else:
             yield _stranger(where, entry)
@@ -301,7 +300,7 @@ def _root(owners: Owners) -> Iterator[Finding]:
             yield _stranger(f"{blobs}/{entry.name}", entry)
         elif digest in rows.blobs - rows.loose_blobs or rows.under_way.arriving:
             yield Finding("blob", digest, Verdict.OK, "", "an image")
-        elif digest not in rows.blobs and entry.age < BLOB_SECONDS:
+        elif digest not in rows.blobs and digest not in rows.under_way.abandoned:
             yield Finding("blob", digest, Verdict.OK, "of a pull that failed, kept for the next attempt", NODE)
         else:
             yield Finding("blob", digest, Verdict.ORPHAN, "no image refers to it", fix=Fix.COLLECT)
@@ -346,13 +345,13 @@ def _top(directory: str, entries: tuple[Entry, ...] | list[Entry], known: frozen
 
 
 def _temporary(where: str, entry: Entry) -> Iterator[Finding]:
-    if entry.age > TEMPORARY_SECONDS:
+    if entry.age is not None and entry.age > TEMPORARY_SECONDS:
         yield Finding("temporary file", where, Verdict.ORPHAN, "whoever was writing it is gone", fix=Fix.DELETE)
 
 
 def _stranger(where: str, entry: Entry) -> Finding:
     """Something among what is ours that does not look like it."""
-    if TEMPORARY.fullmatch(entry.name) and entry.kind == "file":
+    if entry.age is not None:
         if entry.age > TEMPORARY_SECONDS:
             return Finding("temporary file", where, Verdict.ORPHAN, "whoever was writing it is gone", fix=Fix.DELETE)
         return Finding("temporary file", where, Verdict.OK, "it is being written", NODE)

@@ -1,24 +1,27 @@
 """What has happened, in order: a ring that producers never wait for and any number of readers follow.
 
 A reader has nothing but a number, the last event that it has seen. Who falls behind the ring, or asks for what was
-before it, is told of the gap and has to list anew. Numbers go on across restarts of the daemon: they begin at the time
-of its start in ns, and no daemon makes events that fast.
+before it, is told of the gap and has to list anew. Numbers only grow, across restarts of the daemon and whatever the
+wall clock does: a daemon begins at the time of its start in ns or, if that is not after all that earlier ones were
+allowed to hand out, after that.
 """
 
 import asyncio
 import collections
 import copy
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from holdfast.model.clock import Clock
+
 if TYPE_CHECKING:
     from holdfast.lifecycle.world import Container, Pod
 
 KEEP: Final = 4096
+MOST: Final = 1 << 32  # events of one daemon
 
 
 class Kind(IntEnum):
@@ -54,11 +57,17 @@ class Gap:
 class Events:
     """The ring."""
 
-    def __init__(self, keep: int = KEEP) -> None:
+    def __init__(self, clock: Clock, keep: int = KEEP) -> None:
+        self._clock = clock
         self._ring: collections.deque[Happening] = collections.deque(maxlen=keep)
         self._more = asyncio.Event()
         self._closed = False
-        self.last = time.time_ns()
+        self.last = clock.now()
+
+    def begin(self, earlier: int) -> int:
+        """Begin after what `earlier` daemons may have handed out; returns what this one may have in the end."""
+        self.last = max(self.last, earlier)
+        return self.last + MOST
 
     def add(self, kind: Kind, pod: "Pod", container: "Container | None" = None) -> None:
         """Tell whoever listens. Statuses are replaced, never changed, so that a shallow copy stays as it is."""
@@ -66,7 +75,7 @@ class Events:
         about = copy.copy(container) if container is not None else None
         subject = (about or pod).meta.id
         containers = tuple(copy.copy(one) for one in pod.containers.values() if one.acknowledged)
-        self._ring.append(Happening(self.last, time.time_ns(), kind, subject, copy.copy(pod), about, containers))
+        self._ring.append(Happening(self.last, self._clock.now(), kind, subject, copy.copy(pod), about, containers))
         self._wake()
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ class Live:
         under_way = UnderWay(
             arriving=self._images.arriving,
             transfers=self._images.transfers,
+            abandoned=self._images.abandoned(inventory.blobs),
             directories=self._snapshots.directories,
             daemon=os.getpid(),
         )

@@ -1,7 +1,13 @@
 """Stopping a container is a durable intent: signal, deadline and sent-at survive a restart.
 
 A deadline only ever shortens. A client that goes away changes nothing. SIGKILL is sent once, at the deadline.
-Deadlines are on the boot-time clock, which neither jumps nor stops while the machine is suspended.
+Times are in ns on the boot-time clock, which neither jumps nor stops while the machine is suspended. The intent has
+
+    boot_id, deadline, signal   the stop signal's number; written before anything is sent
+    sent_at, killed_at          when the stop signal and SIGKILL were sent; written right after
+
+After, because a signal that is on record but was never sent would be lost, and with it the container's time to end
+well. So a daemon that dies between the two sends it again, and in no other case.
 """
 
 import asyncio
@@ -62,10 +68,11 @@ class Stopper:
         deadline = _now() + int(max(seconds, 0) * NS)
         before = container.intents.get("stop")
         if before is None:
-            await self._world.intend(container, "stop", deadline=deadline, boot_id=process.boot_id(), sent=False)
+            number = signal_number(container.meta.stop_signal)
+            await self._world.intend(container, "stop", deadline=deadline, boot_id=process.boot_id(), signal=number)
             crashpoint("stop.recorded")
         elif deadline < _deadline(before):
-            await self._world.intend(container, "stop", **{**before.data, "deadline": deadline})
+            await self._world.amend(container, "stop", deadline=deadline)
         self.resume(container)
         if event := self._sooner.get(container.meta.id):
             event.set()
@@ -88,19 +95,21 @@ class Stopper:
         sooner = self._sooner[container.meta.id] = asyncio.Event()
         try:
             intent = container.intents["stop"]
-            if not intent.data.get("sent") and _deadline(intent) > _now():
+            if not intent.data.get("sent_at") and _deadline(intent) > _now():
                 self._send(container, signal_number(container.meta.stop_signal))
                 crashpoint("stop.signalled")
-                await self._world.intend(container, "stop", **{**container.intents["stop"].data, "sent": True})
+                await self._world.amend(container, "stop", sent_at=_now())
+                crashpoint("stop.noted")
             while not container.exited.is_set() and (left := _deadline(container.intents["stop"]) - _now()) > 0:
                 sooner.clear()
                 await _first(container.exited, sooner, left / NS)
-            if not container.exited.is_set():
+            if not container.exited.is_set() and not container.intents["stop"].data.get("killed_at"):
                 self._send(container, signal.SIGKILL)
                 crashpoint("stop.killed")
                 if container.status.process is None:
                     await self._cleanup.kill(container)
-                await container.exited.wait()
+                await self._world.amend(container, "stop", killed_at=_now())
+            await container.exited.wait()
             crashpoint("stop.exited")
             await self._world.end(container, "stop")
         finally:

@@ -4,33 +4,30 @@ A place that could not be looked at is in `unknown` with the reason. It is never
 """
 
 import os
-import re
 import stat
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import read_init
-from holdfast.linux import cgroup, mount, table
+from holdfast.linux import cgroup, files, mount, table
 from holdfast.linux.mount import MountEntry
 from holdfast.linux.table import Listed
 from holdfast.model.spec import is_id
 from holdfast.model.witness import InitRecord
 from holdfast.runtime.keeper import WorkerInfo
 
-TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}")  # as linux.files.write_atomic names them
 EXEC: Final = "exec"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A name in a directory; `age` is seconds since it last changed, told of what is passing only."""
+    """A name in a directory; `age` is in seconds, and told of temporary files only."""
 
     name: str
     kind: str  # "directory", "file", "link", "fifo", "socket" or "other"
-    age: float = 0.0
+    age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +199,11 @@ def _entry(entry: os.DirEntry[str]) -> Entry | None:
         return Entry(entry.name, "directory")
     if entry.is_symlink():
         return Entry(entry.name, "link")
-    regular = entry.is_file(follow_symlinks=False)
-    if regular and not TEMPORARY.fullmatch(entry.name) and not is_id(entry.name):
-        return Entry(entry.name, "file")
+    if entry.is_file(follow_symlinks=False):
+        return Entry(entry.name, "file", files.temporary_age(entry.name))
     try:
         found = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
-    kinds = {stat.S_IFREG: "file", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
-    return Entry(entry.name, kinds.get(stat.S_IFMT(found.st_mode), "other"), time.time() - found.st_ctime)
+    kinds = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
+    return Entry(entry.name, kinds.get(stat.S_IFMT(found.st_mode), "other"))

@@ -7,9 +7,10 @@ unique indexes.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import apsw
@@ -21,11 +22,10 @@ from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
 from holdfast.model.state import (
     ContainerState,
     ContainerStatus,
-    Event,
     PodState,
     PodStatus,
-    advance,
     container_state,
+    moved,
     pod_state,
 )
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -40,6 +40,7 @@ Pods = list[tuple[PodMetadata, PodStatus]]
 Containers = list[tuple[ContainerMetadata, ContainerStatus]]
 
 CLOCK: Final = "clock"  # meta: ns since the epoch
+EVENTS: Final = "events"  # meta: no event has a greater number
 
 # What a change of state is to those who follow events; a sandbox is created when it is ready and not before.
 POD_EVENTS: Final = {PodState.READY: (Kind.CREATED, Kind.STARTED), PodState.NOTREADY: (Kind.STOPPED,)}
@@ -125,6 +126,7 @@ class World:
 
         pods, containers, intents, self.unreadable = await self._store.write(load)
         self.clock.not_before(int(await self._store.read(lambda tx: rows.get_meta(tx, CLOCK)) or 0))
+        await self._number_events()
         for pod_meta, pod_status in pods:
             self._add_pod(pod_meta, pod_status)
         for meta, status in containers:
@@ -133,6 +135,12 @@ class World:
             owner = self.pods.get(intent.object_id) or self.containers.get(intent.object_id)
             if owner is not None:
                 owner.intents[intent.op] = intent
+
+    async def _number_events(self) -> None:
+        """Where it cannot be recorded how far the numbers may go, the next start has only the clock to go by."""
+        most = self._events.begin(int(await self._store.read(lambda tx: rows.get_meta(tx, EVENTS)) or 0))
+        with contextlib.suppress(*UNWRITTEN):
+            await self._store.write(lambda tx: rows.set_meta(tx, EVENTS, str(most)))
 
     def pod(self, wanted: str) -> Pod:
         """The pod with this id or unique prefix of one. Raises NotFound."""
@@ -174,7 +182,6 @@ class World:
         self, pod: Pod, change: Callable[[PodStatus], PodStatus], begin: Intent | None = None, end: str = ""
     ) -> None:
         """Change the status, and begin or end an operation, in one transaction."""
-
         known, over = pod.status, self._unwritten.get(pod.meta.id)
 
         def update(tx: apsw.Connection) -> PodStatus:
@@ -213,7 +220,7 @@ class World:
 
         def update(tx: apsw.Connection) -> ContainerStatus:
             _intents(tx, container.meta.id, begin, {end, *(over or ())})
-            change_known = lambda before: _checked(before if over is None else known, change)  # noqa: E731
+            change_known = lambda before: moved(before if over is None else known, change)  # noqa: E731
             return rows.update_container(tx, container.meta.id, change_known)
 
         def keep(status: ContainerStatus, generation: int) -> None:
@@ -235,7 +242,7 @@ class World:
         try:
             await self.update_container(container, change, end=end)
         except UNWRITTEN as exc:
-            self._show_container(container, _checked(container.status, change))
+            self._show_container(container, moved(container.status, change))
             container.written.clear()
             self._write_later(container, end, exc)
 
@@ -277,6 +284,14 @@ class World:
         except UNWRITTEN as exc:
             log.warning("cannot record that %s of %s is under way, going on: %s", op, owner.meta.id, exc)
             owner.intents[op] = Intent(owner.meta.id, op, self.clock.now(), data)
+
+    async def amend(self, owner: Pod | Container, op: str, **data: object) -> None:
+        """Add to what an intent says; at once, so that of two who do it neither takes back what the other has said."""
+        intent = owner.intents[op] = replace(owner.intents[op], data={**owner.intents[op].data, **data})
+        try:
+            await self._store.write(lambda tx: rows.put_intent(tx, intent))
+        except UNWRITTEN as exc:
+            log.warning("cannot record how far %s of %s is, going on: %s", op, owner.meta.id, exc)
 
     async def end(self, owner: Pod | Container, op: str) -> None:
         if op in owner.intents:
@@ -390,24 +405,6 @@ def _find(objects: dict[str, T], wanted: str, what: str) -> T:
         return objects[matches[0]]
     problem = "does not exist" if not matches else f"is the beginning of {len(matches)} ids"
     raise NotFound(f"cannot find {what} {wanted!r}: it {problem}")
-
-
-def _checked(before: ContainerStatus, change: Callable[[ContainerStatus], ContainerStatus]) -> ContainerStatus:
-    """The status after a change that the transition table allows; an exit is final."""
-    after = change(before)
-    if container_state(before) is ContainerState.EXITED:
-        return before
-    advance(container_state(before), _event(after))
-    return after
-
-
-def _event(after: ContainerStatus) -> Event:
-    return {
-        ContainerState.CREATED: Event.CREATED,
-        ContainerState.RUNNING: Event.STARTED,
-        ContainerState.EXITED: Event.EXITED,
-        ContainerState.UNKNOWN: Event.LOST,
-    }[container_state(after)]
 
 
 def _intents(tx: apsw.Connection, object_id: str, begin: Intent | None, ends: set[str]) -> None:

@@ -16,6 +16,7 @@ ROOT: Final = Path("/sys/fs/cgroup")
 UNIFIED: Final = ROOT / "unified"
 KILL_SECONDS: Final = 2.0
 KILL_PAUSE: Final = 0.005
+CREATE_TRIES: Final = 100
 
 
 @functools.cache
@@ -56,15 +57,28 @@ def _memory(path: str) -> Path:
 
 
 def create(path: str) -> None:
-    """Make the cgroup in every hierarchy, with its parents; on v2 the parents' controllers are passed down."""
+    """Make the cgroup in every hierarchy, with its parents; on v2 the parents' controllers are passed down.
+
+    A parent that somebody removes in between, because nothing is in it, is made again.
+    """
     for directory in _directories(path):
         fault("cgroup-mkdir", directory)
-        if directory.is_relative_to(hierarchies().get("cpuset", Path("/nowhere"))):
-            _create_cpuset(directory)
-        elif mode() == "v2":
-            _create_v2(directory)
-        else:
-            directory.mkdir(parents=True, exist_ok=True)
+        for left in reversed(range(CREATE_TRIES)):
+            try:
+                _create(directory)
+                break
+            except OSError as exc:
+                if exc.errno not in (errno.ENOENT, errno.ENODEV, errno.EEXIST) or not left:
+                    raise
+
+
+def _create(directory: Path) -> None:
+    if directory.is_relative_to(hierarchies().get("cpuset", Path("/nowhere"))):
+        _create_cpuset(directory)
+    elif mode() == "v2":
+        _create_v2(directory)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
 
 
 def _create_cpuset(directory: Path) -> None:

@@ -3,9 +3,12 @@
 import ctypes
 import errno
 import fcntl
+import math
 import os
+import re
 import secrets
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +23,7 @@ RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 
 _PAGE: Final = 4096
+_TEMPORARY: Final = re.compile(r"\..+\.([0-9a-f]{16})[0-9a-f]{8}")
 _OPEN_LEVELS: Final = 64  # of a tree that is being removed
 
 Path_ = str | os.PathLike[str]
@@ -67,7 +71,7 @@ def read_bounded(path: Path_, limit: int) -> bytes:
 def write_atomic(path: Path_, data: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
     """Replace `path` as a whole: readers see the old content or the new. With `sync` it is on disk on return."""
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    temporary = target.with_name(temporary_name(target.name))
     fault("open", temporary)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -84,6 +88,19 @@ def write_atomic(path: Path_, data: bytes, mode: int = 0o600, *, sync: bool = Tr
         raise
     if sync:
         sync_directory(target.parent)
+
+
+def temporary_name(name: str) -> str:
+    """What a file is called while it is written that will be `name`; with when that was, on the boot-time clock."""
+    return f".{name}.{time.clock_gettime_ns(time.CLOCK_BOOTTIME):016x}{secrets.token_hex(4)}"
+
+
+def temporary_age(name: str) -> float | None:
+    """For how many seconds a file has had its temporary name: infinitely since an earlier boot; None if it is none."""
+    if (found := _TEMPORARY.fullmatch(name)) is None:
+        return None
+    age = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(found[1], 16)) / 1e9
+    return age if age >= 0 else math.inf
 
 
 def overwrite(path: Path_, data: bytes) -> None:

@@ -8,6 +8,7 @@ container:   (create) ─▶ CREATED ─ STARTED ─▶ RUNNING ─ EXITED ─�
 pod:         (run) ─▶ READY ─ STOPPED ─▶ NOTREADY
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -115,4 +116,16 @@ def advance(now: ContainerState, event: Event) -> ContainerState:
     """The state after `event`; FailedPrecondition where the table has no entry: a recorded exit is final."""
     if (after := NEXT.get((now, event))) is None:
         raise FailedPrecondition(f"cannot apply {event} to a container that is {now}")
+    return after
+
+
+_LEADS_TO: Final = {_C.CREATED: _E.CREATED, _C.RUNNING: _E.STARTED, _C.EXITED: _E.EXITED, _C.UNKNOWN: _E.LOST}
+
+
+def moved(before: ContainerStatus, change: Callable[[ContainerStatus], ContainerStatus]) -> ContainerStatus:
+    """The status after a change that the table allows; a recorded exit stays. Raises FailedPrecondition."""
+    if container_state(before) is ContainerState.EXITED:
+        return before
+    after = change(before)
+    advance(container_state(before), _LEADS_TO[container_state(after)])
     return after

@@ -100,8 +100,9 @@ async def test_usage(content: Content) -> None:
     size, inodes = content.usage()
     assert size >= len(DATA)
     assert inodes == 1
-    assert content.age(DIGEST) < 60
+    assert content.older_than(-1) == {DIGEST}
+    assert content.older_than(3600) == frozenset()
     content.remove(DIGEST)
     content.remove(DIGEST)
-    assert content.age(DIGEST) == 0
+    assert content.older_than(-1) == frozenset()
     assert content.usage() == (0, 0)

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import math
 import os
 import resource
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,24 @@ def test_write_atomic_replaces_and_leaves_no_other_name(tmp_path: Path) -> None:
     assert target.read_bytes() == b"two"
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
     assert os.listdir(tmp_path) == ["record"]
+
+
+@pytest.mark.parametrize(
+    ("made", "now", "age"), [(5.0, 5.0, 0.0), (5.0, 8.5, 3.5), (5.0, 4.9, math.inf), (0.0, 1e6, 1e6)]
+)
+def test_a_temporary_name_tells_its_age(made: float, now: float, age: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the boot-time clock is asked; what was made later than now was made before the last boot."""
+    clock = {time.CLOCK_BOOTTIME: made}
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda which: int(clock[which] * 1e9))
+    name = files.temporary_name("config.json")
+    assert name != files.temporary_name("config.json")
+    clock[time.CLOCK_BOOTTIME] = now
+    assert files.temporary_age(name) == age
+
+
+@pytest.mark.parametrize("name", ["hosts", ".hosts", ".hosts.0a1b2c3d", "exit.json", f"hosts.{'0' * 24}"])
+def test_a_name_that_is_not_temporary_has_no_age(name: str) -> None:
+    assert files.temporary_age(name) is None
 
 
 def test_write_atomic_into_nowhere_names_the_path(tmp_path: Path) -> None:
