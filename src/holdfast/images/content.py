@@ -16,16 +16,19 @@ from holdfast.images.reference import is_digest
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint, fault
 from holdfast.model.errors import InvalidArgument, Unavailable
+from holdfast.store.quarantine import set_aside
 
 log = logging.getLogger(__name__)
 
 CHUNK: Final = 1024 * 1024
+DOCUMENT: Final = 256 * 1024  # up to which a blob is taken for a manifest or a config, and read when it is asked for
 
 
 class Content:
     """Blobs below `<root>/content/sha256`, arriving through `<root>/ingest`."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._blobs = root / "content" / "sha256"
         self.ingest = root / "ingest"
         self.transfers: set[str] = set()  # names in ingest that somebody is writing to
@@ -51,9 +54,15 @@ class Content:
         return self._blobs / digest.removeprefix("sha256:")
 
     def has(self, digest: str, size: int = -1) -> bool:
-        """Whether the blob is here, with `size` bytes if that is known."""
+        """Whether the blob is here, with `size` bytes if that is known. A document is looked into: one that is damaged
+        is set aside. A layer is not, which takes long; it is found out when it is unpacked.
+        """
+        path = self.path(digest)
         try:
-            found = self.path(digest).stat().st_size
+            found = path.stat().st_size
+            if found <= DOCUMENT and _digest_of(path) != digest:
+                self.set_aside(digest, "its digest is wrong")
+                return False
         except FileNotFoundError:
             return False
         return size in (-1, found)
@@ -68,6 +77,11 @@ class Content:
 
     def remove(self, digest: str) -> None:
         files.unlink(self.path(digest))
+        self._since.pop(digest, None)
+
+    def set_aside(self, digest: str, why: str) -> None:
+        """Rename what cannot be used, so that it can come in again. Raises OSError."""
+        set_aside(self._root, self.path(digest), why)
         self._since.pop(digest, None)
 
     def digests(self) -> list[str]:

@@ -355,7 +355,7 @@ class Images:
         except BaseException as exc:
             await self._snapshots.remove(key)
             if isinstance(exc, InvalidArgument) and not await self._content.verify(digest):
-                self._content.remove(digest)
+                self._content.set_aside(digest, "its digest is wrong")
                 raise Damaged(f"cannot unpack layer {digest}: it was damaged on disk; pull the image again") from exc
             raise
 

@@ -10,9 +10,9 @@ Nothing waits for a copy to be on disk, and none is taken for the truth while th
 written, or was lost with the power, is older than its row or missing, and is written again at the next change.
 """
 
+import contextlib
 import hashlib
 import json
-import logging
 from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +23,7 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.spec import ContainerMetadata, PodMetadata, is_id
 from holdfast.model.state import ContainerStatus, PodStatus, ProcessRef
 from holdfast.store.images import ImageRow
-from holdfast.store.salvage import place_for
-
-log = logging.getLogger(__name__)
+from holdfast.store.quarantine import set_aside
 
 VERSION: Final = 1
 COPY_BYTES: Final = 16 * 1024 * 1024  # more than a configuration that came in one message can be
@@ -116,16 +114,9 @@ class Copies:
             except (OSError, ValueError) as exc:
                 told.append(f"the copy of {path.name} cannot be read and was set aside: {exc}")
                 if not only_look:
-                    self._set_aside(path)
+                    with contextlib.suppress(OSError):
+                        set_aside(self._directory.parent, path, str(exc))
         return found, told
-
-    def _set_aside(self, path: Path) -> None:
-        place = place_for(self._directory.parent, path.name)
-        try:
-            files.make_private(place.parent)
-            files.rename(path, place)
-        except OSError as exc:
-            log.warning("cannot set %s aside: %s", path, exc)
 
 
 def encode(copy: Copy) -> bytes:

@@ -12,7 +12,6 @@ It is taken away by the first recovery that finds an owner for everything there 
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +23,11 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import NotFound
 from holdfast.store.copy import copied
 from holdfast.store.migrations import MIGRATIONS
+from holdfast.store.quarantine import place_for
 
 log = logging.getLogger(__name__)
 
 SALVAGED: Final = "salvaged"  # meta: JSON, a list of sentences
-QUARANTINE: Final = "quarantine"
 PARTS: Final = ("-wal", "-journal", "-shm", "")  # the log first: it must never meet another database
 TABLES: Final = (
     "meta", "pods", "containers", "intents", "reports", "quarantine",
@@ -37,14 +36,6 @@ TABLES: Final = (
 _GAP: Final = 4096  # row numbers tried one by one behind a place that cannot be read
 
 Row = tuple[Any, ...]
-
-
-def place_for(root: Path, name: str) -> Path:
-    """Where something called so goes when it cannot be read: a name of its own in quarantine, not made yet."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    directory = root / QUARANTINE
-    names = (f"{name}-{stamp}{f'.{number}' if number else ''}" for number in range(1000))
-    return next(place for name in names if not (place := directory / name).exists())
 
 
 def is_lost(path: Path, witnesses: tuple[Path, ...]) -> bool:

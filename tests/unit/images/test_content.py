@@ -106,3 +106,13 @@ async def test_usage(content: Content) -> None:
     content.remove(DIGEST)
     assert content.older_than(-1) == frozenset()
     assert content.usage() == (0, 0)
+
+
+async def test_a_damaged_document_is_set_aside_and_comes_in_again(content: Content, tmp_path: Path) -> None:
+    await content.put(DIGEST, len(DATA), chunks(DATA))
+    content.path(DIGEST).write_bytes(b"x" * len(DATA))
+    assert not content.has(DIGEST, len(DATA))
+    (aside,) = (tmp_path / "quarantine").iterdir()
+    assert aside.read_bytes() == b"x" * len(DATA)
+    await content.put(DIGEST, len(DATA), chunks(DATA))
+    assert content.has(DIGEST, len(DATA))
