@@ -109,10 +109,12 @@ async def test_usage(content: Content) -> None:
 
 
 async def test_a_damaged_document_is_set_aside_and_comes_in_again(content: Content, tmp_path: Path) -> None:
-    await content.put(DIGEST, len(DATA), chunks(DATA))
-    content.path(DIGEST).write_bytes(b"x" * len(DATA))
-    assert not content.has(DIGEST, len(DATA))
+    data = b"{}"
+    digest = digest_of(data)
+    await content.put(digest, len(data), chunks(data))
+    content.path(digest).write_bytes(b"x" * len(data))
+    assert not content.has(digest, len(data))
     (aside,) = (tmp_path / "quarantine").iterdir()
-    assert aside.read_bytes() == b"x" * len(DATA)
-    await content.put(DIGEST, len(DATA), chunks(DATA))
-    assert content.has(DIGEST, len(DATA))
+    assert aside.read_bytes() == b"x" * len(data)
+    await content.put(digest, len(data), chunks(data))
+    assert content.has(digest, len(data))
