@@ -131,7 +131,7 @@ class Daemon:
         rebuilt = await rebuild(store, copies, config.root / "snapshots")
         world = World(store, copies, clock, events)
         snapshots = Snapshots(store, config.root / "snapshots")
-        await snapshots.load()
+        rebuilt += await snapshots.load()
         insecure = frozenset(config.insecure_registries)
         minimum = Minimum(config.min_free_bytes, config.min_free_inodes)
         storage = Storage(store, config.root, config.state, world.log_directories, minimum)
@@ -139,7 +139,7 @@ class Daemon:
             store, copies, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure, minimum
         )
         images.in_doubt = lambda: bool(store.salvaged)
-        await images.load()
+        rebuilt += await images.load()
         adopter = Adopter(world, shims, handlers, background)
         cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter)
         bundles = Bundles(snapshots, images, layout, host)

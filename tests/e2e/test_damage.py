@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import apsw
+import grpc
 import pytest
 from kit.invariants import check
 from kit.node import Node, node, until
 
+from holdfast.linux import files
 from holdfast.proto import runtime_v1_pb2 as pb
 
 CREATED, RUNNING, EXITED = pb.CONTAINER_CREATED, pb.CONTAINER_RUNNING, pb.CONTAINER_EXITED
@@ -111,4 +113,34 @@ def test_f20_a_damaged_store_is_rebuilt(damage: Callable[[Path], None]) -> None:
         assert (one.root / "quarantine").exists() == (damage in (_empty, _truncated, _overwritten, _newer))
         for pod in one.pods():
             one.remove_pod(pod.id)
+        check(one, 10)
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_f23_an_image_that_has_lost_a_layer_is_not_there_until_it_comes_in_again(how: str) -> None:
+    with node() as one:
+        pod_id = one.run_pod()
+        running = one.run(pod_id, "sleep 1000", "running")
+        created = one.create(pod_id, one.container_config("exit 3", "created"))
+        pid = one.pid(running)
+        one.kill()
+        (layer,) = (place for place in (one.root / "snapshots").iterdir() if not any((place / "work").iterdir()))
+        (one.base / "was").mkdir()
+        for entry in list((layer / "fs").iterdir()):
+            entry.rename(one.base / "was" / entry.name)
+        if how == "missing":
+            files.remove_tree(layer)
+        one.start()
+        recovered(one)
+        assert any("has lost a layer and has to be pulled again" in line for line in problems(one))
+        assert not one.images("ListImages", pb.ListImagesRequest()).images
+        assert one.status(running).state == RUNNING
+        assert one.pid(running) == pid
+        for start in (lambda: one.start_container(created), lambda: one.run(pod_id, "true", "new")):
+            with pytest.raises(grpc.RpcError, match="pull|not on this node"):
+                start()
+        one.busybox()
+        assert one.images("ListImages", pb.ListImagesRequest()).images
+        assert one.exited(one.run(pod_id, "exit 3", "again")).exit_code == 3
+        one.remove_pod(pod_id)
         check(one, 10)

@@ -156,6 +156,8 @@ def _files(top: Path) -> Iterator[Path]:
 
 def play(chosen: list[Case], ward: Ward) -> None:
     for case in chosen:
+        if case.file not in ward.files():  # what was damaged before is not needed, so it is not there again
+            continue
         print(case, flush=True)
         ward.strike(case)
         ward.judge(case)

@@ -112,6 +112,8 @@ class Images:
         self._insecure = insecure
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
+        self._incomplete: dict[str, Image] = {}
+        self._unreadable: set[str] = set()
         self._pulls: dict[tuple[str, ...], _Pull] = {}
         self._slots = asyncio.Semaphore(UNPACKS)
         # Garbage is what no image refers to, as long as none is on its way: it would refer to what it finds.
@@ -121,11 +123,28 @@ class Images:
         self.in_doubt: Callable[[], bool] = lambda: False  # rows may be lost, so what has none may be somebody's
         self._leftovers = True  # whether there may be blobs that no image refers to
 
-    async def load(self) -> None:
-        """Read the rows. What no row refers to is left to `collect`."""
+    async def load(self) -> list[str]:
+        """Read the rows. What no row refers to is left to `collect`. Returns what there is to say.
+
+        An image that has lost something is not there, so it is pulled again; until then its layers are kept.
+        """
         self._content.prepare()
+        told = []
         for row in await self._store.read(rows.load_images):
-            self._remember(row)
+            try:
+                if f"sha256:{hashlib.sha256(row.config).hexdigest()}" != row.id:
+                    raise InvalidArgument("the digest of its config is wrong")
+                image = parse_config(row.id, row.config, row.size, (), ())
+            except InvalidArgument as exc:
+                told.append(f"image {row.id} cannot be read and has to be pulled again: {exc}")
+                self._unreadable.add(row.id)
+                continue
+            if all(map(self._snapshots.is_committed, chain_ids(image.diff_ids))):
+                self._remember(row)
+            else:
+                told.append(f"image {row.id} ({', '.join(row.names)}) has lost a layer and has to be pulled again")
+                self._incomplete[row.id] = image
+        return told
 
     @property
     def arriving(self) -> bool:
@@ -286,8 +305,10 @@ class Images:
 
     def _loose(self) -> str | None:
         """A snapshot of ours that can go."""
-        used = {chain for image in self._images.values() for chain in chain_ids(image.diff_ids)}
-        loose = (key for key in self._snapshots.loose() if key not in used)
+        images = [*self._images.values(), *self._incomplete.values()]
+        used = {chain for image in images for chain in chain_ids(image.diff_ids)}
+        # Any layer may be of an image that cannot be read.
+        loose = [] if self._unreadable else [key for key in self._snapshots.loose() if key not in used]
         return next(iter([*self._snapshots.starting_with(UNPACKING), *loose]), None)
 
     async def _pull(self, ref: reference.Reference, auth: registry.Credentials | None, progress: Progress) -> Image:
@@ -324,9 +345,9 @@ class Images:
         def keep(all_names: tuple[str, ...], generation: int) -> None:
             self._copies.keep(ImageCopy(generation, replace(row, names=all_names), blobs))
 
-        await self._store.write(put, keep)
+        all_names = await self._store.write(put, keep)
         crashpoint("pull.stored")
-        return self._remember(row)
+        return self._remember(replace(row, names=all_names))
 
     async def _unpack_layers(self, image: Image, document: Manifest, progress: Progress) -> None:
         parent: str | None = None
@@ -365,8 +386,9 @@ class Images:
             self._names[name] = row.id
             if old is not None and old != row.id:
                 self._refresh(old)
-        image = parse_config(row.id, row.config, row.size, (), ())
-        self._images[row.id] = image
+        self._images[row.id] = parse_config(row.id, row.config, row.size, (), ())
+        self._incomplete.pop(row.id, None)
+        self._unreadable.discard(row.id)
         return self._refresh(row.id)
 
     def _refresh(self, image_id: str) -> Image:

@@ -6,7 +6,8 @@
 
 Directories have short numbers for names because mount(2) takes one page of options. A directory is made before its
 row and deleted after it: a crash leaves a directory to sweep, never a row without one. (After a power cut there may be
-a row without one: directories are not synced for each container. It had nothing in it that was on disk.)
+a row without one: directories are not synced for each container. It had nothing in it that was on disk.) A committed
+layer whose content is gone is lost: nothing stands on it until its image was pulled again.
 
 What the process knows moves first, and without waiting, so that of two changes at once the later one sees the earlier.
 """
@@ -40,28 +41,47 @@ class Snapshots:
         self._rows: dict[str, SnapshotRow] = {}
         self._numbers = itertools.count(1)
         self._undeleted: set[Path] = set()
+        self._lost: set[str] = set()  # committed, and their content is gone
         self.unfinished = asyncio.Event()  # something could not be deleted, by us or by whoever shares our disk
 
-    async def load(self) -> None:
-        """Read the rows; to be called once, before anything else. Raises InvalidArgument for an unusable path."""
+    async def load(self) -> list[str]:
+        """Read the rows; to be called once, before anything else. Returns what there is to say about lost directories.
+
+        Raises InvalidArgument for an unusable path.
+        """
         if any(sign in str(self._directory) for sign in ":,\\"):
             raise InvalidArgument(f"root: {self._directory} has a sign in it that overlayfs takes for its own")
         files.make_private(self._directory)
         self._rows = {row.key: row for row in await self._store.read(rows.load_snapshots)}
         taken = [int(name) for name in os.listdir(self._directory) if name.isdigit()]
         self._numbers = itertools.count(max([0, *taken, *(row.directory for row in self._rows.values())]) + 1)
-        there = set(taken)
+        told = []
         for row in self._rows.values():
-            if row.kind != "committed" and row.directory not in there:
-                log.warning("directory of snapshot %s was lost in a power cut; it starts afresh", row.key)
+            if row.kind == "committed" and self._is_lost(row):
+                told.append(f"the content of layer {row.key} is lost: its image has to be pulled again")
+                self._lost.add(row.key)
+            elif row.kind != "committed" and row.directory not in set(taken):
+                told.append(f"directory of snapshot {row.key} was lost; it starts afresh")
                 try:
                     self._make_directories(row)
                 except OSError as exc:  # one container's loss is no reason not to start
                     log.error("directory of snapshot %s cannot be made: %s", row.key, exc)
+        return told
+
+    def _is_lost(self, row: SnapshotRow) -> bool:
+        """As far as a look at the top of it tells; to compare every file would take long."""
+        try:
+            return row.inodes > 1 and not os.listdir(self._place(row) / "fs")
+        except FileNotFoundError:
+            return True
+        except OSError as exc:
+            log.warning("layer %s cannot be looked at: %s", row.key, exc)
+            return False
 
     def is_committed(self, key: str) -> bool:
+        """Whether it is there, whole as far as is known."""
         row = self._rows.get(key)
-        return row is not None and row.kind == "committed"
+        return row is not None and row.kind == "committed" and key not in self._lost
 
     def starting_with(self, prefix: str) -> list[str]:
         """Keys that begin so."""
@@ -78,26 +98,39 @@ class Snapshots:
         return await self.mounts(key)
 
     async def commit(self, name: str, key: str, size: int = 0, inodes: int = 0) -> None:
-        """Make an active snapshot immutable, under `name`. Its content must be on disk already."""
+        """Make an active snapshot immutable, under `name`. Its content must be on disk already.
+
+        It takes the place of one of that name whose content is lost.
+        """
         row = self._row(key)
         if row.kind != "active":
             raise FailedPrecondition(f"cannot commit snapshot {key}: it is {row.kind}")
-        if name in self._rows:
+        before = self._rows.get(name)
+        if before is not None and name not in self._lost:
             raise AlreadyExists(f"cannot commit snapshot {key}: {name} exists", name)
         committed = SnapshotRow(name, "committed", row.parent, row.directory, size, inodes)
         del self._rows[key]
         self._rows[name] = committed
         try:
             witness.write(self._place(committed), committed)
-            await self._store.write(lambda tx: rows.commit_snapshot(tx, key, committed))
+            commit = rows.commit_snapshot if before is None else rows.replace_snapshot
+            await self._store.write(lambda tx: commit(tx, key, committed))
         except (HoldfastError, OSError):  # but not when it is cancelled: what is queued will be done
-            del self._rows[name]
             self._rows[key] = row
+            if before is None:
+                del self._rows[name]
+            else:
+                self._rows[name] = before
             raise
+        if before is not None:
+            self._lost.discard(name)
+            await self._delete(self._place(before))
 
     async def mounts(self, key: str) -> list[Mount]:
         """How to see a snapshot; performed by whoever wants to."""
         row = self._row(key)
+        if (lost := self._lost_below(key)) is not None:
+            raise FailedPrecondition(f"cannot mount snapshot {key}: layer {lost} is lost; pull the image again")
         lowers = self.layers(row.parent)
         if row.kind == "committed":
             lowers = self.layers(key)
@@ -172,6 +205,8 @@ class Snapshots:
             raise AlreadyExists(f"cannot make snapshot {key}: it exists", key)
         if parent is not None and self._row(parent).kind != "committed":
             raise FailedPrecondition(f"cannot make snapshot {key}: {parent} is not committed")
+        if (lost := self._lost_below(parent)) is not None:
+            raise FailedPrecondition(f"cannot make snapshot {key}: layer {lost} is lost; pull the image again")
         row = SnapshotRow(key, kind, parent, next(self._numbers))
         self._rows[key] = row
         try:
@@ -184,6 +219,11 @@ class Snapshots:
                 await self._store.write(lambda tx: rows.delete_snapshot(tx, key))
             await self._delete(self._place(row))
             raise
+
+    def _lost_below(self, key: str | None) -> str | None:
+        while key is not None and key not in self._lost:
+            key = self._row(key).parent
+        return key
 
     def _make_directories(self, row: SnapshotRow) -> None:
         """The root directory is as the parent has it: overlayfs shows the attributes of the topmost."""

@@ -64,6 +64,13 @@ def commit_snapshot(tx: Tx, key: str, row: SnapshotRow) -> None:
     tx.execute("UPDATE snapshots SET key = ?, kind = ?, bytes = ?, inodes = ? WHERE key = ?", values)
 
 
+def replace_snapshot(tx: Tx, key: str, row: SnapshotRow) -> None:
+    """Give a committed snapshot the directory of an active one, which is no more."""
+    delete_snapshot(tx, key)
+    values = (row.directory, row.bytes, row.inodes, row.key)
+    tx.execute("UPDATE snapshots SET directory = ?, bytes = ?, inodes = ? WHERE key = ?", values)
+
+
 def delete_snapshot(tx: Tx, key: str) -> None:
     tx.execute("DELETE FROM snapshots WHERE key = ?", (key,))
 
@@ -76,7 +83,8 @@ def load_snapshots(tx: Tx) -> list[SnapshotRow]:
 
 def put_image(tx: Tx, row: ImageRow, blobs: dict[str, int]) -> None:
     """Insert an image with its names and blobs; a name that another image has moves to this one."""
-    tx.execute("INSERT OR IGNORE INTO images (id, config, size) VALUES (?, ?, ?)", (row.id, row.config, row.size))
+    insert = "INSERT INTO images (id, config, size) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET config = ?"
+    tx.execute(insert, (row.id, row.config, row.size, row.config))
     for name in row.names:
         tx.execute("INSERT OR REPLACE INTO image_names (name, image_id) VALUES (?, ?)", (name, row.id))
     for digest, size in blobs.items():

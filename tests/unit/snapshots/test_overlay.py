@@ -34,6 +34,7 @@ async def again(store: Store, tmp_path: Path) -> Snapshots:
 
 async def layer(snapshots: Snapshots, name: str, parent: str | None = None) -> None:
     await snapshots.prepare(f"unpack {name}", parent)
+    (snapshots.place(f"unpack {name}") / "file").write_text(name)
     await snapshots.commit(name, f"unpack {name}", 10, 2)
 
 
@@ -201,3 +202,28 @@ async def test_signs_that_overlayfs_takes_for_its_own(store: Store, tmp_path: Pa
     for sign in ":,\\":
         with pytest.raises(InvalidArgument, match="overlayfs"):
             await Snapshots(store, tmp_path / f"a{sign}b").load()
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+async def test_a_lost_layer_is_replaced_when_it_comes_in_again(
+    snapshots: Snapshots, store: Store, tmp_path: Path, how: str
+) -> None:
+    await layer(snapshots, "a")
+    await layer(snapshots, "b", "a")
+    await snapshots.prepare("c", "b")
+    place = snapshots.place("a")
+    files.remove_tree(place.parent if how == "missing" else place / "file")
+    reloaded = Snapshots(store, tmp_path / "snapshots")
+    assert await reloaded.load() == ["the content of layer a is lost: its image has to be pulled again"]
+    assert not reloaded.is_committed("a")
+    assert reloaded.is_committed("b")
+    for use in (reloaded.mounts("c"), reloaded.prepare("d", "b"), reloaded.view("v", "a")):
+        with pytest.raises(FailedPrecondition, match="layer a is lost; pull the image again"):
+            await use
+    await layer(reloaded, "a")
+    assert reloaded.is_committed("a")
+    reloaded = await again(store, tmp_path)
+    (mount,) = await reloaded.mounts("c")
+    assert str(reloaded.place("a")) in mount.options[0]
+    assert (reloaded.place("a") / "file").read_text() == "a"
+    assert await reloaded.sweep() == []
