@@ -32,9 +32,10 @@ ORDER: Final = (PodCopy, ContainerCopy, ImageCopy)
 
 @dataclass(slots=True)
 class Rebuilt:
-    """What there is to say, copies that have outlived their rows, copies that there ought to be; all snapshots."""
+    """What was brought back and what could not be; copies without a row; copies that are missing; all snapshots."""
 
     told: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     missing: list[Copy] = field(default_factory=list)
     snapshots: list[SnapshotRow] = field(default_factory=list)
@@ -54,23 +55,24 @@ async def rebuild(store: Store, copies: Copies, snapshots: Path, *, only_look: b
 
     def change(tx: apsw.Connection) -> Rebuilt:
         rebuilt = reconcile(tx, found, generation)
-        rebuilt.told += bring_back_snapshots(tx, snapshots)
+        bring_back_snapshots(tx, snapshots, rebuilt)
         rebuilt.snapshots = images.load_snapshots(tx)
         rebuilt.missing = missing(tx, {copy.id for copy in found}, generation)
         return rebuilt
 
     rebuilt = await store.write(change)
-    for line in [*told, *rebuilt.told]:
+    told = [*told, *rebuilt.told, *rebuilt.gone]
+    for line in told:
         log.error("%s", line)
     if rebuilt.told:
         await store.doubt(rebuilt.told)
     if only_look:
-        return rebuilt.told
+        return told
     try:
         await in_thread(_tidy, copies, snapshots, rebuilt)
     except OSError as exc:
         log.warning("copies of rows could not be brought up to date: %s", exc)
-    return [*told, *rebuilt.told]
+    return told
 
 
 def reconcile(tx: apsw.Connection, copies: Iterable[Copy], generation: int) -> Rebuilt:
@@ -97,25 +99,23 @@ def reconcile(tx: apsw.Connection, copies: Iterable[Copy], generation: int) -> R
     return rebuilt
 
 
-def bring_back_snapshots(tx: apsw.Connection, directory: Path) -> list[str]:
+def bring_back_snapshots(tx: apsw.Connection, directory: Path, rebuilt: Rebuilt) -> None:
     """Rows of snapshots that somebody needs, from the directories that say that they are those."""
     there = {row.key: row for row in images.load_snapshots(tx)}
     wanted = set(_needed(tx))
     if wanted <= there.keys():
-        return []
+        return
     taken = {row.directory for row in there.values()}
     on_disk = {row.key: row for row in witness.read_all(directory) if row.directory not in taken}
-    told = []
     for key in sorted(wanted - there.keys()):
         chain = _chain(key, on_disk, there)
         if chain is None:
-            told.append(f"the row of snapshot {key} was lost and nothing is left of it")
+            rebuilt.gone.append(f"the row of snapshot {key} was lost, and nothing is left to bring it back from")
             continue
         for row in reversed(chain):
             images.insert_snapshot(tx, row)
             there[row.key] = row
-            told.append(f"the row of snapshot {row.key} was lost and was brought back from its directory")
-    return told
+            rebuilt.told.append(f"the row of snapshot {row.key} was lost and was brought back from its directory")
 
 
 def _chain(key: str, on_disk: dict[str, SnapshotRow], there: dict[str, SnapshotRow]) -> list[SnapshotRow] | None:

@@ -31,7 +31,9 @@ def mend(directory: Path, rows: list[SnapshotRow]) -> None:
 
 def read_all(directory: Path) -> list[SnapshotRow]:
     """Of every directory whose witness can be read; its number is that of the directory, whatever it says."""
-    found = []
+    found: list[SnapshotRow] = []
+    if not directory.is_dir():
+        return found
     for name in os.listdir(directory):
         if not name.isdigit():
             continue
