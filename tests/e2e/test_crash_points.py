@@ -26,7 +26,7 @@ from kit.crash import Combination, Inject
 from kit.node import Node, until
 from kit.registry import push, registry
 
-from holdfast.linux import process
+from holdfast.linux import files, process
 from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -352,8 +352,11 @@ class Recover(Operation):
         target.facts["exited"] = node.run(target.pod, "exit 4", "exited")
         node.exited(str(target.facts["exited"]))
         node.kill()
-        (node.state / "pods" / new_id()).mkdir()
+        self.disturb(node)
         return target
+
+    def disturb(self, node: Node) -> None:
+        (node.state / "pods" / new_id()).mkdir()
 
     def act(self, stage: Stage, target: Target) -> None:
         stage.node.start()
@@ -371,11 +374,25 @@ class Recover(Operation):
         assert node.exited(str(target.facts["created"])).exit_code == 8
 
 
+class Salvage(Recover):
+    """Recovery that finds the store damaged."""
+
+    def disturb(self, node: Node) -> None:
+        store = node.root / "holdfast.db"
+        os.truncate(store, store.stat().st_size // 3)
+
+    def check(self, stage: Stage, target: Target) -> None:
+        super().check(stage, target)
+        assert (stage.node.root / "quarantine").is_dir()
+        files.remove_tree(stage.node.root / "quarantine")
+
+
 OPERATIONS: dict[str, Operation] = {
     "run": Run(), "create": Create(), "start": Start(), "exec": Exec(), "stop": Stop(), "kill": Kill(),
     "exit": Exit(), "adopt": Adopt(), "adopted-exit": AdoptedExit(),
     "remove": Remove(), "stop-pod": StopPod(),
     "remove-pod": RemovePod(), "pull": Pull(), "import": Import(), "remove-image": RemoveImage(), "recover": Recover(),
+    "salvage": Salvage(),
 }  # fmt: skip
 
 
