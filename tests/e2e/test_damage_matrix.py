@@ -48,7 +48,8 @@ class Ward:
 
     def __init__(self, one: Node) -> None:
         self.node = one
-        self.bystander = one.run(one.run_pod(one.pod_config("bystander")), TRAP)
+        self.bystanders_pod = one.run_pod(one.pod_config("bystander"))
+        self.bystander = one.run(self.bystanders_pod, TRAP)
         self.witness = one.pid(self.bystander)
         self.fill()
 
@@ -110,7 +111,9 @@ class Ward:
         one.stop_container(self.running, 10)
         status = one.exited(self.running)
         assert status.exit_code == 42 or (case.victim == "both" and status.exit_code == 255 and status.message), status
-        one.remove_pod(self.pod)
+        for pod in one.pods():  # also one whose removal was what the store has lost
+            if pod.id != self.bystanders_pod:
+                one.remove_pod(pod.id)
         one.busybox()  # what has become of a blob is repaired when it comes in again
         check(one, 15)
 

@@ -16,7 +16,7 @@ from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError
 from holdfast.model.spec import PodMetadata
-from holdfast.model.state import REASON_SHIM
+from holdfast.model.state import REASON_SHIM, ContainerState
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.shims import Shims, alive, wait_gone
@@ -91,7 +91,9 @@ class Adopter:
         handler = self._handlers.get(pod.meta.handler)
         shared = pod.config.linux.security_context.namespace_options.pid == pb.POD
         before = pod.status.shim
-        shim = await self._shims.adopt(pod.meta.id, handler, shared, init_cgroup(pod.meta))
+        running = [one for one in pod.containers.values() if one.state is ContainerState.RUNNING]
+        inits = {one.meta.id: one.status.process for one in running if one.status.process is not None}
+        shim = await self._shims.adopt(pod.meta.id, handler, shared, init_cgroup(pod.meta), inits)
         crashpoint("adopt.forked")
         pod.status = replace(pod.status, shim=shim)  # it is the one, whether that can be written down or not
         await self._world.learn_pod(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -64,14 +65,21 @@ class Shims:
         self._programs: dict[str, tuple[tuple[int, int], int]] = {}
 
     async def start(
-        self, pod_id: str, handler: Handler, pid_namespace: bool, init_cgroup: str, *, adopt: bool = False
+        self,
+        pod_id: str,
+        handler: Handler,
+        pid_namespace: bool,
+        init_cgroup: str,
+        *,
+        inits: Mapping[str, ProcessRef] | None = None,
     ) -> ProcessRef:
         """Have the keeper fork this pod's shim; it is ready when this returns. Raises Unavailable.
 
-        With `adopt` it takes over what a dead shim has left.
+        With `inits`, of the containers that are known to run, it takes over what a dead shim has left.
         """
         args = {
-            "adopt": adopt,
+            "adopt": inits is not None,
+            "inits": {id: (init.pid, init.start_time, init.boot_id) for id, init in (inits or {}).items()},
             "id": pod_id,
             "directory": str(self._pods / pod_id),
             "runtime": handler.to_args(),
@@ -81,13 +89,20 @@ class Shims:
         program = self._program(handler.binary)
         return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id), fds=[program])
 
-    async def adopt(self, pod_id: str, handler: Handler, pid_namespace: bool, init_cgroup: str) -> ProcessRef:
+    async def adopt(
+        self,
+        pod_id: str,
+        handler: Handler,
+        pid_namespace: bool,
+        init_cgroup: str,
+        inits: Mapping[str, ProcessRef],
+    ) -> ProcessRef:
         """Replace a shim that is dead, unless that was done and nobody has written it down. Raises Unavailable."""
         if (client := self._clients.pop(pod_id, None)) is not None:
             client.close()
         if (found := await self._unrecorded(pod_id)) is not None:
             return found
-        return await self.start(pod_id, handler, pid_namespace, init_cgroup, adopt=True)
+        return await self.start(pod_id, handler, pid_namespace, init_cgroup, inits=inits)
 
     async def task(self, pod_id: str) -> TaskClient:
         """A connected client, made anew when the last one was lost. Raises Unavailable."""

@@ -1,6 +1,7 @@
 """Adoption: a shim takes over the pod of one that was killed, from what that one has left in the pod's directory.
 
     task.json, init.json, exit.json   of each bundle: what was asked for, its init, how it ended
+    the daemon                        the inits that it knows of, should their records be damaged
     exec.*.pid                        what was being executed: nobody waits for it any more, it is ended
     FIFOs, log.flight                 the log goes on where it stood; what was on its way is counted in it
     the keeper                        terminals, and which stdin is still open
@@ -20,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import files, process
+from holdfast.linux import cgroup, files, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged
 from holdfast.model.witness import (
@@ -52,10 +53,11 @@ Conclude = Callable[[Task, ExitRecord], None]
 def adopt(loop: Loop, operations: Operations, conclude: Conclude, directory: Path, context: Context) -> None:
     """Take over every task of the pod. A bundle that cannot be read costs its own container its shim, nobody else's."""
     held = {key: context.fds[at] if at >= 0 else -1 for key, at in context.args.get("held", {}).items()}
-    adoption = Adoption(loop, operations, conclude, held)
+    inits = context.args.get("inits", {})
+    adoption = Adoption(loop, operations, conclude, held, inits)
     for name in sorted(os.listdir(directory)):
         bundle = directory / name
-        if (bundle / TASK_FILE).exists() or (bundle / INIT_FILE).exists():
+        if (bundle / TASK_FILE).exists() or (bundle / INIT_FILE).exists() or name in inits:
             try:
                 adoption.take(bundle)
             except Exception:
@@ -65,18 +67,28 @@ def adopt(loop: Loop, operations: Operations, conclude: Conclude, directory: Pat
 
 
 class Adoption:
-    def __init__(self, loop: Loop, operations: Operations, conclude: Conclude, held: Mapping[str, int]) -> None:
+    """`inits` are (pid, start time, boot id) of containers that are known to run, by id."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        operations: Operations,
+        conclude: Conclude,
+        held: Mapping[str, int],
+        inits: Mapping[str, tuple[int, int, str]],
+    ) -> None:
         self._loop = loop
         self._operations = operations
         self._conclude = conclude
         self._held = held
+        self._inits = inits
         self._wiping = 0
 
     def take(self, bundle: Path) -> None:
         about = read_task(bundle)
         paths, terminal = about or (("", "", ""), False)
         init = Process("", Stdio(self._loop, bundle), paths, terminal)
-        found = exits.read_init(bundle)
+        found = exits.read_init(bundle) or self._known(bundle)
         if found is None and (bundle / INIT_FILE).exists():  # what cannot be read may be of one that runs: hands off
             raise OSError(errno.EIO, "cannot be read, so that its task is left alone", str(bundle / INIT_FILE))
         task = Task(bundle.name, bundle, init, Lock(self._loop), found)
@@ -111,6 +123,19 @@ class Adoption:
             self._watch(task, record, pinned)
         else:
             self._over(task, _read_exit(bundle, record) or _lost(record))
+
+    def _known(self, bundle: Path) -> InitRecord | None:
+        """A record that cannot be read, made again from what the daemon knows; its OOM kills count from now on."""
+        if bundle.name not in self._inits:
+            return None
+        pid, start_time, boot_id = self._inits[bundle.name]
+        path, kills = "", 0
+        if process.start_time(pid) == start_time:
+            path = cgroup.of_process(pid)
+            kills = cgroup.oom_kills(path)
+        record = InitRecord(pid, start_time, boot_id, path, kills, started=True)
+        files.write_atomic(bundle / INIT_FILE, encode(record), sync=False)
+        return record
 
     def finish_wiping(self) -> None:
         """Before we serve, so that what is half-made is not there for those who ask; one that lasts stays deletable."""
