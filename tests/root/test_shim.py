@@ -291,7 +291,7 @@ async def test_update_and_stats(kit: ShimKit, client: TaskClient) -> None:
 
 
 async def test_kill_reaches_all_processes(kit: ShimKit, client: TaskClient) -> None:
-    await kit.run(client, "c", "sleep 1000 & sleep 1000 & wait", pid="")
+    await kit.run(client, "c", "sleep 1000 & sleep 1000 & while :; do wait; done", pid="")
     await until(lambda: len(cgroup.pids(f"{kit.parent}/c")) == 3)
     with pytest.raises(errors.InvalidArgument):
         await client.kill("c", 999)
