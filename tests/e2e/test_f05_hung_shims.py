@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from kit.hung import stopped
 from kit.node import Node, node, until
 
 from holdfast.linux import process
@@ -42,21 +43,6 @@ def pods(life: Node) -> Iterator[tuple[str, str]]:
 
 def shim_of(life: Node, pod_id: str) -> int:
     return next(worker.pid for worker in keeper.workers(life.state) if worker.id == pod_id)
-
-
-@contextlib.contextmanager
-def stopped(*pids: int) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
-        until(lambda pid=pid: process.state(pid) == "T", f"{pid} to stop")
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with process.pin(pid, None) as one:
-                if one is not None:
-                    one.send(signal.SIGCONT)
 
 
 def state(life: Node, container_id: str) -> int:
@@ -115,7 +101,7 @@ def test_f05_a_shim_that_hangs_while_the_daemon_is_up_delays_only_itself(life: N
             life.exec(running, ["/bin/true"], seconds=1)
         assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED and running in failure.value.details()
         assert time.monotonic() - began < OTHERS_SECONDS
-    until(lambda: _works(life, running), "the shim to answer again", SETTLED_SECONDS)
+    until(lambda: life.works(running), "the shim to answer again", SETTLED_SECONDS)
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -186,16 +172,9 @@ def test_f05_a_socket_that_leads_nowhere(life: Node, pods: tuple[str, str], vari
         assert state(life, kept) == pb.CONTAINER_RUNNING
     path.unlink(missing_ok=True)
     path.with_name("aside").rename(path)
-    until(lambda: _works(life, kept), "the shim to be reached again", SETTLED_SECONDS)
+    until(lambda: life.works(kept), "the shim to be reached again", SETTLED_SECONDS)
     life.stop_container(kept, 10)
     assert life.status(kept).exit_code == 3
-
-
-def _works(life: Node, container_id: str) -> bool:
-    try:
-        return bool(life.exec(container_id, ["/bin/true"]).exit_code == 0)
-    except grpc.RpcError:
-        return False
 
 
 @contextlib.contextmanager
