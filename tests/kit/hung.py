@@ -17,13 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from holdfast.linux import mount, process
-from kit.node import until
+from kit.node import Node, until
 
 INIT = 26
 IN_HEADER = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
 OUT_HEADER = struct.Struct("=IiQ")  # len, error, unique
 INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")  # major, minor, readahead, flags, background, ..., flags2
 REQUEST_BYTES = 1 << 18
+
+API_SECONDS = 2.0  # from exec to the first list; on a machine that does nothing else it takes 0.3
+TRIES = 5
 
 
 class Hung:
@@ -69,6 +72,17 @@ def hung(path: Path) -> Iterator[Hung]:
         yield one
     finally:
         one.release()
+
+
+def served_in_time(node: Node, prepare: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Kill and start the daemon; it answers within two seconds, on a machine that does other things as well in one of
+    several tries. What is always true when it does is to be seen after each."""
+    taken: list[float] = []
+    while not taken or (taken[-1] > API_SECONDS and len(taken) < TRIES):
+        prepare()
+        taken.append(node.restart())
+        yield
+    assert taken[-1] <= API_SECONDS, taken
 
 
 @contextlib.contextmanager
