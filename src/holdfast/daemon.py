@@ -52,7 +52,7 @@ from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_serve
 from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime import keeper as keeper_client
 from holdfast.runtime import unpack
-from holdfast.runtime.keeper import Keeper
+from holdfast.runtime.keepers import Keepers
 from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
@@ -81,7 +81,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._background = Background()
         self._shims: Shims | None = None
-        self._keeper: Keeper | None = None
+        self._keeper: Keepers | None = None
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -90,7 +90,7 @@ class Daemon:
             witnesses = (config.root / "snapshots", config.root / "content" / "sha256", config.state / "pods")
             store = await in_thread(lambda: Store.open(config.root / "holdfast.db", config.reserve_bytes, witnesses))
             stack.push_async_callback(in_thread, store.close)
-            self._keeper = keeper = await Keeper.connect(config.state)
+            self._keeper = keeper = await Keepers.connect(config.state)
             stack.push_async_callback(keeper.aclose)
             self._shims = shims = Shims(config.state / "pods", keeper)
             stack.callback(shims.close)
@@ -104,12 +104,12 @@ class Daemon:
             log.info("serving %s", config.socket)
             self._background.start("recovery", recovery.run())
             self._background.start("deletions", images.finish_deletions())
-            self._background.start("keeper watch", self._watch_keeper(keeper))
+            self._background.start("keeper watch", self._watch_keeper(keeper, recovery.living_pods))
             await self._stop.wait()
             log.info("stopping; containers run on")
 
     async def _build(
-        self, stack: AsyncExitStack, store: Store, keeper: Keeper, shims: Shims, boundary: Boundary
+        self, stack: AsyncExitStack, store: Store, keeper: Keepers, shims: Shims, boundary: Boundary
     ) -> tuple[Recovery, Images]:
         """Construct the layers from the bottom up and start to listen."""
         config, background = self._config, self._background
@@ -260,15 +260,17 @@ class Daemon:
             log.info("dump: connected to the shim of pod %s", pod_id, extra={"pod": pod_id})
         log.info("dump: %d threads, python %s", len(os.listdir("/proc/self/task")), sys.version.split()[0])
 
-    async def _watch_keeper(self, keeper: Keeper) -> None:
+    async def _watch_keeper(self, keeper: Keepers, pods: Callable[[], frozenset[str]]) -> None:
         """Log workers that end unasked; replace a keeper that is gone, however often. Its shims live on."""
         while not self._stop.is_set():
+            for path in keeper.find_aside():
+                self._background.start(path.name, keeper.attend(path, pods))
             async for event in keeper.events():
                 log.info("worker %s %s (pid %d) ended with status %d", event.kind, event.id, event.pid, event.status)
             if not self._stop.is_set():
                 await self._replace_keeper(keeper)
 
-    async def _replace_keeper(self, keeper: Keeper) -> None:
+    async def _replace_keeper(self, keeper: Keepers) -> None:
         log.error("the keeper is gone; starting another one")
         while True:
             try:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from kit import invariants
+from kit.crash import recovered
+from kit.hung import served_in_time, stopped
 from kit.node import Node, node, until
 
 from holdfast.linux import process
@@ -18,7 +21,6 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
 
 AT_ONCE = 8
-WAITED_SECONDS = 4.0  # more than without hung shims: a daemon that waits for one of them takes at least five
 SETTLED_SECONDS = 10.0  # after SIGCONT; in three, on a machine that does nothing else
 OTHERS_SECONDS = 20.0  # a call that waits for a hung shim takes thirty
 TRAP = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
@@ -44,21 +46,6 @@ def shim_of(life: Node, pod_id: str) -> int:
     return next(worker.pid for worker in keeper.workers(life.state) if worker.id == pod_id)
 
 
-@contextlib.contextmanager
-def stopped(*pids: int) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
-        until(lambda pid=pid: process.state(pid) == "T", f"{pid} to stop")
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with process.pin(pid, None) as one:
-                if one is not None:
-                    one.send(signal.SIGCONT)
-
-
 def state(life: Node, container_id: str) -> int:
     """As the list has it, which asks nobody."""
     return next(int(one.state) for one in life.containers() if one.id == container_id)
@@ -71,15 +58,13 @@ def test_f05_the_api_is_served_and_everything_is_listed_whatever_shims_do(sick: 
         ids = list(pool.map(one.run_pod, configs))
         running = dict(zip(ids, pool.map(lambda pod_id: one.run(pod_id, TRAP), ids), strict=True))
         created = {pod_id: one.create(pod_id, one.container_config("exit 4", "created")) for pod_id in ids}
-        before = {container.id: container.state for container in one.containers()}
         hung, well = ids[:sick], ids[sick:]
-        usual = one.restart()
+        doomed = one.run(hung[0], TRAP, "doomed")
+        before = {container.id: container.state for container in one.containers()}
         with stopped(*(shim_of(one, pod_id) for pod_id in hung)):
-            one.kill()
-            seconds = one.start()
-            assert {container.id: container.state for container in one.containers()} == before
-            assert seconds < usual + WAITED_SECONDS
-            assert {pod.state for pod in one.pods()} == {pb.SANDBOX_READY}
+            for _ in served_in_time(one):
+                assert {container.id: container.state for container in one.containers()} == before
+                assert {pod.state for pod in one.pods()} == {pb.SANDBOX_READY}
             began = time.monotonic()
             assert one.exec(running[well[0]], ["/bin/echo", "hello"]).stdout == b"hello\n"
             one.start_container(created[well[0]])
@@ -89,16 +74,23 @@ def test_f05_the_api_is_served_and_everything_is_listed_whatever_shims_do(sick: 
             one.remove_pod(another)
             assert time.monotonic() - began < OTHERS_SECONDS
             # The pod of a hung shim: its container is stopped, and told apart, by the kernel alone.
-            one.stop_container(running[hung[0]], 10)
-            status = one.status(running[hung[0]])
+            one.stop_container(doomed, 10)
+            status = one.status(doomed)
             assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 3, "Error")
             assert state(one, created[hung[0]]) == pb.CONTAINER_CREATED
         began = time.monotonic()
         one.start_container(created[hung[0]])
         assert one.exited(created[hung[0]]).exit_code == 4
-        for pod_id in hung[1:]:
+        for pod_id in hung:
             assert one.exec(running[pod_id], ["/bin/true"]).exit_code == 0
         assert time.monotonic() - began < SETTLED_SECONDS + 0.2 * sick
+        until(lambda: recovered(one), "recovery")
+        over = {doomed, running[well[1]], created[well[0]], created[hung[0]]}
+        assert {container.id: container.state for container in one.containers()} == {
+            container_id: pb.CONTAINER_EXITED if container_id in over else state
+            for container_id, state in before.items()
+        }
+        invariants.check(one)
         list(pool.map(one.remove_pod, ids))
         assert not one.leftovers()
 
@@ -115,7 +107,7 @@ def test_f05_a_shim_that_hangs_while_the_daemon_is_up_delays_only_itself(life: N
             life.exec(running, ["/bin/true"], seconds=1)
         assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED and running in failure.value.details()
         assert time.monotonic() - began < OTHERS_SECONDS
-    until(lambda: _works(life, running), "the shim to answer again", SETTLED_SECONDS)
+    until(lambda: life.works(running), "the shim to answer again", SETTLED_SECONDS)
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -186,16 +178,9 @@ def test_f05_a_socket_that_leads_nowhere(life: Node, pods: tuple[str, str], vari
         assert state(life, kept) == pb.CONTAINER_RUNNING
     path.unlink(missing_ok=True)
     path.with_name("aside").rename(path)
-    until(lambda: _works(life, kept), "the shim to be reached again", SETTLED_SECONDS)
+    until(lambda: life.works(kept), "the shim to be reached again", SETTLED_SECONDS)
     life.stop_container(kept, 10)
     assert life.status(kept).exit_code == 3
-
-
-def _works(life: Node, container_id: str) -> bool:
-    try:
-        return bool(life.exec(container_id, ["/bin/true"]).exit_code == 0)
-    except grpc.RpcError:
-        return False
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """F35: a release is deleted under its pods, the next one adopts them, and the one before adopts them back."""
 
+import json
 import os
 import shutil
 import signal
@@ -48,8 +49,15 @@ def change_to(one: Node, version: str, away: str = "") -> None:
     assert one.call("Version", pb.VersionRequest()).runtime_version == version
 
 
+def keeper_of(one: Node, pod: str) -> int:
+    """The parent of the pod's shim."""
+    shim = next(worker.pid for worker in keeper.workers(one.state) if worker.id == pod)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{shim}/status").read_text().splitlines())
+    return int(status["PPid"])
+
+
 def keeper_version(one: Node) -> str:
-    found = keeper._ask(one.state, "hello")
+    found = keeper._ask(one.state / keeper.SOCKET, "hello")
     assert found is not None
     return str(found["version"])
 
@@ -66,10 +74,12 @@ def test_f35_pods_outlive_the_files_of_their_release(pid: pb.NamespaceMode) -> N
         pids = [one.pid(container_id) for container_id in running]
         shims = {worker.id: worker.pid for worker in keeper.workers(one.state)}
         assert keeper_version(one) == "7.0.0"
+        old = keeper_of(one, pod)
 
         change_to(one, "7.1.0", away="7.0.0")
         assert [one.pid(container_id) for container_id in running] == pids
         assert {worker.id: worker.pid for worker in keeper.workers(one.state)} == shims
+        assert keeper_version(one) == "7.1.0"
         for container_id in running:
             assert one.exec(container_id, ["/bin/echo", "hello"]).stdout == b"hello\n"
         one.start_container(created)
@@ -78,8 +88,13 @@ def test_f35_pods_outlive_the_files_of_their_release(pid: pb.NamespaceMode) -> N
         os.kill(shims[doomed], signal.SIGKILL)
         until(lambda: process.state(shims[doomed]) == "", "the shim to end")
         assert one.pid(running[1]) == pids[1] and process.state(pids[1])
+        until(lambda: one.works(running[1]), "another shim")
+        assert keeper_of(one, doomed) == old, "who has its descriptors"
         another = one.run_pod(one.pod_config(pid=pid))
         assert one.exited(one.run(another, "exit 8", pid=pid)).exit_code == 8
+        new = keeper_of(one, another)
+        assert (keeper_of(one, pod), new != old) == (old, True)
+        assert {one["verdict"] for one in json.loads(one.cli("doctor", "-o", "json").stdout)["findings"]} == {"ok"}
 
         change_to(one, "7.0.0", away="7.1.0")
         assert [one.pid(container_id) for container_id in running] == pids
@@ -89,8 +104,13 @@ def test_f35_pods_outlive_the_files_of_their_release(pid: pb.NamespaceMode) -> N
             assert one.status(container_id).exit_code == 137
         numbers = [int(line.split()[3]) for line in one.container_log(running[0]).splitlines()]
         assert numbers == list(range(1, len(numbers) + 1))
-        for where in (pod, doomed, another):
-            one.remove_pod(where)
+        one.remove_pod(pod)
+        assert process.state(old), "it has another pod"
+        one.remove_pod(doomed)
+        until(lambda: not process.state(old), "the keeper of the pods that are gone to leave")
+        assert process.state(new)
+        one.remove_pod(another)
+        until(lambda: not list(one.state.glob("keeper.*.*")), "the other one to leave as well")
         assert not one.leftovers()
         one.end(signal.SIGTERM)
         one.bin = install(one.base / "7.2.0", "7.2.0")

@@ -101,7 +101,7 @@ def adopted(pod: Pod, before: int) -> None:
 
 
 def keeper_pid(node: Node) -> int:
-    answer = keeper._ask(node.state, "hello")
+    answer = keeper._ask(node.state / keeper.SOCKET, "hello")
     return int(answer["pid"]) if answer else 0
 
 

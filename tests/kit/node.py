@@ -213,6 +213,13 @@ class Node:
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=seconds)
         return self.call("ExecSync", request)
 
+    def works(self, container_id: str) -> bool:
+        """Whether something can be executed in it: its shim answers."""
+        try:
+            return bool(self.exec(container_id, ["/bin/true"]).exit_code == 0)
+        except grpc.RpcError:
+            return False
+
     def container_log(self, container_id: str) -> bytes:
         return Path(self.status(container_id).log_path).read_bytes()
 
@@ -250,7 +257,7 @@ class Node:
         self.end(signal.SIGTERM)
         keeper.shut_down(self.state)
         until(lambda: not keeper.workers(self.state), "the keeper to end")
-        until(lambda: not (self.state / "keeper.sock").exists(), "the keeper to end")
+        until(lambda: not list(self.state.glob("keeper*.sock")), "the keeper to end")
         shutil.rmtree(self.base)  # noqa: TID251  (nothing is mounted below it any more, see above)
         assert not left, f"left behind: {left}"
 

@@ -87,7 +87,7 @@ async def place(root: Path, state: Path) -> AsyncIterator[Place]:
 def running_keeper(state: Path) -> Iterator[None]:
     files.make_private(state)
     keepers.ensure_running(state)
-    pid = keepers._ask(state, "hello")["pid"]  # type: ignore[index]
+    pid = keepers._ask(state / keepers.SOCKET, "hello")["pid"]  # type: ignore[index]
     try:
         yield
     finally:

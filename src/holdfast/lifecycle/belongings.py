@@ -15,10 +15,11 @@ KEEPER: Final = "holdfast.workers.keeper"  # what every keeper and every process
 NODE: Final = "node"
 TEMPORARY_SECONDS: Final = 2.0  # a file that is being replaced is there for a moment
 STATE_NAMES: Final = frozenset({
-    "holdfast.sock", "holdfastd.toml", "keeper.sock", "keeper.lock", "keeper.log", "oci", "pods", "rehearsal",
+    "holdfast.sock", "holdfastd.toml", "oci", "pods", "rehearsal",
 })  # fmt: skip
 ROOT_NAMES: Final = frozenset({"lock", "content", "copies", "ingest", "snapshots", "quarantine", "lost+found"})
-STORE: Final = "holdfast.db"  # and what begins so
+KEEPERS: Final = "keeper."  # and what begins so: sockets, locks, log
+STORE: Final = "holdfast.db"  # the same
 
 
 def plan(survey: Survey, rows: Rows) -> list[Finding]:
@@ -221,7 +222,8 @@ def _mounts(owners: Owners) -> Iterator[Finding]:
 
 def _state(owners: Owners) -> Iterator[Finding]:
     survey = owners.survey
-    yield from _top(survey.state, survey.names(survey.state), STATE_NAMES)
+    top = [entry for entry in survey.names(survey.state) if not entry.name.startswith(KEEPERS)]
+    yield from _top(survey.state, top, STATE_NAMES)
     for entry in survey.names(f"{survey.state}/oci"):
         runtime = f"{survey.state}/oci/{entry.name}"
         for one in survey.names(runtime):

@@ -1,7 +1,7 @@
 """Where things lie below the two roots.
 
 root (persistent)                 state (volatile, dies with the boot)
-  holdfast.db                       keeper.sock  holdfastd.toml
+  holdfast.db                       keeper.sock, keeper.*.sock  holdfastd.toml
   content/  ingest/                 oci/<runtime>/
   snapshots/<n>/{fs,work,row}       pods/<pod id>/           shim.sock  hosts  hostname  resolv.conf
   copies/<id>  quarantine/            ns/{net,ipc,uts,pid}     pinned namespaces

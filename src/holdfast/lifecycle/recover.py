@@ -112,13 +112,17 @@ class Recovery:
         self.report.problems += [f"row {key} of {table} was set aside: {reason}" for table, key, reason in aside]
         self.report.rebooted = before not in ("", self.report.boot_id)
         self.report.pods, self.report.containers = len(self._world.pods), len(self._world.containers)
-        workers = {worker.id: worker for worker in await self._keeper.list_workers() if worker.kind == "shim"}
+        workers = {worker.id: worker for worker in (await self._keeper.holdings())[0] if worker.kind == "shim"}
         for pod in self._world.pods.values():
             if pod.status.shim is None and (worker := workers.get(pod.meta.id)):
                 # Forked, but the daemon was gone before it could write that down.
                 pod.status = replace(pod.status, shim=ProcessRef(worker.pid, worker.start_time, self.report.boot_id))
         self.report.load_milliseconds = _since(began)
         crashpoint("recover.loaded")
+
+    def living_pods(self) -> frozenset[str]:
+        """Ids of pods that are not stopped: whatever is kept for them is needed."""
+        return frozenset(id for id, pod in self._world.pods.items() if not pod.status.stopped_at)
 
     def last_report(self) -> str:
         """The report of this start as JSON; while recovery runs it tells what is known so far."""

@@ -1,6 +1,7 @@
 """The daemon's side of the keeper: see to it that one runs, and ask it for workers."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from holdfast import __version__
 from holdfast.linux import process, sockets
@@ -19,7 +20,10 @@ from holdfast.model.errors import Unavailable
 from holdfast.model.state import ProcessRef
 
 MESSAGE_BYTES: Final = 128 * 1024
+SOCKET: Final = "keeper.sock"
 ANSWER_SECONDS: Final = 5.0
+HELLO_SECONDS: Final = 0.7  # within which a keeper says at the daemon's start that it is there
+HANGS: Final = (TimeoutError, BlockingIOError)  # no answer, or no room for one more who waits for one
 START_SECONDS: Final = 20.0
 FORK_SECONDS: Final = 10.0
 BUSY: Final = 75  # exit status of a keeper that found another one in its place
@@ -38,13 +42,14 @@ class WorkerInfo:
 
 
 def ensure_running(state: Path) -> None:
-    """Start a keeper for this state directory unless one answers. Raises Unavailable.
+    """Start a keeper for this state directory unless one of our release answers. Raises Unavailable.
 
-    One of another version goes on as long as it has workers; without, it gives way to one of ours.
+    One of another release, or one that does not answer, is set aside: it keeps what it has, and what is new goes to
+    ours. One without workers is told to end instead.
     """
     deadline = time.monotonic() + START_SECONDS
     command = [sys.executable, "-I", "-m", "holdfast.workers.keeper", "--state", str(state)]
-    while (found := _ask(state, "hello")) is None or _gives_way(state, found):
+    while not _is_ours(state):
         left = deadline - time.monotonic()
         try:
             done = subprocess.run(command, capture_output=True, timeout=max(left, 0), check=False)
@@ -56,35 +61,77 @@ def ensure_running(state: Path) -> None:
             time.sleep(BUSY_SECONDS)  # another one is about to answer, or about to be gone
 
 
-def _gives_way(state: Path, found: dict[str, Any]) -> bool:
-    if found["version"] == __version__ or list_workers(state) != []:  # None: it has not said
-        return False
-    shut_down(state)
-    return True
+def _is_ours(state: Path) -> bool:
+    """Whether the keeper that answers is of our release; another one has been told to end, or set aside."""
+    try:
+        found = _ask(state / SOCKET, "hello", HELLO_SECONDS)
+        if found is None:
+            return False
+        if found["version"] == __version__:
+            return True
+        has = _ask(state / SOCKET, "list")
+    except HANGS:
+        has = {"workers": True}
+    if has is not None and (has["workers"] or has["held"]):
+        _set_aside(state)
+    else:
+        with contextlib.suppress(*HANGS):
+            _ask(state / SOCKET, "shutdown")
+    return False
+
+
+def _set_aside(state: Path) -> None:
+    """Give a keeper's socket and lock other names, by which it can be reached as long as it lives."""
+    lock, path = state / "keeper.lock", state / SOCKET
+    name = (lock if lock.exists() else path).stat().st_ino
+    for one in (lock, path):
+        with contextlib.suppress(FileNotFoundError):
+            one.rename(one.with_stem(f"keeper.{name}"))
+
+
+def set_aside(state: Path) -> list[Path]:
+    """The sockets of keepers that are not the one for what is new."""
+    return sorted(state.glob("keeper.*.sock"))
 
 
 def shut_down(state: Path) -> None:
-    """Have the keeper end as soon as it has no worker; nothing when there is none."""
-    _ask(state, "shutdown")
+    """Have each keeper end as soon as it has no worker; nothing when there is none."""
+    for path in (state / SOCKET, *set_aside(state)):
+        with contextlib.suppress(*HANGS):
+            _ask(path, "shutdown")
 
 
 def workers(state: Path) -> list[WorkerInfo]:
-    """The workers of a running keeper; none when no keeper answers."""
-    return list_workers(state) or []
+    """The workers of all keepers that answer."""
+    return _list(state)[0]
 
 
 def list_workers(state: Path) -> list[WorkerInfo] | None:
-    """The same; None when no keeper answers, which says nothing of workers."""
-    answer = _ask(state, "list")
-    return None if answer is None else [WorkerInfo(**entry) for entry in answer["workers"]]
+    """The same; None when a keeper does not answer, or none does, which says nothing of workers."""
+    found, whole = _list(state)
+    return found if whole else None
 
 
-def _ask(state: Path, op: str) -> dict[str, Any] | None:
-    """One question and its answer, or None when nobody answers."""
+def _list(state: Path) -> tuple[list[WorkerInfo], bool]:
+    found, answers = [], []
+    for path in (state / SOCKET, *set_aside(state)):
+        try:
+            answer = _ask(path, "list")
+        except HANGS:
+            answer = None
+        answers.append(answer is not None)
+        found += [WorkerInfo(**entry) for entry in (answer or {"workers": ()})["workers"]]
+    return found, all(answers)
+
+
+def _ask(path: Path, op: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any] | None:
+    """One question and its answer, or None when nobody is there. Raises one of HANGS when there is no answer."""
     try:
-        with sockets.connect(state / "keeper.sock", socket.SOCK_SEQPACKET, ANSWER_SECONDS) as connection:
+        with sockets.connect(path, socket.SOCK_SEQPACKET, seconds) as connection:
             sockets.send(connection, json.dumps({"op": op, "seq": 0}).encode())
             data, fds = sockets.receive(connection, MESSAGE_BYTES)
+    except HANGS:
+        raise
     except OSError:
         return None
     answer: dict[str, Any] = json.loads(data) if data else {}
@@ -102,19 +149,19 @@ def _read_list(fds: list[int]) -> dict[str, Any]:
 
 
 class Keeper:
-    """A connection to the keeper; many requests may be under way at once."""
+    """A connection to a keeper; many requests may be under way at once."""
 
-    def __init__(self, state: Path) -> None:
-        self._state = state
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._events: asyncio.Queue[WorkerInfo | None] = asyncio.Queue()
         self._connection: socket.socket | None = None
 
     @classmethod
-    async def connect(cls, state: Path) -> "Keeper":
-        """Raises Unavailable when no keeper answers."""
-        keeper = cls(state)
+    async def connect(cls, state: Path) -> Self:
+        """To the one for what is new. Raises Unavailable when no keeper answers."""
+        keeper = cls(state / SOCKET)
         await keeper.reconnect()
         return keeper
 
@@ -122,7 +169,7 @@ class Keeper:
         """Connect, or connect again after the keeper was replaced. Raises Unavailable."""
         self._events = asyncio.Queue()
         try:
-            self._connection = sockets.connect(self._state / "keeper.sock", socket.SOCK_SEQPACKET, ANSWER_SECONDS)
+            self._connection = sockets.connect(self.path, socket.SOCK_SEQPACKET, ANSWER_SECONDS)
         except OSError as exc:
             raise Unavailable(f"cannot reach the keeper: {exc.strerror or exc}") from exc
         self._connection.setblocking(False)
@@ -152,9 +199,19 @@ class Keeper:
     async def drop(self, prefix: str) -> None:
         await self._request({"op": "drop", "prefix": prefix})
 
+    async def shut_down(self) -> None:
+        """Have it end as soon as it has no worker."""
+        await self._request({"op": "shutdown"})
+
     async def list_workers(self) -> list[WorkerInfo]:
+        return (await self.holdings())[0]
+
+    async def holdings(self) -> tuple[list[WorkerInfo], frozenset[str]]:
+        """Its workers, and the ids for which it holds descriptors."""
         _, fds = await self._request({"op": "list"})
-        return [WorkerInfo(**entry) for entry in _read_list(fds)["workers"]]
+        found = _read_list(fds)
+        held = frozenset(str(key).partition("/")[0] for key in found["held"])
+        return [WorkerInfo(**entry) for entry in found["workers"]], held
 
     async def events(self) -> AsyncIterator[WorkerInfo]:
         """Workers as they end; ends itself when the keeper is gone."""
@@ -209,6 +266,10 @@ class Keeper:
         else:
             for fd in fds:
                 os.close(fd)
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
 
     def _lost(self, why: str) -> None:
         if self._connection is None:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from holdfast.linux import process, sockets
@@ -37,6 +38,17 @@ class Complaints(io.TextIOBase):
         with contextlib.suppress(OSError):
             os.write(2, text.encode(errors="replace"))
         return len(text)
+
+
+def complain_to(path: Path) -> None:
+    """From now on nothing is read, and what is said goes to the end of this file."""
+    nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(nothing)
+    os.close(log)
 
 
 def bequeath(

@@ -8,6 +8,7 @@ from typing import Final
 from holdfast.linux import cgroup, files, process
 from holdfast.model.errors import Damaged
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, ExitRecord, InitRecord, decode_init, encode
+from holdfast.workers import context
 
 RECORD_LIMIT: Final = 64 * 1024
 ROOM_FILE: Final = "exit.room"
@@ -58,6 +59,17 @@ def write(bundle: Path, record: ExitRecord) -> None:
             raise
         files.overwrite(bundle / ROOM_FILE, encode(record).ljust(ROOM_BYTES))
         files.rename(bundle / ROOM_FILE, bundle / EXIT_FILE)
+
+
+def record_orphan(pods: Path, pid: int, code: int, status: int) -> None:
+    """The end of a process that a dead shim has left to us: if it is a container's init, it is written down."""
+    try:
+        found = find_bundle(pods, pid)
+        if found is not None:
+            bundle, init = found
+            write(bundle, describe(init, code, status, "keeper"))
+    except (OSError, ValueError):
+        context.report()
 
 
 def keep_room(bundle: Path) -> None:

@@ -30,17 +30,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast import __version__
-from holdfast.linux import cgroup, files, process, sockets
+from holdfast.linux import cgroup, process, sockets
 from holdfast.linux.inject import crashpoint
 from holdfast.workers import context, exits
+from holdfast.workers.address import Address
 from holdfast.workers.shim import rehearsal
 from holdfast.workers.template import Template
 
 PROTOCOL: Final = 1
 MESSAGE_BYTES: Final = 128 * 1024
 MESSAGE_FDS: Final = 64
-SOCKET: Final = "keeper.sock"
-LOCK: Final = "keeper.lock"
 TEND_SECONDS: Final = 1.0  # between looks at the files by which it is found
 BUSY: Final = 75  # exit status: another keeper has this state directory (EX_TEMPFAIL of sysexits.h)
 SO_SNDBUFFORCE: Final = 32
@@ -78,11 +77,10 @@ class Starting:
 
 @dataclass(slots=True)
 class Keeper:
-    """The whole state of the keeper. `identity` tells the state directory from a later one at the same path."""
+    """The whole state of the keeper."""
 
     state: Path
-    identity: tuple[int, int]
-    lock: int
+    address: Address
     listener: socket.socket
     template: Template
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -91,7 +89,6 @@ class Keeper:
     starting: dict[int, Starting] = field(default_factory=dict)
     watchers: set[socket.socket] = field(default_factory=set)
     ending: bool = False
-    address: tuple[int, int] | None = None  # of the socket's file
 
     def run(self) -> None:
         """Serve until told to end and no worker is left, or until the state directory and all workers are gone."""
@@ -100,7 +97,6 @@ class Keeper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "ending", True))
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
-        self.address = identity_of(self.state / SOCKET)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: self._woken(wake_read))
         while not self._over():
             self._tend()
@@ -111,40 +107,24 @@ class Keeper:
                     except Exception:  # whatever it was, everybody else's workers are worth more
                         context.report()
 
-    def owns_state(self) -> bool:
-        """Whether the state directory is still the one that this keeper was started for."""
-        try:
-            return identity_of(self.state) == self.identity
-        except OSError:
-            return False
-
     def _tend(self) -> None:
         """Bring back the files by which it is found, if somebody has deleted them; give way to whoever has put others
         in their place.
         """
-        if self.ending or not self.owns_state():
-            return
         try:
-            if not _is_file(self.state / LOCK, self.lock):
-                lock = files.lock(self.state / LOCK)
-                os.close(self.lock)
-                self.lock = lock
-            if _identity(self.state / SOCKET) != self.address:
-                self._listen_again()
+            if not self.ending and self.address.is_there() and self.address.missing():
+                listener = self.address.listen()
+                self.selector.unregister(self.listener)
+                self.listener.close()
+                self.listener = listener
+                self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         except BlockingIOError:
             self.ending = True
         except OSError:
             context.report()
 
-    def _listen_again(self) -> None:
-        listener = sockets.listen(self.state / SOCKET, socket.SOCK_SEQPACKET)
-        self.selector.unregister(self.listener)
-        self.listener.close()
-        self.listener, self.address = listener, identity_of(self.state / SOCKET)
-        self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
-
     def _over(self) -> bool:
-        return not self.workers and (self.ending or not self.owns_state())
+        return not self.workers and (self.ending or not self.address.is_there())
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
@@ -333,7 +313,7 @@ class Keeper:
             try:
                 if worker is None:
                     crashpoint("keeper.exit")
-                    self._record_orphan(pid, code, status)
+                    exits.record_orphan(self.state / "pods", pid, code, status)
                     crashpoint("keeper.recorded")
             finally:
                 process.reap(pid)
@@ -353,34 +333,6 @@ class Keeper:
         exit_status = status if code == os.CLD_EXITED else 128 + status
         for watcher in list(self.watchers):
             self._send(watcher, {"event": "exit", **worker.describe(), "status": exit_status})
-
-    def _record_orphan(self, pid: int, code: int, status: int) -> None:
-        """A process that a dead shim has left to us: if it is a container's init, its exit is written down."""
-        try:
-            found = exits.find_bundle(self.state / "pods", pid)
-            if found is not None:
-                bundle, init = found
-                exits.write(bundle, exits.describe(init, code, status, "keeper"))
-        except (OSError, ValueError):
-            context.report()
-
-
-def identity_of(directory: Path) -> tuple[int, int]:
-    found = directory.stat()
-    return found.st_dev, found.st_ino
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """None for what is not there."""
-    try:
-        return identity_of(path)
-    except FileNotFoundError:
-        return None
-
-
-def _is_file(path: Path, descriptor: int) -> bool:
-    status = os.fstat(descriptor)
-    return _identity(path) == (status.st_dev, status.st_ino)
 
 
 def main() -> None:
@@ -409,14 +361,12 @@ def main() -> None:
     os.write(tell, b"\0")
     os.close(tell)
     keeper.run()
-    if keeper.owns_state() and _identity(state / SOCKET) == keeper.address:
-        (state / SOCKET).unlink(missing_ok=True)
-    os.close(keeper.lock)
+    keeper.address.leave()
 
 
 def _prepare(state: Path) -> Keeper:
-    """The keeper, listening, with the lock that makes it the only one. Raises BlockingIOError if it is not."""
-    lock = files.lock(state / LOCK)
+    """The keeper, listening. Raises BlockingIOError if it is not the only one."""
+    address = Address(state)
     mains = {kind: importlib.import_module(module).main for kind, module in WORKERS.items()}
     process.set_child_subreaper()
     process.set_name("hf-keeper")
@@ -424,24 +374,14 @@ def _prepare(state: Path) -> Keeper:
         signal.signal(number, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds a few descriptors of each container
-    listener = sockets.listen(state / SOCKET, socket.SOCK_SEQPACKET)
-    _redirect_output(state)
+    context.complain_to(state / "keeper.log")
     cgroup.mode()  # what every worker would find out for itself, into memory that it would have to pay for
     process.boot_id()
     rehearsal.rehearse(state / "rehearsal")
     gc.collect()
     gc.freeze()
-    return Keeper(state, identity_of(state), lock, listener, Template(mains, soft))
-
-
-def _redirect_output(state: Path) -> None:
-    nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    log = os.open(state / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(nothing, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(nothing)
-    os.close(log)
+    template = Template(mains, soft)
+    return Keeper(state, address, address.listen(), template)  # last: who is heard is answered at once
 
 
 if __name__ == "__main__":
