@@ -4,9 +4,9 @@ import json
 import os
 import signal
 
-import apsw
 import grpc
 import pytest
+from kit import boot
 from kit.node import Node, node, until
 
 from holdfast.linux import cgroup, files, mount, process
@@ -27,12 +27,7 @@ def reboot(one: Node) -> None:
     until(lambda: not cgroup.pids(one.cgroup), "the cgroups to be empty")
     cgroup.remove(one.cgroup)
     files.remove_tree(one.state)
-    store = apsw.Connection(str(one.root / "holdfast.db"))
-    store.execute("PRAGMA locking_mode = EXCLUSIVE")
-    store.execute("UPDATE containers SET boot_id = 'before' WHERE boot_id IS NOT NULL")
-    store.execute("UPDATE pods SET shim_boot_id = 'before' WHERE shim_boot_id IS NOT NULL")
-    store.execute("UPDATE meta SET value = 'before' WHERE key = 'boot_id'")
-    store.close()
+    boot.another(one.root)
 
 
 @pytest.mark.parametrize("network", [pb.NODE, pb.POD])

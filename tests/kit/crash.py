@@ -1,5 +1,6 @@
 """Crash points: stop a process at one, kill whom you like, let the rest go on, and see whether it all comes right."""
 
+import contextlib
 import json
 import os
 import re
@@ -108,7 +109,8 @@ class Inject:
         if victim == "both" and not shims:
             victims = []
         for one in victims:
-            os.kill(one, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(one, signal.SIGKILL)
         if pid not in victims:
             os.kill(pid, signal.SIGCONT)
         if node.process.pid in victims:

@@ -17,22 +17,33 @@ _MAKE: Final = {
 KINDS: Final = tuple(sorted(_MAKE))
 
 
-@contextlib.contextmanager
-def small(kind: str, directory: Path, size: int = 0, *options: str) -> Iterator[Path]:
-    """A filesystem of its own, mounted below `directory`; by default with nothing set aside for root."""
+def device(kind: str, directory: Path, size: int = 0, *options: str) -> Path:
+    """A file with a filesystem in it; by default with nothing set aside for root."""
     usual, command = _MAKE[kind]
-    size, command = max(size, usual), [*command, *options]
-    image, place = directory / "disk", directory / "mounted"
+    image = directory / "disk"
     with image.open("wb") as file:
-        file.truncate(size)
-    place.mkdir()
-    subprocess.run([*command, str(image)], check=True, capture_output=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+        file.truncate(max(size, usual))
+    subprocess.run([*command, *options, str(image)], check=True, capture_output=True)
+    return image
+
+
+@contextlib.contextmanager
+def mounted(image: Path, place: Path, *options: str) -> Iterator[Path]:
+    """What is in such a file, seen at `place`."""
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-o", ",".join(("loop", *options)), str(image), str(place)], check=True)
     try:
         yield place
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)  # a test that failed may have files open
         _await_release(image)
+
+
+@contextlib.contextmanager
+def small(kind: str, directory: Path, size: int = 0, *options: str) -> Iterator[Path]:
+    """A filesystem of its own, mounted below `directory`."""
+    with mounted(device(kind, directory, size, *options), directory / "mounted") as place:
+        yield place
 
 
 def _await_release(image: Path, seconds: float = 10.0) -> None:
