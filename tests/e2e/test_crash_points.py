@@ -460,8 +460,7 @@ def cut(stage: Stage, combination: Combination, baseline: set[str]) -> bool:
     stage.clear()
     invariants.check(node)
     assert not stage.leftovers(), f"left over: {stage.leftovers()}"
-    more = crash.paths(node) - baseline
-    assert not more, f"left on disk: {sorted(more)}"
+    crash.nothing_more_on_disk(node, baseline)
     return struck
 
 

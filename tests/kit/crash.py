@@ -163,6 +163,14 @@ def paths(node: Node) -> set[str]:
     return found
 
 
+def nothing_more_on_disk(node: Node, than: set[str]) -> None:
+    """Wait until it is so: a keeper that takes the place of one that was killed rehearses first."""
+    try:
+        until(lambda: paths(node) <= than, "nothing to be left on disk", 10)
+    except AssertionError:
+        raise AssertionError(f"left on disk: {sorted(paths(node) - than)}") from None
+
+
 def at_rest(node: Node) -> None:
     """Wait until what is said is true."""
     try:
