@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -38,10 +39,10 @@ class Cramped:
 
 
 @contextlib.contextmanager
-def cramped(kind: str, how: str, directory: Path, inodes: int = 2048) -> Iterator[Cramped]:
+def cramped(kind: str, how: str, directory: Path, inodes: int = 2048, **settings: Any) -> Iterator[Cramped]:
     options = (*ROOTS_SHARE, "-N", str(inodes)) if kind == "ext4" else ()
     with disk.small(kind, directory, SIZE, *options) as root, disk.volatile(directory) as state:
-        life = Node(min_free_bytes=1 << 20, min_free_inodes=16)
+        life = Node(min_free_bytes=1 << 20, min_free_inodes=16, **settings)
         life.root, life.state, life.socket = root, state, state / "holdfast.sock"
         fill = disk.fill_inodes if how == "inodes" else disk.fill
         full = [root, state] if how == "state" else [root]
@@ -142,6 +143,37 @@ def test_f01_the_published_plan(place: Cramped) -> None:
     life.remove_pod(pod)
     assert life.containers() == [] and life.pods() == []
     assert not life.leftovers()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_f01_without_a_reserve_what_is_known_waits_for_room(kind: str, tmp_path: Path) -> None:
+    """What has been found out is shown, whether or not it can be written; its witnesses are kept until it is."""
+    with cramped(kind, "blocks", tmp_path, reserve_bytes=0) as one:
+        life = one.node
+        pod = life.run_pod()
+        go = life.base / "go"
+        go.mkdir()
+        os.mkfifo(go / "fifo")
+        mounts = [pb.Mount(container_path="/go", host_path=str(go))]
+        ids = [life.run(pod, UNTIL_TOLD.format(n + 1), f"c{n}", mounts=mounts) for n in range(40)]
+        other = life.run(pod, EXIT_42, "other")
+        one.fill()
+        with open(go / "fifo", "wb"):
+            pass
+        codes = [life.exited(container_id).exit_code for container_id in ids]
+        assert codes == list(range(1, 41))
+        assert not conditions(life)["StorageHealthy"].status
+        life.stop_container(other, 10)
+        for _ in range(2):
+            life.restart()
+            assert [life.exited(container_id).exit_code for container_id in ids] == codes
+            assert life.exited(other).exit_code == 42
+        one.free()
+        until(lambda: conditions(life)["StorageHealthy"].status, "everything to be written")
+        life.restart()
+        assert [life.status(container_id).exit_code for container_id in ids] == codes
+        assert life.exited(life.run(pod, "exit 3", "late")).exit_code == 3
+        life.remove_pod(pod)
 
 
 def conditions(life: Node) -> dict[str, pb.RuntimeCondition]:

@@ -237,7 +237,8 @@ class Node:
 
     def leftovers(self) -> list[str]:
         """What belongs to no row, when there are no pods: everything but the image."""
-        left = [f"mount {entry.target}" for entry in mount.mountinfo() if str(self.base) in entry.target]
+        mounts = {entry.target for entry in mount.mountinfo()} - {str(self.root), str(self.state)}
+        left = [f"mount {target}" for target in sorted(mounts) if str(self.base) in target]
         left += [f"shim {worker.id}" for worker in keeper.workers(self.state) if worker.kind == "shim"]
         left += [f"cgroup {name}" for name in cgroup.children(self.cgroup)]
         for directory in ("pods", *(f"oci/{name}" for name in ("crun", "runc"))):
@@ -247,8 +248,8 @@ class Node:
             left += [f"ingest/{name}" for name in os.listdir(self.root / "ingest")]
         return left
 
-    def purge(self) -> None:
-        """Remove everything, however the test has left it."""
+    def empty(self) -> list[str]:
+        """Remove everything but what is on disk, however the test has left it. Returns what is left behind."""
         if self.process is None or self.process.poll() is not None:
             self.start()
         for pod in self.pods():
@@ -258,6 +259,11 @@ class Node:
         keeper.shut_down(self.state)
         until(lambda: not keeper.workers(self.state), "the keeper to end")
         until(lambda: not list(self.state.glob("keeper*.sock")), "the keeper to end")
+        return left
+
+    def purge(self) -> None:
+        """Remove everything, however the test has left it."""
+        left = self.empty()
         shutil.rmtree(self.base)  # noqa: TID251  (nothing is mounted below it any more, see above)
         assert not left, f"left behind: {left}"
 

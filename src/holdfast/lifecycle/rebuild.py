@@ -60,7 +60,7 @@ async def rebuild(store: Store, copies: Copies, snapshots: Path, *, only_look: b
         rebuilt.missing = missing(tx, {copy.id for copy in found}, generation)
         return rebuilt
 
-    rebuilt = await store.write(change)
+    rebuilt = await store.mend(change)
     told = [*told, *rebuilt.told, *rebuilt.gone]
     for line in told:
         log.error("%s", line)

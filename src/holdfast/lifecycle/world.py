@@ -124,7 +124,7 @@ class World:
             pods, containers = load_rows(tx)
             return pods, containers, rows.load_intents(tx), frozenset(key for _, key, _ in rows.quarantined(tx))
 
-        pods, containers, intents, self.unreadable = await self._store.write(load)
+        pods, containers, intents, self.unreadable = await self._store.mend(load)
         self.clock.not_before(int(await self._store.read(lambda tx: rows.get_meta(tx, CLOCK)) or 0))
         await self._number_events()
         for pod_meta, pod_status in pods:

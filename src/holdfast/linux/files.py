@@ -176,8 +176,16 @@ def fifo(path: Path_, mode: int = 0o600) -> None:
 
 
 def lock(path: Path_) -> int:
-    """Lock a file for the life of the descriptor that is returned. Raises BlockingIOError when somebody has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Lock a file for the life of the descriptor that is returned. Raises BlockingIOError when somebody has it.
+
+    On a filesystem that is read-only it has to be there already.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -107,7 +107,8 @@ class Copies:
         for path in sorted(self._directory.iterdir()):
             if not is_id(path.name):
                 if not only_look:
-                    files.unlink(path)  # a copy that was being written
+                    with contextlib.suppress(OSError):
+                        files.unlink(path)  # a copy that was being written
                 continue
             try:
                 found.append(decode(path.name, files.read_bounded(path, COPY_BYTES)))

@@ -1,4 +1,7 @@
-"""A copy of the store to look into while nobody runs it: the original is neither locked nor written to."""
+"""A copy of the store, to look into while nobody runs it, or to work from while its disk takes nothing.
+
+The original is neither locked nor written to.
+"""
 
 import contextlib
 import os
@@ -7,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+import apsw
 
 from holdfast.model.errors import NotFound, Unavailable
 
@@ -31,6 +36,19 @@ def copied(path: Path) -> Iterator[Path]:
         else:
             raise Unavailable(f"cannot read {path}: somebody is writing to it")
         yield copy
+
+
+def in_memory(path: Path) -> apsw.Connection:
+    """The database with its log as one that lives in memory only. Raises NotFound, Unavailable, OSError, apsw.Error."""
+    memory = apsw.Connection(":memory:")
+    with copied(path) as copy:
+        source = apsw.Connection(str(copy))
+        try:
+            with memory.backup("main", source, "main") as backup:
+                backup.step(-1)
+        finally:
+            source.close()
+    return memory
 
 
 def _versions(path: Path) -> dict[Path, tuple[int, int, int]]:

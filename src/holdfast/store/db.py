@@ -4,6 +4,10 @@ Everything queued while a commit is under way goes into the next one together, e
 so that one that fails takes nobody else's back. A caller is answered after COMMIT, with `synchronous=FULL`.
 
 The connection locks the file exclusively, which also means that no shared-memory file is needed.
+
+While the file's disk cannot be written to at the start, the store is a copy of it in memory: it is read from there, and
+changes are refused, but for what reading needs (`mend`). The file is opened as soon as that is possible, and opened
+anew when it is on another filesystem than before: one that was repaired and mounted again.
 """
 
 import asyncio
@@ -20,9 +24,11 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
+from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, FailedPrecondition, HoldfastError, ResourceExhausted, Unavailable
 from holdfast.store import salvage
+from holdfast.store.copy import in_memory
 from holdfast.store.migrations import MIGRATIONS
 from holdfast.store.reserve import RESERVE_BYTES, Reserve, ReserveState
 from holdfast.store.space import NO_SPACE, wanting
@@ -73,10 +79,13 @@ class Store:
         self._path = path
         self._connection = connection
         self._reserve = reserve
+        self._file = _identity(path) if connection.filename else None  # None while it is a copy in memory
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self.salvaged = salvage.told(connection)  # what was wrong with the store, if it was salvaged
-        self.generation = _generation(connection)  # number of the last commit that is known to be on disk
+        self.generation = self._on_disk = _generation(
+            connection
+        )  # number of the last commit that is known to be on disk
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -100,6 +109,11 @@ class Store:
             return cls._open(path, reserve_bytes)
         except Damaged as exc:
             damage = exc
+        except (Unavailable, ResourceExhausted) as exc:
+            if not path.exists() or _takes(path.parent):
+                raise
+            log.error("%s; until it can be, nothing is recorded", exc)
+            return cls(path, _copy(path), Reserve(path, reserve_bytes))
         try:
             salvage.salvage(path, str(damage))
         except OSError as exc:
@@ -138,6 +152,10 @@ class Store:
         before the caller is answered, in the order of the commits. What it cannot do is logged and nobody's trouble.
         """
         return await self._submit(change, transactional=True, then=then)
+
+    async def mend(self, change: Callable[[apsw.Connection], T]) -> T:
+        """As `write`, for what reading depends on: while the file cannot be written, in the copy only."""
+        return await self._submit(change, transactional=self._file is not None)
 
     async def read(self, query: Callable[[apsw.Connection], T]) -> T:
         """Run `query` on the same connection, outside of any transaction."""
@@ -206,9 +224,13 @@ class Store:
         self._connection.close()
 
     def _commit(self, changes: list[_Job]) -> None:
-        """All of them, or none; once more when that failed for want of space and the ballast could be given back."""
+        """All of them, or none; once more when that failed and the ballast could be given back, or the file is there
+        again.
+        """
         failure = self._try_commit(changes)
         if isinstance(failure, ResourceExhausted) and self._reserve.give_back():
+            failure = self._try_commit(changes)
+        if isinstance(failure, Unavailable) and self._open_again():
             failure = self._try_commit(changes)
         for job in changes:
             job.error = job.error or failure
@@ -221,6 +243,8 @@ class Store:
     def _try_commit(self, changes: list[_Job]) -> HoldfastError | None:
         if not changes:
             return None
+        if self._file is None:
+            return Unavailable(f"cannot write {self._path}: the filesystem of {self._path.parent} is read-only")
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
@@ -234,6 +258,7 @@ class Store:
             crashpoint("store.commit")
             execute("COMMIT")
             self.generation += 1
+            self._on_disk = self.generation
             crashpoint("store.committed")
         except apsw.Error as exc:
             failure = _translate(exc, self._path, self._connection.system_errno)
@@ -241,6 +266,27 @@ class Store:
                 execute("ROLLBACK")
             return failure
         return None
+
+    def _open_again(self) -> bool:
+        """Work with the file again if it can be written to and is another one than before, of the same store."""
+        try:
+            if _identity(self._path) == self._file:
+                return False
+            files.probe_write(self._path.parent)
+            connection = _connect(self._path)
+        except (OSError, apsw.Error) as exc:
+            log.debug("%s cannot be opened again yet: %s", self._path, exc)
+            return False
+        found = _generation(connection)
+        if found != self._on_disk:
+            log.error("%s is another store (commit %d, not %d): it is left alone", self._path, found, self._on_disk)
+            connection.close()
+            return False
+        with contextlib.suppress(apsw.Error):  # of a file on a disk that is gone
+            self._connection.close()
+        self._connection, self._file = connection, _identity(self._path)
+        log.warning("%s is worked with again", self._path)
+        return True
 
     def _run(self, job: _Job) -> None:
         """Run one job and keep its outcome. A change raises an error of the storage: it concerns the whole batch."""
@@ -255,6 +301,36 @@ class Store:
             job.error = FailedPrecondition(f"cannot change {self._path}: {exc}")
         except Exception as exc:
             job.error = exc
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _takes(directory: Path) -> bool:
+    """Whether anything can be written there."""
+    try:
+        files.probe_write(directory)
+    except OSError:
+        return False
+    return True
+
+
+def _copy(path: Path) -> apsw.Connection:
+    """Raises Damaged, Unavailable."""
+    try:
+        connection = in_memory(path)
+        connection.execute("PRAGMA foreign_keys = ON")
+        _check(connection)
+    except apsw.Error as exc:
+        raise _translate(exc, path, 0) from exc
+    except OSError as exc:
+        raise Unavailable(f"cannot read {path}: {exc}") from exc
+    return connection
 
 
 def _connect(path: Path) -> apsw.Connection:
