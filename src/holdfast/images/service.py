@@ -222,6 +222,8 @@ class Images:
         self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
         self._leftovers = True
         await self.collect()
+        if self._copies.undropped:
+            self._snapshots.unfinished.set()
 
     async def collect(self, *, asked: bool = False) -> list[str]:
         """Remove layers that no image has and nothing stands on, and blobs of pulls that failed long ago.
@@ -259,7 +261,11 @@ class Images:
             wait = min(wait * 2, RETRY_LONGEST) if self._snapshots.unfinished.is_set() else RETRY_FIRST
 
     def _tidy(self) -> None:
-        if not self._content.finish_deletions():
+        try:
+            self._copies.finish()
+        except OSError as exc:
+            log.warning("a copy is left for later: %s", exc)
+        if not self._content.finish_deletions() or self._copies.undropped:
             self._snapshots.unfinished.set()
 
     async def _collect_blobs(self) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 import apsw
 
 from holdfast.lifecycle.events import Events, Kind
+from holdfast.lifecycle.tasks import in_thread
 from holdfast.model.clock import Clock
 from holdfast.model.errors import Damaged, HoldfastError, NotFound, ResourceExhausted, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
@@ -247,14 +248,17 @@ class World:
             self._write_later(container, end, exc)
 
     async def catch_up(self) -> None:
-        """Write what is known and could not be written, as soon as that is possible. Never ends."""
+        """Write what is known and could not be written, and delete the copies of what is gone, as soon as that is
+        possible. Never ends.
+        """
         wait = WRITE_FIRST
         while await self._behind.wait():
             await asyncio.sleep(wait)
             try:
                 for object_id in list(self._unwritten):
                     await self._write(object_id)
-            except HoldfastError as exc:
+                await in_thread(self._copies.finish)
+            except (HoldfastError, OSError) as exc:
                 wait = min(wait * 2, WRITE_LONGEST)
                 log.debug("what is known of %d objects cannot be written yet: %s", len(self._unwritten), exc)
                 continue
@@ -308,8 +312,7 @@ class World:
     async def delete_pod(self, pod: Pod) -> None:
         """Forget a pod of which nothing is left. Its row, name and intents go at once."""
         id = pod.meta.id
-        delete = self._forget(lambda tx: rows.delete_pod(tx, id))
-        await self._store.write(delete, lambda *_: self._copies.drop(id))
+        await self._forget(id, lambda tx: rows.delete_pod(tx, id))
         pod.gone.set()
         if self.pods.pop(pod.meta.id, None) and pod.acknowledged:
             self._events.add(Kind.DELETED, pod)
@@ -317,16 +320,14 @@ class World:
     async def delete_container(self, container: Container) -> None:
         """Forget a container of which nothing is left. Its row, name and intents go at once."""
         id = container.meta.id
-        await self._store.write(
-            self._forget(lambda tx: rows.delete_container(tx, id)), lambda *_: self._copies.drop(id)
-        )
+        await self._forget(id, lambda tx: rows.delete_container(tx, id))
         container.gone.set()
         there = self.containers.pop(container.meta.id, None)
         container.pod.containers.pop(container.meta.id, None)
         if there and container.acknowledged:
             self._events.add(Kind.DELETED, container.pod, container)
 
-    def _forget(self, delete: Callable[[apsw.Connection], None]) -> Callable[[apsw.Connection], None]:
+    async def _forget(self, id: str, delete: Callable[[apsw.Connection], None]) -> None:
         """A row that goes takes its times with it: how far the clock had come by then is kept."""
         last = str(self.clock.last)
 
@@ -334,7 +335,9 @@ class World:
             delete(tx)
             rows.set_meta(tx, CLOCK, last)
 
-        return change
+        await self._store.write(change, lambda *_: self._copies.drop(id))
+        if self._copies.undropped:
+            self._behind.set()
 
     def _show_pod(self, pod: Pod, status: PodStatus) -> None:
         before, pod.status = pod.state, status

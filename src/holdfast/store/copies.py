@@ -82,6 +82,7 @@ class Copies:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self.undropped: set[str] = set()
 
     def keep(self, copy: Copy) -> None:
         """Write a copy, or write it anew. Raises OSError."""
@@ -89,9 +90,16 @@ class Copies:
         crashpoint("copies.kept")
 
     def drop(self, id: str) -> None:
-        """Delete a copy. Idempotent. Raises OSError."""
+        """Delete a copy; one that cannot be deleted now is left to `finish`. Idempotent. Raises OSError."""
+        self.undropped.add(id)
         files.unlink(self._directory / id)
+        self.undropped.discard(id)
         crashpoint("copies.dropped")
+
+    def finish(self) -> None:
+        """Delete what could not be deleted. Raises OSError."""
+        for id in list(self.undropped):
+            self.drop(id)
 
     def load(self, *, only_look: bool = False) -> tuple[list[Copy], list[str]]:
         """Every copy, and what there is to say about those that cannot be read, which go to quarantine.
