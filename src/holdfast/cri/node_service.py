@@ -51,7 +51,7 @@ class NodeService(NodeServicer):
 
     async def ImportImage(self, request: AsyncIterator[pb.ImportChunk], context: Any) -> AsyncIterator[pb.Progress]:
         """Take an archive in chunks, then import it; the upload is gone afterwards, whatever came of it."""
-        with self._images.upload() as upload:
+        async with self._images.upload() as upload:
             with await in_thread(open, upload, "xb", opener=_private) as file:
                 async for chunk in request:
                     await in_thread(file.write, chunk.data)

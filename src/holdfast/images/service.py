@@ -10,7 +10,7 @@ import contextlib
 import functools
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -159,15 +159,19 @@ class Images:
         """Blobs of pulls that failed and that nobody has tried again for long; `known` are those that have a row."""
         return self._content.older_than(LEFTOVER_SECONDS) - known
 
-    @contextlib.contextmanager
-    def upload(self) -> Iterator[Path]:
+    @contextlib.asynccontextmanager
+    async def upload(self) -> AsyncIterator[Path]:
         """A place for an archive that is coming in; gone at the end, whatever came of it. Raises ResourceExhausted."""
-        require(self._root, self._minimum, "import an image")
+        await self._require("import an image")
         try:
             with named(self._root, "import an image"), self._content.transfer("upload-") as upload:
                 yield upload
         finally:
             self._tidy()
+
+    async def _require(self, what: str) -> None:
+        """Raise ResourceExhausted when there is too little room. A disk that hangs holds up nobody else."""
+        await asyncio.to_thread(require, self._root, self._minimum, what)
 
     def all(self) -> list[Image]:
         return sorted(self._images.values(), key=lambda image: image.tags or (image.id,))
@@ -187,7 +191,7 @@ class Images:
         Raises InvalidArgument, NotFound, Unavailable, and ResourceExhausted when the disk has no room.
         """
         ref = reference.parse(wanted)
-        require(self._root, self._minimum, f"pull {ref}")
+        await self._require(f"pull {ref}")
         key = (str(ref), *_identity(auth))
         pull = self._pulls.get(key)
         if pull is None or not pull.wanted:
@@ -201,7 +205,7 @@ class Images:
 
     async def import_archive(self, path: Path, progress: Progress = _silent) -> list[Image]:
         """Take in every image of an archive file. Raises InvalidArgument for one that is none."""
-        require(self._root, self._minimum, "import an image")
+        await self._require("import an image")
         async with self._arrival():
             found = await archive.load(path, self._content, progress)
             references = [[reference.parse(name) for name in one.names] for one in found]
