@@ -104,6 +104,7 @@ class Daemon:
             log.info("serving %s", config.socket)
             self._background.start("recovery", recovery.run())
             self._background.start("deletions", images.finish_deletions())
+            self._background.start("mend images", images.mend())
             self._background.start("keeper watch", self._watch_keeper(keeper, recovery.living_pods))
             await self._stop.wait()
             log.info("stopping; containers run on")

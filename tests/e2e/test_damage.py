@@ -1,6 +1,7 @@
 """F20, F23: a store that is damaged or lost is set aside by renaming, never wiped; what it knew is brought back from
 other witnesses; and nothing that runs is harmed."""
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 import apsw
 import grpc
 import pytest
+from image import build_busybox_image
+from kit import images
 from kit.invariants import check
 from kit.node import Node, node, until
 
@@ -130,9 +133,10 @@ def test_f23_an_image_that_has_lost_a_layer_is_not_there_until_it_comes_in_again
             entry.rename(one.base / "was" / entry.name)
         if how == "missing":
             files.remove_tree(layer)
+        files.remove_tree(one.root / "content" / "sha256")
         one.start()
         recovered(one)
-        assert any("has lost a layer and has to be pulled again" in line for line in problems(one))
+        assert any("has lost a layer" in line for line in problems(one))
         assert not one.images("ListImages", pb.ListImagesRequest()).images
         assert one.status(running).state == RUNNING
         assert one.pid(running) == pid
@@ -143,4 +147,59 @@ def test_f23_an_image_that_has_lost_a_layer_is_not_there_until_it_comes_in_again
         assert one.images("ListImages", pb.ListImagesRequest()).images
         assert one.exited(one.run(pod_id, "exit 3", "again")).exit_code == 3
         one.remove_pod(pod_id)
+        check(one, 10)
+
+
+def _lost(layer: Path) -> None:
+    files.remove_tree(layer)
+
+
+def _shortened(layer: Path) -> None:
+    os.truncate(layer / "fs" / "deep" / "long", 0)
+
+
+def _incomplete(layer: Path) -> None:
+    (layer / "fs" / "deep" / "short").unlink()
+
+
+def tags(one: Node) -> list[str]:
+    return [tag for image in one.images("ListImages", pb.ListImagesRequest()).images for tag in image.repo_tags]
+
+
+@pytest.mark.parametrize("with_blobs", [True, False])
+@pytest.mark.parametrize("damage", [_lost, _shortened, _incomplete])
+def test_f03_a_damaged_layer_is_unpacked_again_and_never_used(damage: Callable[[Path], None], with_blobs: bool) -> None:
+    """From its blob by itself, or else when the image comes in again; what runs on it runs on."""
+    entries = [images.entry("deep/long", b"l" * 500_000), images.entry("deep/short", b"s")]
+    read = "wc -c < /deep/long; wc -c < /deep/short"
+    with node() as one:
+        extra = gzip.compress(images.tar(entries), mtime=0)
+        archive = build_busybox_image(one.base, "test/layered:1", extra_layer=extra)
+        one.import_image(archive)
+        pod = one.run_pod()
+        running = one.run(pod, "sleep 1000", "running", image="test/layered:1")
+        pid = one.pid(running)
+        one.kill()
+        (layer,) = (place for place in (one.root / "snapshots").glob("*") if (place / "fs" / "deep").is_dir())
+        damage(layer)
+        if not with_blobs:
+            files.remove_tree(one.root / "content" / "sha256")
+        one.start()
+        recovered(one)
+        if not with_blobs:
+            with pytest.raises(grpc.RpcError, match="pull it again|not on this node"):
+                one.run(pod, read, "early", image="test/layered:1")
+            assert "docker.io/test/layered:1" not in tags(one)
+            one.import_image(archive)
+            one.busybox()
+        until(lambda: "docker.io/test/layered:1" in tags(one), "the image")
+        reader = one.run(pod, read, "reader", image="test/layered:1")
+        assert one.exited(reader).exit_code == 0
+        lines = one.container_log(reader).decode().splitlines()
+        assert [line.split(" ", 3)[3] for line in lines] == ["500000", "1"]
+        assert one.pid(running) == pid
+        assert one.exec(running, ["true"]).exit_code == 0
+        aside = list((one.root / "quarantine").glob(f"{layer.name}-*")) if damage is not _lost else []
+        assert len(aside) == (damage is not _lost)
+        one.remove_pod(pod)
         check(one, 10)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.images import archive, reference, registry
+from holdfast.images import archive, manifest, reference, registry
 from holdfast.images.content import Content
 from holdfast.images.manifest import Manifest
 from holdfast.linux.inject import crashpoint
@@ -126,7 +126,7 @@ class Images:
     async def load(self) -> list[str]:
         """Read the rows. What no row refers to is left to `collect`. Returns what there is to say.
 
-        An image that has lost something is not there, so it is pulled again; until then its layers are kept.
+        An image that has lost something is not there, until `mend` or a pull brings it back; its layers are kept.
         """
         self._content.prepare()
         told = []
@@ -142,7 +142,7 @@ class Images:
             if all(map(self._snapshots.is_committed, chain_ids(image.diff_ids))):
                 self._remember(row)
             else:
-                told.append(f"image {row.id} ({', '.join(row.names)}) has lost a layer and has to be pulled again")
+                told.append(f"image {row.id} ({', '.join(row.names)}) has lost a layer")
                 self._incomplete[row.id] = image
         return told
 
@@ -184,6 +184,51 @@ class Images:
         if found is None:
             raise NotFound(f"cannot find image {wanted!r}: it is not on this node")
         return found
+
+    async def whole(self, wanted: str) -> Image:
+        """As find, and its layers are as they were unpacked: a damaged one is unpacked again from its blob.
+
+        Raises NotFound, Damaged when that cannot be done, so the image is not here until it is pulled again.
+        """
+        image = self.find(wanted)
+        if await self._snapshots.lost_below(self.snapshot_name(image)) is not None:
+            try:
+                await self._mend(image)
+            except (HoldfastError, OSError) as exc:
+                self._images.pop(image.id, None)
+                self._incomplete[image.id] = image
+                raise Damaged(f"cannot use image {wanted!r}: it is damaged; pull it again: {exc}") from exc
+        return image
+
+    async def mend(self) -> None:
+        """Bring back the images that have lost a layer and nothing else, each from its blobs."""
+        for row in await self._store.read(rows.load_images):
+            if (image := self._incomplete.get(row.id)) is None:
+                continue
+            try:
+                await self._mend(image)
+            except (HoldfastError, OSError) as exc:
+                log.error("image %s has to be pulled again: %s", ", ".join(row.names) or row.id, exc)
+            else:
+                self._remember(row)
+
+    async def _mend(self, image: Image) -> None:
+        """Unpack what is lost once more. Raises NotFound without a manifest, OSError without a blob, Damaged."""
+        async with self._arrival():
+            blobs = await self._store.read(lambda tx: rows.blobs_of(tx, image.id))
+            await self._unpack_layers(image, self._manifest(image, blobs), _silent)
+        log.warning("damaged layers of image %s were unpacked again", image.id)
+
+    def _manifest(self, image: Image, blobs: dict[str, int]) -> Manifest:
+        """The one among its blobs that is for this config. Archives of `docker save` have none."""
+        for digest, size in blobs.items():
+            if size > manifest.LIMIT or not self._content.has(digest, size):
+                continue
+            with contextlib.suppress(InvalidArgument):
+                found = manifest.parse(self._content.read(digest, manifest.LIMIT))
+                if isinstance(found, Manifest) and found.config.digest == image.id:
+                    return found
+        raise NotFound(f"cannot find a manifest of image {image.id} among its blobs")
 
     async def pull(self, wanted: str, auth: registry.Credentials | None = None, progress: Progress = _silent) -> Image:
         """Bring an image here. The same pull asked for twice at once is done once, and ends when nobody waits for it.
@@ -364,11 +409,15 @@ class Images:
         for layer, diff_id, chain_id in zip(document.layers, image.diff_ids, chain_ids(image.diff_ids), strict=True):
             progress(layer.digest, "unpack", 0, layer.size)
             async with self._content.turn(f"unpack {chain_id}"):
-                if not self._snapshots.is_committed(chain_id):
+                if not await self._is_whole(chain_id):
                     async with self._slots:
                         await self._unpack_layer(layer.digest, diff_id, chain_id, parent)
             progress(layer.digest, "unpack", layer.size, layer.size)
             parent = chain_id
+
+    async def _is_whole(self, chain_id: str) -> bool:
+        """Whether this layer is here as it was unpacked; those below it were asked for before."""
+        return self._snapshots.is_committed(chain_id) and await self._snapshots.lost_below(chain_id) != chain_id
 
     async def _unpack_layer(self, digest: str, diff_id: str, chain_id: str, parent: str | None) -> None:
         key = f"{UNPACKING}{chain_id}"
@@ -381,7 +430,7 @@ class Images:
             if result.diff_id != diff_id:
                 raise InvalidArgument(f"cannot unpack layer {digest}: its diff id is {result.diff_id}, not {diff_id}")
             crashpoint("layer.unpacked")
-            await self._snapshots.commit(chain_id, key, result.bytes, result.inodes)
+            await self._snapshots.commit(chain_id, key, result.bytes, result.inodes, result.shape)
             crashpoint("layer.committed")
         except BaseException as exc:
             await self._snapshots.remove(key)

@@ -1,5 +1,6 @@
 """Containers: create, start, stop, remove, update. Intent first, then the act, then the result."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -105,7 +106,7 @@ class Containers:
         return await self._joins.once(key, config, lambda: self._create(pod, config), same)
 
     async def _create(self, pod: Pod, config: pb.ContainerConfig) -> Container:
-        image = self._images.find(config.image.image)
+        image = await self._images.whole(config.image.image)
         what, taken = f"create container {config.metadata.name}", (config.metadata.name, config.metadata.attempt)
         if all((one.meta.name, one.meta.attempt) != taken for one in pod.containers.values()):
             await self._storage.require(what)
@@ -257,6 +258,8 @@ class Containers:
         log_to = await self._prepare_log(container.meta.log_path)
         stdin = str(bundle / "stdin") if container.config.stdin else ""
         task = await self._shims.task(container.pod.meta.id)
+        with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there all the same
+            await self._images.whole(container.meta.image_id)
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
         make = functools.partial(
             task.create,

@@ -14,11 +14,15 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class UnpackResult:
-    """What unpacking a layer gave: the digest of its uncompressed tar, and what it takes on disk."""
+    """What unpacking a layer gave: the digest of its uncompressed tar, what it takes on disk, and its shape.
+
+    The shape is as linux.tree has it, or "" from a worker of a release that did not tell.
+    """
 
     diff_id: str
     bytes: int
     inodes: int
+    shape: str = ""
 
 
 @dataclass(frozen=True, slots=True)

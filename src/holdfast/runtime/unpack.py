@@ -67,4 +67,4 @@ def _result(said: bytes, blob: Path) -> UnpackResult:
         raise InvalidArgument(f"cannot unpack layer {blob.name}: {message['message']}")
     if "error" in message:
         raise OSError(message["errno"], message["message"])
-    return UnpackResult(message["diff_id"], message["bytes"], message["inodes"])
+    return UnpackResult(message["diff_id"], message["bytes"], message["inodes"], message.get("shape", ""))

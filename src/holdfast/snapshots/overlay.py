@@ -3,11 +3,13 @@
     snapshots/<n>/fs     the layer itself, overlayfs's upper or lower directory
     snapshots/<n>/work   overlayfs's own, for active snapshots
     snapshots/<n>/row    a copy of its row, see witness
+    snapshots/<n>/seal   of a committed layer: its shape as it was when all of it was on disk, see witness
 
 Directories have short numbers for names because mount(2) takes one page of options. A directory is made before its
 row and deleted after it: a crash leaves a directory to sweep, never a row without one. (After a power cut there may be
 a row without one: directories are not synced for each container. It had nothing in it that was on disk.) A committed
-layer whose content is gone is lost: nothing stands on it until its image was pulled again.
+layer whose content is gone, or has another shape than its seal says, is lost: nothing stands on it until it is unpacked
+again.
 
 What the process knows moves first, and without waiting, so that of two changes at once the later one sees the earlier.
 """
@@ -28,6 +30,7 @@ from holdfast.snapshots import witness
 from holdfast.store import images as rows
 from holdfast.store.db import Store
 from holdfast.store.images import SnapshotRow
+from holdfast.store.quarantine import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,8 @@ class Snapshots:
         self._rows: dict[str, SnapshotRow] = {}
         self._numbers = itertools.count(1)
         self._undeleted: set[Path] = set()
-        self._lost: set[str] = set()  # committed, and their content is gone
+        self._lost: set[str] = set()  # committed, and their content is gone or damaged
+        self._proofs: dict[int, asyncio.Future[bool]] = {}  # by directory: whether it is as its seal says
         self.unfinished = asyncio.Event()  # something could not be deleted, by us or by whoever shares our disk
 
     async def load(self) -> list[str]:
@@ -58,7 +62,7 @@ class Snapshots:
         told = []
         for row in self._rows.values():
             if row.kind == "committed" and self._is_lost(row):
-                told.append(f"the content of layer {row.key} is lost: its image has to be pulled again")
+                told.append(f"the content of layer {row.key} is lost")
                 self._lost.add(row.key)
             elif row.kind != "committed" and row.directory not in set(taken):
                 told.append(f"directory of snapshot {row.key} was lost; it starts afresh")
@@ -97,14 +101,30 @@ class Snapshots:
         await self._make(key, "view", parent)
         return await self.mounts(key)
 
-    async def commit(self, name: str, key: str, size: int = 0, inodes: int = 0) -> None:
-        """Make an active snapshot immutable, under `name`. Its content must be on disk already.
+    async def lost_below(self, key: str | None) -> str | None:
+        """The topmost layer of a stack that is lost, if any. Each is held against its seal at its first use."""
+        while key is not None:
+            row = self._row(key)
+            if row.kind == "committed" and key not in self._lost and not await self._prove(row):
+                log.error("layer %s is not as it was when it was unpacked", key)
+                if self._rows.get(key) == row:
+                    self._lost.add(key)
+            if key in self._lost:
+                return key
+            key = row.parent
+        return None
 
-        It takes the place of one of that name whose content is lost.
+    async def commit(self, name: str, key: str, size: int = 0, inodes: int = 0, shape: str = "") -> None:
+        """Make an active snapshot immutable, under `name`. Its content, which has that shape, must be on disk already.
+
+        It takes the place of one of that name that is lost, which is set aside.
         """
         row = self._row(key)
         if row.kind != "active":
             raise FailedPrecondition(f"cannot commit snapshot {key}: it is {row.kind}")
+        await asyncio.to_thread(witness.seal_layer, self._place(row), shape)
+        self._proofs[row.directory] = asyncio.get_running_loop().create_future()
+        self._proofs[row.directory].set_result(True)
         before = self._rows.get(name)
         if before is not None and name not in self._lost:
             raise AlreadyExists(f"cannot commit snapshot {key}: {name} exists", name)
@@ -124,13 +144,13 @@ class Snapshots:
             raise
         if before is not None:
             self._lost.discard(name)
-            await self._delete(self._place(before))
+            await self._set_aside(self._place(before))
 
     async def mounts(self, key: str) -> list[Mount]:
         """How to see a snapshot; performed by whoever wants to."""
-        row = self._row(key)
-        if (lost := self._lost_below(key)) is not None:
+        if (lost := await self.lost_below(key)) is not None:
             raise FailedPrecondition(f"cannot mount snapshot {key}: layer {lost} is lost; pull the image again")
+        row = self._row(key)
         lowers = self.layers(row.parent)
         if row.kind == "committed":
             lowers = self.layers(key)
@@ -201,12 +221,12 @@ class Snapshots:
         return not self._undeleted
 
     async def _make(self, key: str, kind: str, parent: str | None) -> None:
+        if (lost := await self.lost_below(parent)) is not None:
+            raise FailedPrecondition(f"cannot make snapshot {key}: layer {lost} is lost; pull the image again")
         if key in self._rows:
             raise AlreadyExists(f"cannot make snapshot {key}: it exists", key)
         if parent is not None and self._row(parent).kind != "committed":
             raise FailedPrecondition(f"cannot make snapshot {key}: {parent} is not committed")
-        if (lost := self._lost_below(parent)) is not None:
-            raise FailedPrecondition(f"cannot make snapshot {key}: layer {lost} is lost; pull the image again")
         row = SnapshotRow(key, kind, parent, next(self._numbers))
         self._rows[key] = row
         try:
@@ -220,10 +240,14 @@ class Snapshots:
             await self._delete(self._place(row))
             raise
 
-    def _lost_below(self, key: str | None) -> str | None:
-        while key is not None and key not in self._lost:
-            key = self._row(key).parent
-        return key
+    async def _prove(self, row: SnapshotRow) -> bool:
+        """Once for each directory, whoever asks; in a thread, since a layer may have many files."""
+        proof = self._proofs.get(row.directory)
+        if proof is None:
+            look = asyncio.to_thread(witness.is_sealed, self._place(row))
+            proof = asyncio.get_running_loop().create_task(look, name=f"prove layer {row.key}")
+            self._proofs[row.directory] = proof
+        return await asyncio.shield(proof)
 
     def _make_directories(self, row: SnapshotRow) -> None:
         """The root directory is as the parent has it: overlayfs shows the attributes of the topmost."""
@@ -235,6 +259,15 @@ class Snapshots:
         os.chown(place / "fs", like.st_uid, like.st_gid)
         os.chmod(place / "fs", stat.S_IMODE(like.st_mode) if row.parent is not None else 0o755)
         witness.write(place, row)
+
+    async def _set_aside(self, place: Path) -> None:
+        """By renaming: a container that runs on it runs on."""
+        try:
+            await asyncio.to_thread(set_aside, self._directory.parent, place, "its layer is damaged")
+        except FileNotFoundError:
+            return
+        except OSError as exc:  # the sweep finds it: it has no row any more
+            log.warning("cannot set %s aside: %s", place, exc)
 
     async def _delete(self, place: Path) -> bool:
         """Delete a directory, in a thread: there may be a lot in it. What cannot be deleted now is tried again."""

@@ -1,4 +1,8 @@
-"""What each snapshot's directory says of itself, in its file `row`: the witness for when the store lost its rows."""
+"""What each snapshot's directory says of itself, in files beside its content.
+
+`row` is the witness for when the store lost its rows. `seal` is the shape of a layer when all of it was on disk: the
+witness for when the disk has lost some of it.
+"""
 
 import logging
 import os
@@ -6,19 +10,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import files
+from holdfast.linux import files, tree
 from holdfast.store.copies import VERSION, seal, unseal
 from holdfast.store.images import SnapshotRow
 
 log = logging.getLogger(__name__)
 
 NAME: Final = "row"
+SEAL: Final = "seal"
 ROW_BYTES: Final = 64 * 1024
+SHAPE_CHARS: Final = 64
 
 
 def write(place: Path, row: SnapshotRow) -> None:
     """Raises OSError."""
     files.write_atomic(place / NAME, seal({"version": VERSION, **asdict(row)}), sync=False)
+
+
+def seal_layer(place: Path, shape: str) -> None:
+    """On disk on return. Raises OSError."""
+    if shape:
+        files.write_atomic(place / SEAL, shape.encode())
+
+
+def is_sealed(place: Path) -> bool:
+    """Whether a layer has the shape that it was sealed with, as far as anybody can tell.
+
+    One without a readable seal (of a release that made none, say) or that cannot be looked at is not called damaged.
+    """
+    try:
+        shape = files.read_bounded(place / SEAL, SHAPE_CHARS).decode()
+        return len(shape) != SHAPE_CHARS or tree.measure_at(place / "fs").shape == shape
+    except (OSError, ValueError) as exc:
+        if not isinstance(exc, FileNotFoundError):
+            log.warning("layer in %s cannot be held against its seal: %s", place, exc)
+        return True
 
 
 def mend(directory: Path, rows: list[SnapshotRow]) -> None:

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
-from holdfast.linux import files, mount, namespace, process
+from holdfast.linux import files, mount, namespace, process, tree
 from holdfast.linux.inject import crashpoint, fault
 from holdfast.model.spec import Mount
 from holdfast.workers.context import Context
@@ -336,7 +336,7 @@ def unpack(
     lowers: list[str],
     abandoned: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Lock in, extract, sync. Returns diff_id, bytes and inodes. Raises Hostile, OSError, Abandoned."""
+    """Lock in, extract, sync. Returns diff_id, bytes, inodes and shape. Raises Hostile, OSError, Abandoned."""
     import tarfile
 
     from holdfast.model.archive import BoundedHeader
@@ -364,21 +364,9 @@ def unpack(
     crashpoint("unpack.extracted")
     files.syncfs(target_fd)
     crashpoint("unpack.synced")
-    size, inodes = _usage(target_fd)
-    return {"diff_id": f"sha256:{stream.digest.hexdigest()}", "bytes": size, "inodes": inodes}
-
-
-def _usage(directory: int) -> tuple[int, int]:
-    """(bytes, inodes) of the layer's own files, walked by descriptor: the chroot hides its path."""
-    seen: set[int] = set()
-    size = 0
-    for _, names, others, fd in os.fwalk(".", dir_fd=directory, follow_symlinks=False):
-        for name in (*names, *others):
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if found.st_ino not in seen:
-                seen.add(found.st_ino)
-                size += found.st_blocks * 512
-    return size, len(seen)
+    found = tree.measure(target_fd)  # by descriptor: the chroot hides its path
+    diff_id = f"sha256:{stream.digest.hexdigest()}"
+    return {"diff_id": diff_id, "bytes": found.bytes, "inodes": found.inodes, "shape": found.shape}
 
 
 def _hung_up(connection: socket.socket) -> Callable[[], bool]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.linux import files
+from holdfast.linux.tree import measure_at
 from holdfast.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store.db import Store
@@ -214,7 +215,7 @@ async def test_a_lost_layer_is_replaced_when_it_comes_in_again(
     place = snapshots.place("a")
     files.remove_tree(place.parent if how == "missing" else place / "file")
     reloaded = Snapshots(store, tmp_path / "snapshots")
-    assert await reloaded.load() == ["the content of layer a is lost: its image has to be pulled again"]
+    assert await reloaded.load() == ["the content of layer a is lost"]
     assert not reloaded.is_committed("a")
     assert reloaded.is_committed("b")
     for use in (reloaded.mounts("c"), reloaded.prepare("d", "b"), reloaded.view("v", "a")):
@@ -227,3 +228,45 @@ async def test_a_lost_layer_is_replaced_when_it_comes_in_again(
     assert str(reloaded.place("a")) in mount.options[0]
     assert (reloaded.place("a") / "file").read_text() == "a"
     assert await reloaded.sweep() == []
+
+
+async def sealed(snapshots: Snapshots, name: str, parent: str | None = None) -> None:
+    key = f"unpack {name}"
+    await snapshots.prepare(key, parent)
+    (snapshots.place(key) / "file").write_text(name)
+    await snapshots.commit(name, key, 10, 2, measure_at(snapshots.place(key)).shape)
+
+
+async def test_a_layer_that_differs_from_its_seal_is_lost_and_set_aside_when_it_is_replaced(
+    snapshots: Snapshots, store: Store, tmp_path: Path
+) -> None:
+    await sealed(snapshots, "a")
+    await sealed(snapshots, "b", "a")
+    assert await snapshots.lost_below("b") is None
+    damaged = snapshots.place("a").parent
+    os.truncate(damaged / "fs" / "file", 0)
+    reloaded = await again(store, tmp_path)
+    with pytest.raises(FailedPrecondition, match="layer a is lost"):
+        await reloaded.prepare("c", "b")
+    assert await asyncio.gather(*(reloaded.lost_below("b") for _ in range(3))) == ["a"] * 3
+    assert not reloaded.is_committed("a")
+    await sealed(reloaded, "a")
+    assert await reloaded.lost_below("b") is None
+    assert (reloaded.place("a") / "file").read_text() == "a"
+    (aside,) = (tmp_path / "quarantine").iterdir()
+    assert aside.name.startswith(f"{damaged.name}-")
+    assert not damaged.exists()
+
+
+@pytest.mark.parametrize("seal", [None, "", "short"])
+async def test_a_layer_without_a_seal_is_taken_as_it_is(
+    snapshots: Snapshots, store: Store, tmp_path: Path, seal: str | None
+) -> None:
+    await sealed(snapshots, "a")
+    place = snapshots.place("a").parent / "seal"
+    if seal is None:
+        place.unlink()
+    else:
+        place.write_text(seal)
+    os.truncate(snapshots.place("a") / "file", 0)
+    assert await (await again(store, tmp_path)).lost_below("a") is None
