@@ -186,6 +186,19 @@ def lock(path: Path_) -> int:
     return descriptor
 
 
+def usage(directory: int) -> tuple[int, int]:
+    """(bytes, inodes) of what is below a directory, walked by descriptor: nobody needs to know its path."""
+    seen: set[int] = set()
+    size = 0
+    for _, names, others, fd in os.fwalk(".", dir_fd=directory, follow_symlinks=False):
+        for name in (*names, *others):
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if found.st_ino not in seen:
+                seen.add(found.st_ino)
+                size += found.st_blocks * 512
+    return size, len(seen)
+
+
 def remove_tree(path: Path_) -> None:
     """Delete a directory with all that is in it, or a file; never across a mount, never through a symlink. Idempotent.
 

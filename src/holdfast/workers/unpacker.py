@@ -364,21 +364,8 @@ def unpack(
     crashpoint("unpack.extracted")
     files.syncfs(target_fd)
     crashpoint("unpack.synced")
-    size, inodes = _usage(target_fd)
+    size, inodes = files.usage(target_fd)
     return {"diff_id": f"sha256:{stream.digest.hexdigest()}", "bytes": size, "inodes": inodes}
-
-
-def _usage(directory: int) -> tuple[int, int]:
-    """(bytes, inodes) of the layer's own files, walked by descriptor: the chroot hides its path."""
-    seen: set[int] = set()
-    size = 0
-    for _, names, others, fd in os.fwalk(".", dir_fd=directory, follow_symlinks=False):
-        for name in (*names, *others):
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if found.st_ino not in seen:
-                seen.add(found.st_ino)
-                size += found.st_blocks * 512
-    return size, len(seen)
 
 
 def _hung_up(connection: socket.socket) -> Callable[[], bool]:
