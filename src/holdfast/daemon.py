@@ -73,9 +73,10 @@ KEEPER_SECONDS: Final = 1.0  # between attempts to have one again
 
 
 class Daemon:
-    """One run of holdfastd."""
+    """One run of holdfastd. `files` is the limit on open files that whatever is not ours is to have."""
 
-    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, load: Callable[[], Config], files: int) -> None:
+        self._files = files
         self._config = config
         self._load = load
         self._stop = asyncio.Event()
@@ -124,7 +125,7 @@ class Daemon:
             mode,
             config.runtime_timeout,
         )
-        host = await in_thread(facts.detect)
+        host = await in_thread(facts.detect, self._files)
         network = LoopbackOnly()
         clock = Clock()
         events = Events(clock)
@@ -275,7 +276,7 @@ class Daemon:
         log.error("the keeper is gone; starting another one")
         while True:
             try:
-                await in_thread(keeper_client.ensure_running, self._config.state)
+                await in_thread(keeper_client.ensure_running, self._config.state, self._files)
                 await keeper.reconnect()
                 return
             except HoldfastError as exc:

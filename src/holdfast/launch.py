@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from holdfast import config as configuration
 from holdfast import logs
-from holdfast.linux import files, systemd
+from holdfast.linux import files, process, systemd
 from holdfast.model.errors import FailedPrecondition, HoldfastError
 from holdfast.runtime import keeper as keeper_client
 
@@ -29,11 +29,12 @@ def main(argv: list[str] | None = None) -> int:
             files.make_private(config.socket.parent)
         lock = take_lock(config.root)
         _leave_configuration(config)
-        keeper_client.ensure_running(config.state)
+        limit = process.raise_file_limit()  # a few descriptors for each container; not theirs
+        keeper_client.ensure_running(config.state, limit)
     except (HoldfastError, OSError) as exc:
         print(f"holdfastd: {exc}", file=sys.stderr)  # noqa: T201
         return 1
-    return _serve(config, load, lock)
+    return _serve(config, load, lock, limit)
 
 
 def _leave_configuration(config: configuration.Config) -> None:
@@ -57,14 +58,14 @@ def take_lock(root: Path) -> int:
     return lock
 
 
-def _serve(config: configuration.Config, load: Any, lock: int) -> int:
+def _serve(config: configuration.Config, load: Any, lock: int, limit: int) -> int:
     # Imported here: gRPC starts threads, and the keeper had to be started before any existed.
     import asyncio
 
     from holdfast.daemon import Daemon
 
     try:
-        asyncio.run(Daemon(config, load).run())
+        asyncio.run(Daemon(config, load, limit).run())
     except HoldfastError as exc:
         print(f"holdfastd: {exc}", file=sys.stderr)  # noqa: T201
         return 1

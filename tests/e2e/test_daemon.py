@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import apsw
 import pytest
-from kit.node import BIN, Node, node
+from kit.node import BIN, Node, node, until
 
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime import keeper
 
 
 def test_it_tells_the_service_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -100,3 +102,37 @@ def test_a_socket_elsewhere_leaves_that_directory_as_it_is(tmp_path: Path) -> No
     finally:
         one.socket = one.state / "holdfast.sock"
         one.purge()
+
+
+def file_limits(pid: int) -> tuple[int, int]:
+    return resource.prlimit(pid, resource.RLIMIT_NOFILE)
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_the_limit_on_open_files_is_raised_for_daemon_and_keeper_alone(runtime: str) -> None:
+    def look(pod: str) -> tuple[int, int]:
+        """In a container, at its start and when something is executed in it."""
+        container_id = one.run(pod, "ulimit -Sn; ulimit -Hn; sleep 1000")
+        until(lambda: len(one.container_log(container_id).split()) == 8, "its log")
+        said = [int(line.split()[3]) for line in one.container_log(container_id).splitlines()]
+        executed = one.exec(container_id, ["/bin/sh", "-c", "ulimit -Sn; ulimit -Hn"]).stdout.split()
+        assert said == list(map(int, executed))
+        return said[0], said[1]
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = (1000, before[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, low)
+    try:
+        with node(runtime) as one:
+            assert one.process is not None
+            assert file_limits(one.process.pid) == (low[1], low[1])
+            pod = one.run_pod()
+            shim = next(worker.pid for worker in keeper.workers(one.state) if worker.id == pod)
+            assert file_limits(shim) == low and look(pod) == low
+            found = keeper._ask(one.state / keeper.SOCKET, "hello")
+            assert found is not None and file_limits(found["pid"]) == (low[1], low[1])
+            os.kill(found["pid"], signal.SIGKILL)
+            until(lambda: (now := keeper._ask(one.state / keeper.SOCKET, "hello")) and now != found, "another keeper")
+            assert look(one.run_pod()) == low, "the daemon has started that keeper"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -1,6 +1,7 @@
 """F10, F11, F25: the exit of a container is exact, whoever was not there to see it."""
 
 import concurrent.futures
+import json
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+from kit.crash import recovered
 from kit.node import Node, node, until
 
 from holdfast.linux import process
@@ -25,6 +27,7 @@ EXITS: dict[str, tuple[int, str]] = {
     "OOM": (137, "OOMKilled"),
 }
 MEMORY = 32 << 20
+KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
 
 
 @pytest.fixture(scope="module", params=["crun", pytest.param("runc", marks=pytest.mark.soak)])
@@ -142,6 +145,54 @@ def test_f10_an_exit_is_exact(
     assert before <= status.finished_at <= after
     life.restart()
     assert life.status(victim.id) == status
+
+
+def nobody_left(life: Node, pod_id: str) -> None:
+    """SIGKILL daemon, keeper and shim: the container is an orphan of the machine's own init."""
+    life.kill()
+    found = keeper._ask(life.state / keeper.SOCKET, "hello")
+    shims = [worker.pid for worker in keeper.workers(life.state) if worker.id == pod_id]
+    assert found is not None and len(shims) == 1
+    for pid in (int(found["pid"]), *shims):
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: process.state(pid) in ("", "Z"), "its end")
+
+
+def stops(life: Node, container_id: str) -> list[dict[str, object]]:
+    shown = life.cli("events", "--since", "0", "--no-follow", "--output", "json").stdout
+    found = [json.loads(line) for line in shown.splitlines()]
+    return [one for one in found if (one.get("id"), one["kind"]) == (container_id, "stopped")]
+
+
+@pytest.mark.parametrize("how", ["exit 0", "exit 42", "SIGKILL"])
+def test_f10_an_exit_that_nobody_saw_is_told_once_as_lost(life: Node, pod: str, how: str) -> None:
+    victim = Victim(life, pod, how)
+    nobody_left(life, pod)
+    before, _ = victim.end()
+    life.start()
+    status = life.exited(victim.id)
+    assert (status.exit_code, status.reason) == (255, "ExitStatusLost")
+    assert "ended while neither its shim nor the keeper was there to see how" in status.message
+    assert before <= status.finished_at <= time.time_ns()
+    assert [(one["exit_code"], one["reason"]) for one in stops(life, victim.id)] == [(255, "ExitStatusLost")]
+    life.restart()
+    until(lambda: recovered(life), "recovery")
+    assert life.status(victim.id) == status
+    assert stops(life, victim.id) == []
+
+
+@pytest.mark.parametrize("how", EXITS)
+def test_f10_an_exit_after_all_had_died_is_exact(life: Node, pod: str, how: str) -> None:
+    """Nobody is its parent any more; a pidfd that was opened before tells the end all the same (Linux 6.15)."""
+    victim = Victim(life, pod, how)
+    nobody_left(life, pod)
+    life.start()
+    until(lambda: recovered(life), "recovery")
+    before, after = victim.end()
+    status = life.exited(victim.id)
+    exact = EXITS[how] if KERNEL >= (6, 15) else (255, "ExitStatusLost")
+    assert (status.exit_code, status.reason) == exact
+    assert before <= status.finished_at <= after + 10**9
 
 
 @pytest.mark.parametrize("shim", ["its shim", "the keeper"])

@@ -39,7 +39,9 @@ class Place:
     async def collect(self) -> None:
         """What recovery does with what a crash has left."""
         await self.images.collect()
-        await self.snapshots.sweep()
+        for name in os.listdir(self.root / "snapshots"):
+            if int(name) not in self.snapshots.directories:
+                files.remove_tree(self.root / "snapshots" / name)
 
     @contextlib.asynccontextmanager
     async def container(self, name: str, key: str = "container") -> AsyncIterator[Path]:
@@ -111,9 +113,9 @@ def _with_points(point: int) -> Callable[..., None]:
 
     write = Store.write
 
-    async def counted(self: Store, change: Any) -> Any:
+    async def counted(self: Store, *given: Any) -> Any:
         step()
-        result = await write(self, change)
+        result = await write(self, *given)
         step()
         return result
 

@@ -426,7 +426,7 @@ class Bundle:
         self.init = int(pidfile.read_text())
         started = process.start_time(self.init)
         assert started is not None
-        facts = {"cgroup": cgroup.of_process(self.init), "oom_kills": 0} | record
+        facts = {"cgroup": "/nowhere", "oom_kills": 0} | record
         self.write(InitRecord(pid=self.init, start_time=started, boot_id=process.boot_id(), **facts))
 
     def write(self, record: InitRecord) -> None:
@@ -445,6 +445,16 @@ class Bundle:
         return decode_exit(path.read_bytes())
 
 
+@pytest.fixture
+def alone() -> Iterator[str]:
+    """A cgroup in which nobody else is killed for want of memory meanwhile."""
+    path = f"/hf-keeper-{os.getpid()}"
+    cgroup.create(path)
+    yield path
+    cgroup.kill(path)
+    cgroup.remove(path)
+
+
 @pytest.mark.parametrize(
     ("how", "code", "number"),
     [
@@ -455,10 +465,11 @@ class Bundle:
     ],
 )
 async def test_the_exit_of_an_inherited_init_is_recorded(
-    state: Path, keeper: Keeper, how: str, code: int, number: int
+    state: Path, keeper: Keeper, alone: str, how: str, code: int, number: int
 ) -> None:
     bundle = Bundle(state)
-    await bundle.start(keeper)
+    await bundle.start(keeper, cgroup=alone)
+    cgroup.enter(alone, bundle.init)
     bundle.lose_shim()
     assert (await anext(keeper.events())).status == 137
     await keeper.aclose()  # there is no daemon
@@ -506,23 +517,19 @@ async def test_damaged_and_foreign_records_do_not_hold_it_up(state: Path, keeper
     assert ask(state, op="hello")["pid"]
 
 
-async def test_an_inherited_init_that_the_kernel_killed_for_want_of_memory(state: Path, keeper: Keeper) -> None:
-    path = f"/hf-keeper-{os.getpid()}"
-    cgroup.create(path)
-    try:
-        found = cgroup.hierarchies()
-        name, top = ("memory.limit_in_bytes", found["memory"]) if "memory" in found else ("memory.max", found[""])
-        (top / path.strip("/") / name).write_text(str(32 * 1024 * 1024))
-        bundle = Bundle(state)
-        await bundle.start(keeper, cgroup=path)
-        cgroup.enter(path, bundle.init)
-        bundle.lose_shim()
-        bundle.end("x = bytearray(256 << 20)")
-        record = bundle.exit_record()
-        assert (record.code, record.oom_killed, record.oom_kills) == (137, True, 1)
-    finally:
-        cgroup.kill(path)
-        cgroup.remove(path)
+async def test_an_inherited_init_that_the_kernel_killed_for_want_of_memory(
+    state: Path, keeper: Keeper, alone: str
+) -> None:
+    found = cgroup.hierarchies()
+    name, top = ("memory.limit_in_bytes", found["memory"]) if "memory" in found else ("memory.max", found[""])
+    (top / alone.strip("/") / name).write_text(str(32 * 1024 * 1024))
+    bundle = Bundle(state)
+    await bundle.start(keeper, cgroup=alone)
+    cgroup.enter(alone, bundle.init)
+    bundle.lose_shim()
+    bundle.end("x = bytearray(256 << 20)")
+    record = bundle.exit_record()
+    assert (record.code, record.oom_killed, record.oom_kills) == (137, True, 1)
 
 
 # -- held descriptors

@@ -31,7 +31,7 @@ class Runner:
     def __init__(self, binary: str, base: Path) -> None:
         self.binary, self.base = binary, base
         self.parent = f"/hf-spec-{os.getpid()}-{time.monotonic_ns()}"
-        self.facts = facts.detect()
+        self.facts = facts.detect(1024)
         self.rootfs = base / "rootfs"
         for name in ("bin", "proc", "dev", "sys", "tmp", "etc", "data"):
             (self.rootfs / name).mkdir(parents=True)

@@ -1,6 +1,7 @@
 """What this host and this daemon can do, found once at start."""
 
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from holdfast.linux import cgroup
 CAP_SYS_RESOURCE = CAPABILITIES.index("SYS_RESOURCE")
 
 
-def detect() -> HostFacts:
-    """Missing capabilities are worked around, never fatal."""
+def detect(files: int) -> HostFacts:
+    """Missing capabilities are worked around, never fatal. `files` is the soft limit on open files for containers."""
     held = _bounding_set()
     lowest = -1000 if held >> CAP_SYS_RESOURCE & 1 else int(Path("/proc/self/oom_score_adj").read_text())
     return HostFacts(
@@ -21,6 +22,7 @@ def detect() -> HostFacts:
         capabilities=frozenset(name for number, name in enumerate(CAPABILITIES) if held >> number & 1),
         devices=tuple(_devices()),
         hugetlb=_hugetlb(),
+        files=(files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
     )
 
 

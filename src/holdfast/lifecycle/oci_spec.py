@@ -39,6 +39,7 @@ class HostFacts:
     capabilities: frozenset[str] = frozenset(CAPABILITIES)  # what we could give away
     devices: tuple[tuple[str, str, int, int], ...] = ()  # (path, "c" or "b", major, minor) of the host's /dev
     hugetlb: bool = True  # whether the OCI runtime finds a hugetlb controller
+    files: tuple[int, int] | None = None  # soft and hard limit on open files; runc's own raise the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ def _process(request: SpecRequest) -> Spec:
     }
     wanted = config.linux.resources.oom_score_adj
     process["oomScoreAdj"] = max(wanted, request.facts.oom_score_adj_min)
+    if (limits := request.facts.files) is not None:
+        process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": limits[0], "hard": limits[1]}]
     return process
 
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import functools
 import os
+import resource
 import select
 import signal
 import struct
@@ -205,6 +206,13 @@ def signal_at_parents_death(number: int) -> None:
 def set_name(name: str) -> None:
     """What ps shows as the command's name; 15 bytes."""
     check(libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit on open files to the hard one. Returns what it was; it is for whatever is not ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
 
 
 def peek_exited() -> tuple[int, int, int] | None:

@@ -41,14 +41,16 @@ class WorkerInfo:
     status: int = 0
 
 
-def ensure_running(state: Path) -> None:
+def ensure_running(state: Path, files: int | None = None) -> None:
     """Start a keeper for this state directory unless one of our release answers. Raises Unavailable.
 
     One of another release, or one that does not answer, is set aside: it keeps what it has, and what is new goes to
-    ours. One without workers is told to end instead.
+    ours. One without workers is told to end instead. `files` is the soft limit on open files of what it forks, if not
+    that of this process.
     """
     deadline = time.monotonic() + START_SECONDS
     command = [sys.executable, "-I", "-m", "holdfast.workers.keeper", "--state", str(state)]
+    command += ["--files", str(files)] if files is not None else []
     while not _is_ours(state):
         left = deadline - time.monotonic()
         try:

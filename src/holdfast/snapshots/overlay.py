@@ -208,12 +208,6 @@ class Snapshots:
         committed = [row for row in self._rows.values() if row.kind == "committed"]
         return sum(row.bytes for row in committed), sum(row.inodes for row in committed)
 
-    async def sweep(self) -> list[str]:
-        """Delete directories that no row owns. Returns what was deleted."""
-        owned = {str(row.directory) for row in self._rows.values()}
-        orphans = [name for name in sorted(os.listdir(self._directory)) if name.isdigit() and name not in owned]
-        return [f"snapshot directory {name}" for name in orphans if await self._delete(self._directory / name)]
-
     async def finish_deletions(self) -> bool:
         """Try again to delete what could not be deleted. Returns whether nothing is left of it."""
         for place in list(self._undeleted):

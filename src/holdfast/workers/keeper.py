@@ -21,7 +21,6 @@ import gc
 import importlib
 import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -342,7 +341,9 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(prog="holdfast-keeper")
     parser.add_argument("--state", type=Path, required=True)
-    state = parser.parse_args().state
+    parser.add_argument("--files", type=int, help="the soft limit on open files of workers and containers")
+    options = parser.parse_args()
+    state = options.state
     os.umask(0o077)
     told, tell = os.pipe2(os.O_CLOEXEC)
     if os.fork() != 0:
@@ -352,7 +353,7 @@ def main() -> None:
     os.setsid()
     os.chdir("/")
     try:
-        keeper = _prepare(state)
+        keeper = _prepare(state, options.files)
     except BlockingIOError:
         os.write(tell, bytes([BUSY]))
         os._exit(0)
@@ -364,7 +365,7 @@ def main() -> None:
     keeper.address.leave()
 
 
-def _prepare(state: Path) -> Keeper:
+def _prepare(state: Path, limit: int | None) -> Keeper:
     """The keeper, listening. Raises BlockingIOError if it is not the only one."""
     address = Address(state)
     mains = {kind: importlib.import_module(module).main for kind, module in WORKERS.items()}
@@ -372,15 +373,14 @@ def _prepare(state: Path) -> Keeper:
     process.set_name("hf-keeper")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it holds a few descriptors of each container
+    soft = process.raise_file_limit()  # it holds a few descriptors of each container
     context.complain_to(state / "keeper.log")
     cgroup.mode()  # what every worker would find out for itself, into memory that it would have to pay for
     process.boot_id()
     rehearsal.rehearse(state / "rehearsal")
     gc.collect()
     gc.freeze()
-    template = Template(mains, soft)
+    template = Template(mains, limit or soft)
     return Keeper(state, address, address.listen(), template)  # last: who is heard is answered at once
 
 

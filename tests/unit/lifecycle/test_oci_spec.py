@@ -581,3 +581,9 @@ def shaped(config: pb.ContainerConfig) -> pb.ContainerConfig:
     context.ClearField("capabilities")
     del context.masked_paths[:]
     return fixed
+
+
+def test_the_limit_on_open_files_is_said_and_not_inherited() -> None:
+    limits = build(request(facts=replace(FACTS, files=(1024, 4096))))["process"]["rlimits"]
+    assert limits == [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}]
+    assert "rlimits" not in build(request())["process"]
