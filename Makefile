@@ -3,16 +3,19 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: help setup demo test check lint bench soak proto lock clean
+.PHONY: help setup demo demo-full-disk test check lint bench soak proto lock clean
 
 help:    ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup:   ## packages and .venv; leaves .venv/bin/holdfast and .venv/bin/holdfastd
 	@sh scripts/setup.sh
 
 demo: setup  ## SIGKILL the daemon under three containers and find them as they were
 	$(PYTHON) demo/demo.py
+
+demo-full-disk: setup  ## a restart on a full disk, next to what Debian's containerd does
+	$(PYTHON) demo/demo_full_disk.py
 
 test: setup  ## all tests but the long ones
 	$(PYTEST) -q
