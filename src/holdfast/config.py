@@ -79,6 +79,14 @@ def _hosts(key: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _address(key: str, value: Any) -> str:
+    text = _text(key, value) if value else ""
+    host, _, port = text.rpartition(":")
+    if text and not (host and port.isdigit() and 0 < int(port) < 65536):
+        raise InvalidArgument(f"{key}: {text!r} is not an address such as '127.0.0.1:9113'")
+    return text
+
+
 def _runtimes(key: str, value: Any) -> dict[str, dict[str, str]]:
     if not isinstance(value, Mapping):
         raise InvalidArgument(f"{key}: {value!r} is not a table")
@@ -139,6 +147,10 @@ class Config:
         16 << 20, "Free space below which nothing new is pulled, imported, created or run.", parse=size_value
     )
     min_free_inodes: int = setting(256, "The same for inodes.", parse=size_value)
+    metrics_address: str = setting(
+        "", "Where metrics are served over http for Prometheus, e.g. '127.0.0.1:9113'; nowhere by default.",
+        parse=_address,
+    )  # fmt: skip
     runtimes: dict[str, dict[str, str]] = setting(
         {}, "OCI runtimes by handler name, e.g. [runtimes.crun] binary = '/usr/bin/crun'.", parse=_runtimes
     )

@@ -136,7 +136,7 @@ class Daemon:
         rebuilt += await snapshots.load()
         insecure = frozenset(config.insecure_registries)
         minimum = Minimum(config.min_free_bytes, config.min_free_inodes)
-        storage = Storage(store, config.root, config.state, world.log_directories, minimum)
+        storage = Storage(store, config.root, config.state, world.log_directories, minimum, events)
         images = Images(
             store, copies, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure, minimum
         )
@@ -187,7 +187,11 @@ class Daemon:
         runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)
         extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config))
         background.start("catch up", world.catch_up())
-        background.start("reserve", storage.keep_reserve())
+        background.start("disks", storage.watch())
+        if config.metrics_address:
+            from holdfast.metrics import Metrics, serve  # nobody else is to pay for it
+
+            stack.push_async_callback(in_thread, serve(config.metrics_address, Metrics(storage, world)))
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery, images

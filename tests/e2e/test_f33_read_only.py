@@ -3,11 +3,14 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from kit import disk
 from kit.invariants import check
@@ -25,7 +28,8 @@ class Sick:
 
     def __init__(self, directory: Path) -> None:
         self.image = disk.device("ext4", directory, 100 << 20)
-        self.node = Node()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.node = Node(metrics_address=f"127.0.0.1:{free.getsockname()[1]}")
 
     def fail(self) -> None:
         root = str(self.node.root)
@@ -60,6 +64,14 @@ def sick(tmp_path: Path) -> Iterator[Sick]:
             left = one.node.empty()
     files.remove_tree(one.node.base)
     assert not left
+
+
+def metrics(life: Node, name: str, label: str) -> float:
+    """One value, as Prometheus reads it."""
+    address = tomllib.loads(life.config.read_text())["metrics_address"]
+    lines = httpx.get(f"http://{address}/metrics").text.splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{name}{{") and label in line]
+    return float(line.split()[-1])
 
 
 def conditions(life: Node) -> dict[str, pb.RuntimeCondition]:
@@ -102,8 +114,15 @@ def test_f33_root_turns_read_only_and_comes_back(sick: Sick, restarted: bool) ->
         life.start()
         assert life.exited(running).exit_code == 42
     assert "more is known of 1 pods and containers than could be written" in conditions(life)["StorageHealthy"].message
+    assert metrics(life, "holdfast_storage_healthy", f'path="{life.root}"') == 0.0
     sick.mend()
     until(lambda: conditions(life)["StorageHealthy"].status, "the disk to be healthy")
+    assert metrics(life, "holdfast_storage_healthy", f'path="{life.root}"') == 1.0
+    told = [
+        line for line in life.cli("events", "--since", "0", "--no-follow").stdout.splitlines() if "filesystem" in line
+    ]
+    assert "unhealthy" in told[0] and "StorageReadOnly" in told[0]
+    assert "filesystem healthy" in told[-1]
     assert life.exited(life.run(pod, "exit 5", "after", mounts=mounts)).exit_code == 5
     life.restart()
     assert {one.id: life.status(one.id).exit_code for one in life.containers() if one.state == EXITED}.items() >= {

@@ -32,10 +32,11 @@ MAY: dict[str, set[str]] = {
     "cli": {"proto", "config", "model", "linux", "click", "rich", "yaml", *EDGE},
     "workers": {"ttrpc", "linux", "model", "zstandard", *MESSAGES},
     "config": {"model"},
+    "metrics": {"lifecycle", "model", "prometheus_client"},
     "logs": set(),
     "daemon": {
-        "cri", "streaming", "lifecycle", "images", "snapshots", "network", "runtime", "store", "linux", "model",
-        "proto", "config", "logs", *EDGE,
+        "cri", "streaming", "metrics", "lifecycle", "images", "snapshots", "network", "runtime", "store", "linux",
+        "model", "proto", "config", "logs", *EDGE,
     },
     "launch": {"daemon", "config", "logs", "runtime", "linux", "model"},
     "offline": {"launch", "lifecycle", "runtime", "store", "config", "linux", "model"},

@@ -1,4 +1,4 @@
-"""events: what happens to pods and containers, as it happens or since a number."""
+"""events: what happens to pods, containers and disks, as it happens or since a number."""
 
 import json
 from datetime import UTC, datetime
@@ -40,6 +40,8 @@ def line(event: node_pb2.Event) -> str:
     if event.kind == "gap":
         return f"{event.number}  gap: what happened before is not known any more; list anew"
     at = datetime.fromtimestamp(event.at / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if event.kind == "storage":
+        return f"{event.number}  {at}  filesystem {event.state}  {event.id} ({event.name}) {event.reason}".rstrip()
     about = f"pod={event.namespace}/{event.pod_name}" if event.object == "container" else f"namespace={event.namespace}"
     more = f" exit_code={event.exit_code} reason={event.reason}" if event.kind == "stopped" and event.reason else ""
     return f"{event.number}  {at}  {event.object} {event.kind}  {event.name} ({event.id[:13]}, {about}){more}"

@@ -2,7 +2,7 @@
 
 import json
 
-from holdfast.lifecycle.events import Gap, Happening
+from holdfast.lifecycle.events import Gap, Happening, Notice
 from holdfast.lifecycle.pods import network_result
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.model.image import Image
@@ -139,10 +139,22 @@ def container_entry(container: Container) -> bytes:
     return container.shown[1]
 
 
-def event(one: Happening | Gap) -> node_pb2.Event:
+def event(one: Happening | Notice | Gap) -> node_pb2.Event:
     """What happened, in words; a gap is told as an event of its own."""
     if isinstance(one, Gap):
         return node_pb2.Event(number=one.until, kind="gap")
+    if isinstance(one, Notice):
+        state = "unhealthy" if one.reason else "healthy"
+        return node_pb2.Event(
+            number=one.number,
+            at=one.at,
+            kind="storage",
+            object="filesystem",
+            id=one.path,
+            name=one.use,
+            state=state,
+            reason=one.reason,
+        )
     pod = one.pod
     found = node_pb2.Event(
         number=one.number,

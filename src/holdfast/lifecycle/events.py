@@ -47,6 +47,17 @@ class Happening:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A filesystem that the node uses has become unhealthy, for a reason, or healthy again."""
+
+    number: int
+    at: int  # ns since the epoch
+    use: str  # root, state or logs
+    path: str
+    reason: str  # as the condition StorageHealthy has it; "" once it is well again
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """What a reader cannot be told any more: it has seen all up to `seen`, and goes on behind `until`."""
 
@@ -59,7 +70,7 @@ class Events:
 
     def __init__(self, clock: Clock, keep: int = KEEP) -> None:
         self._clock = clock
-        self._ring: collections.deque[Happening] = collections.deque(maxlen=keep)
+        self._ring: collections.deque[Happening | Notice] = collections.deque(maxlen=keep)
         self._more = asyncio.Event()
         self._closed = False
         self.last = clock.now()
@@ -78,12 +89,18 @@ class Events:
         self._ring.append(Happening(self.last, self._clock.now(), kind, subject, copy.copy(pod), about, containers))
         self._wake()
 
+    def add_notice(self, use: str, path: str, reason: str) -> None:
+        """Tell whoever listens of a filesystem."""
+        self.last += 1
+        self._ring.append(Notice(self.last, self._clock.now(), use, path, reason))
+        self._wake()
+
     def close(self) -> None:
         """There will be no more: readers come to their end."""
         self._closed = True
         self._wake()
 
-    async def follow(self, seen: int, *, wait: bool = True) -> AsyncIterator[Happening | Gap]:
+    async def follow(self, seen: int, *, wait: bool = True) -> AsyncIterator[Happening | Notice | Gap]:
         """All that happens after number `seen`; `last` is where the present begins, and the end if not to `wait`."""
         while not self._closed:
             first = self._ring[0].number if self._ring else self.last + 1

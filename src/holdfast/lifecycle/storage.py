@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.linux import files
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, ResourceExhausted, Unavailable
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 2.0  # for which a finding is good
 LOOK_SECONDS: Final = 2.0  # a disk that does not answer in that time is said not to
-REFILL_SECONDS: Final = 5.0  # between looks whether the store's reserve can be had again
+WATCH_SECONDS: Final = 5.0  # between looks when nobody asks
 NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 
 FULL: Final = "StorageFull"
@@ -42,15 +43,24 @@ class Disk:
     path: str
     reason: str
     message: str
+    free_bytes: int = 0
+    free_inodes: int = 0
 
 
 class Storage:
     """Looks at the filesystems of root, state and logs."""
 
     def __init__(
-        self, store: Store, root: Path, state: Path, logs: Callable[[], Iterable[str]], minimum: Minimum
+        self,
+        store: Store,
+        root: Path,
+        state: Path,
+        logs: Callable[[], Iterable[str]],
+        minimum: Minimum,
+        events: Events,
     ) -> None:
         self._store = store
+        self._events = events
         self._root = root
         self._state = state
         self._logs = logs
@@ -114,14 +124,20 @@ class Storage:
         reason = wrong[0].reason if wrong else BEHIND if unwritten else ""
         return not messages, reason, "; ".join(messages)
 
-    async def keep_reserve(self) -> None:
-        """Bring back what the store's reserve has lost, when there is room again. Never ends."""
+    async def watch(self) -> None:
+        """Notice what becomes of the disks, and bring back what the store's reserve has lost. Never ends."""
         while True:
-            await asyncio.sleep(REFILL_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
+            await self.disks()
             try:
                 await self._store.refill()
             except HoldfastError as exc:
                 log.debug("the reserve of the store cannot be brought back yet: %s", exc)
+
+    @property
+    def found(self) -> list[Disk]:
+        """What was seen last."""
+        return self._found
 
     def _look(self, logs: list[str]) -> list[Disk]:
         found: dict[int, Disk] = {}
@@ -139,12 +155,15 @@ class Storage:
         return list(found.values())
 
     def _report(self) -> None:
-        """Say in the log what has changed."""
+        """Say in the log, and to whoever follows events, what has changed."""
         now = {disk.path: disk.reason for disk in self._found}
         for disk in self._found:
-            if disk.reason and self._reported.get(disk.path) != disk.reason:
+            if disk.reason == self._reported.get(disk.path, ""):
+                continue
+            self._events.add_notice(disk.use, disk.path, disk.reason)
+            if disk.reason:
                 log.error("storage: %s", disk.message)
-            elif not disk.reason and self._reported.get(disk.path):
+            else:
                 log.info("storage: %s at %s is healthy again", disk.use, disk.path)
         self._reported = now
 
@@ -159,17 +178,17 @@ def _fault(directory: Path, failure: str) -> HoldfastError | None:
 
 
 def _examine(use: str, path: Path, seen: files.Filesystem, minimum: Minimum) -> Disk:
-    where = f"{use} {path}"
+    where, free = f"{use} {path}", (seen.free_bytes, seen.free_inodes)
     figures = f"{amount(seen.free_bytes)} of {amount(seen.total_bytes)} free, {seen.free_inodes} inodes free"
     if seen.read_only:
-        return Disk(use, str(path), READ_ONLY, f"{where} is read-only")
+        return Disk(use, str(path), READ_ONLY, f"{where} is read-only", *free)
     if (why := lacking(seen, minimum)) is not None:
-        return Disk(use, str(path), INODES if why.startswith("is out of inodes") else FULL, f"{where} {why}")
+        return Disk(use, str(path), INODES if why.startswith("is out of inodes") else FULL, f"{where} {why}", *free)
     try:
         files.probe_write(path)
     except OSError as exc:
         if exc.errno in NOT_SUPPORTED:
-            return Disk(use, str(path), "", "")
+            return Disk(use, str(path), "", "", *free)
         reason = {errno.EROFS: READ_ONLY, errno.ENOSPC: FULL, errno.EDQUOT: FULL}.get(exc.errno or 0, FAILED)
-        return Disk(use, str(path), reason, f"{where} cannot be written to: {exc.strerror} ({figures})")
-    return Disk(use, str(path), "", "")
+        return Disk(use, str(path), reason, f"{where} cannot be written to: {exc.strerror} ({figures})", *free)
+    return Disk(use, str(path), "", "", *free)
