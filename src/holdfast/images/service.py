@@ -195,7 +195,7 @@ class Images:
             try:
                 await self._mend(image)
             except (HoldfastError, OSError) as exc:
-                self._images.pop(image.id, None)
+                self._forget(image)
                 self._incomplete[image.id] = image
                 raise Damaged(f"cannot use image {wanted!r}: it is damaged; pull it again: {exc}") from exc
         return image
@@ -209,8 +209,10 @@ class Images:
                 await self._mend(image)
             except (HoldfastError, OSError) as exc:
                 log.error("image %s has to be pulled again: %s", ", ".join(row.names) or row.id, exc)
-            else:
-                self._remember(row)
+                continue
+            names = await self._store.read(lambda tx, id=row.id: rows.names_of(tx, id))  # type: ignore[misc]
+            if row.id in self._incomplete:  # else it has come in meanwhile
+                self._remember(replace(row, names=names))
 
     async def _mend(self, image: Image) -> None:
         """Unpack what is lost once more. Raises NotFound without a manifest, OSError without a blob, Damaged."""
@@ -267,8 +269,7 @@ class Images:
         copy = image.id.partition(":")[2]
         await self._store.write(lambda tx: rows.delete_image(tx, image.id), lambda *_: self._copies.drop(copy))
         crashpoint("rmi.row")
-        self._images.pop(image.id, None)
-        self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
+        self._forget(image)
         self._leftovers = True
         await self.collect()
         if self._copies.undropped:
@@ -449,6 +450,10 @@ class Images:
         self._incomplete.pop(row.id, None)
         self._unreadable.discard(row.id)
         return self._refresh(row.id)
+
+    def _forget(self, image: Image) -> None:
+        self._images.pop(image.id, None)
+        self._names = {name: owner for name, owner in self._names.items() if owner != image.id}
 
     def _refresh(self, image_id: str) -> Image:
         """Bring an image's names up to date."""
