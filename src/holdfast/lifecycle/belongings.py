@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Final
 
 from holdfast.lifecycle.diagnosis import Finding, Fix, Owners, Verdict, check_rows
@@ -170,13 +171,12 @@ def _pid(one: Listed) -> str:
 
 
 def _cgroups(owners: Owners) -> Iterator[Finding]:
-    rows = owners.rows
+    above = {str(outer) for parent in owners.parents for outer in PurePosixPath(parent).parents}
     for path in owners.survey.cgroups:
-        if path in rows.cgroup_parents:
-            id = next(id for id, pod in rows.pods.items() if pod.meta.cgroup_parent.rstrip("/") == path)
+        if (id := owners.parents.get(path, "")) != "":
             yield Finding("cgroup", path, Verdict.OK, "", owners.name(id), id)
             continue
-        if any(parent.startswith(f"{path}/") for parent in rows.cgroup_parents):
+        if path in above:
             yield Finding("cgroup", path, Verdict.OK, "pods have theirs below it", NODE)
             continue
         id, ours = owners.in_cgroup(path) or (os.path.basename(path), True)

@@ -66,7 +66,9 @@ class Owners:
         self.processes = {(one.pid, one.start_time): one for one in survey.processes if one.alive}
         self.mounted = {entry.target for entry in survey.mounts}
         self.snapshots = {row.key for row in rows.snapshots}
-        self._parents = sorted(rows.cgroup_parents, key=len, reverse=True)
+        self.directories = {entry.name for entry in survey.names(f"{survey.state}/pods")}
+        self.parents = {pod.meta.cgroup_parent.rstrip("/"): id for id, pod in rows.pods.items()}
+        self._ours = {pod.meta.cgroup_parent.rstrip("/") for pod in rows.pods.values() if pod.meta.owns_cgroup}
 
     def thing(self, kind: str, where: str, id: str, why: str = "", fix: Fix = Fix.DELETE) -> Finding:
         """Owned by the pod or container with this id, or an orphan for want of one."""
@@ -84,9 +86,12 @@ class Owners:
 
     def in_cgroup(self, path: str) -> tuple[str, bool] | None:
         """The id in a cgroup path below a pod's cgroup or ours, and whether that place is ours alone."""
-        for parent in self._parents:
-            if path.startswith(f"{parent}/"):
-                return path[len(parent) + 1 :].partition("/")[0], self._is_ours(parent)
+        inner, _, name = path.rpartition("/")
+        while inner:  # from the innermost pod's outwards
+            if inner in self.parents:
+                return name.partition("/")[0], self._is_ours(inner)
+            inner, _, outer = inner.rpartition("/")
+            name = f"{outer}/{name}"
         top = f"{self.survey.place.cgroup_root}/"
         return (path[len(top) :].partition("/")[0], True) if path.startswith(top) else None
 
@@ -111,10 +116,7 @@ class Owners:
         return False if self.survey.looked("/proc") and self.survey.looked(f"pid {ref.pid}") else None
 
     def _is_ours(self, parent: str) -> bool:
-        if parent.startswith(f"{self.survey.place.cgroup_root}/"):
-            return True
-        pods = [pod for pod in self.rows.pods.values() if pod.meta.cgroup_parent.rstrip("/") == parent]
-        return any(pod.meta.owns_cgroup for pod in pods)
+        return parent in self._ours or parent.startswith(f"{self.survey.place.cgroup_root}/")
 
 
 def check_rows(owners: Owners) -> Iterator[Finding]:
@@ -155,7 +157,7 @@ def _pod_problem(owners: Owners, pod: PodRow) -> tuple[Verdict, str]:
         return Verdict.OK, f"under way: {', '.join(sorted(pod.intents))}"
     if not pod.status.ready:
         return FINE
-    if survey.looked(directory) and pod.meta.id not in {entry.name for entry in survey.names(directory)}:
+    if survey.looked(directory) and pod.meta.id not in owners.directories:
         return Verdict.INCONSISTENT, "READY, but its directory is missing"
     if pod.status.shim is None or owners.lives(pod.status.shim) is False:
         return Verdict.INCONSISTENT, "READY, but its shim is gone"
