@@ -20,11 +20,11 @@ from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.sweep import Sweeper
-from holdfast.lifecycle.tasks import Background
+from holdfast.lifecycle.tasks import RETRY_LONGEST, Background
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import HoldfastError
+from holdfast.model.errors import HoldfastError, Unavailable
 from holdfast.model.settle import Action
 from holdfast.model.state import REASON_REBOOT, REASON_SHIM, ContainerState, PodState, ProcessRef
 from holdfast.runtime.keeper import Keeper
@@ -34,6 +34,7 @@ from holdfast.store.db import Store
 log = logging.getLogger(__name__)
 
 OBJECT_SECONDS: Final = 10.0
+SWEEP_LONGEST: Final = 300.0  # between attempts to remove an orphan that cannot be removed
 SAVE_LONGEST: Final = 10.0  # between attempts to write the report to a disk that is full
 
 
@@ -135,7 +136,7 @@ class Recovery:
                 group.create_task(self._with_containers(pod), name=f"recover pod {pod.meta.id} and its containers")
         crashpoint("recover.settled")
         if not self._store.salvaged:
-            self.report.swept += await self._sweeper.sweep(self.report.problems)
+            await self._sweep()
         else:
             await self._regain_trust()
         crashpoint("recover.swept")
@@ -156,6 +157,19 @@ class Recovery:
             len(self.report.swept),
             len(self.report.problems),
         )
+
+    async def _sweep(self) -> None:
+        problems: list[str] = []
+        self.report.swept += await self._sweeper.sweep(problems)
+        self.report.problems += problems
+        if problems:
+            self._resume("sweep what is left of the orphans", self._sweep_again, SWEEP_LONGEST)
+
+    async def _sweep_again(self) -> None:
+        problems: list[str] = []
+        await self._sweeper.sweep(problems)
+        if problems:
+            raise Unavailable("; ".join(problems))
 
     async def _regain_trust(self) -> None:
         """Rows were lost, and what has none may be what they were lost of: it is swept only if somebody says so."""
@@ -257,8 +271,8 @@ class Recovery:
             after, why = "stopping", "stop under way: it is finished"
         self._found(pod, before, after, why, began)
 
-    def _resume(self, name: str, step: Callable[[], Awaitable[object]]) -> None:
-        self._background.see_through(name, step)
+    def _resume(self, name: str, step: Callable[[], Awaitable[object]], longest: float = RETRY_LONGEST) -> None:
+        self._background.see_through(name, step, longest)
 
     def _found(self, pod: Pod, before: str, after: str, why: str, began: float) -> None:
         self.report.findings.append(Finding("pod", pod.meta.id, pod.meta.name, before, after, why, _since(began)))

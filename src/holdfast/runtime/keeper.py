@@ -126,10 +126,22 @@ def _list(state: Path) -> tuple[list[WorkerInfo], bool]:
     return found, all(answers)
 
 
+def _connected(path: Path, seconds: float) -> socket.socket:
+    """As sockets.connect, but that a full backlog, which EAGAIN tells of at once, is waited for like any answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return sockets.connect(path, socket.SOCK_SEQPACKET, seconds)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(BUSY_SECONDS)
+
+
 def _ask(path: Path, op: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any] | None:
     """One question and its answer, or None when nobody is there. Raises one of HANGS when there is no answer."""
     try:
-        with sockets.connect(path, socket.SOCK_SEQPACKET, seconds) as connection:
+        with _connected(path, seconds) as connection:
             sockets.send(connection, json.dumps({"op": op, "seq": 0}).encode())
             data, fds = sockets.receive(connection, MESSAGE_BYTES)
     except HANGS:
