@@ -16,6 +16,7 @@ from kit import disk
 from kit.node import Node, until
 
 from holdfast.linux import process
+from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
 
 SIZE = 100 << 20  # xfs takes no less than 300 MB
@@ -202,7 +203,11 @@ def test_f19_what_frees_room_needs_none(other: Cramped) -> None:
     running = life.run(pods[0], "head -c 8388608 /dev/zero > /big; echo written; sleep 1000", "fat")
     until(lambda: b"written" in life.container_log(running), "8 MiB to be written")
     kept = life.create(pods[1], life.container_config("exit 0"))
+    orphan = life.state / "pods" / new_id()
+    orphan.mkdir()
     other.fill()
+    life.cli("doctor", "--fix", check=False)
+    assert not orphan.exists()
     life.stop_container(running, 0)
     assert life.exited(running).exit_code == 137
     life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=running))
