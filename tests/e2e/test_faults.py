@@ -115,6 +115,7 @@ class Recover(operations.Recover):
 
 
 OPERATIONS: dict[str, Operation] = {**operations.OPERATIONS, "start": Start(), "recover": Recover()}
+del OPERATIONS["salvage"]  # which is what is done about a fault: a second one at the same moment may need another start
 
 
 class Rounds:

@@ -120,7 +120,9 @@ class Copies:
                 continue
             try:
                 found.append(decode(path.name, files.read_bounded(path, COPY_BYTES)))
-            except (OSError, ValueError) as exc:
+            except OSError as exc:  # which may be over the next time
+                told.append(f"the copy of {path.name} cannot be read: {exc}")
+            except ValueError as exc:
                 told.append(f"the copy of {path.name} cannot be read and was set aside: {exc}")
                 if not only_look:
                     with contextlib.suppress(OSError):
