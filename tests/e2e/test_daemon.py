@@ -8,11 +8,9 @@ import socket
 import subprocess
 from pathlib import Path
 
-import apsw
 import pytest
 from kit.node import BIN, Node, node, until
 
-from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
 
 
@@ -56,25 +54,6 @@ def test_settings_are_refused_by_name(tmp_path: Path) -> None:
     config.write_text("rooot = 1\n")
     done = subprocess.run([BIN / "holdfastd", "--config", config], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "holdfastd: rooot: there is no such setting; did you mean root?\n")
-
-
-def test_a_newer_store_is_refused_and_left_as_it_is() -> None:
-    with node() as one:
-        one.end(signal.SIGTERM)
-        database = one.root / "holdfast.db"
-        connection = apsw.Connection(str(database))
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        connection.execute("PRAGMA user_version = 1000")
-        connection.close()
-        command = [BIN / "holdfastd", "--root", one.root, "--state", one.state, "--config", one.config]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 1
-        assert "written by a newer Holdfast (schema 1000" in done.stderr
-        connection = apsw.Connection(str(database))
-        connection.execute(f"PRAGMA user_version = {version}")
-        connection.close()
-        one.start()
-        assert len(one.images("ListImages", pb.ListImagesRequest()).images) == 1
 
 
 def test_daemons_run_side_by_side() -> None:

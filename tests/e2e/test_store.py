@@ -1,4 +1,4 @@
-"""The daemon on a store in trouble: a disk that is full, rows that cannot be read, a newer schema."""
+"""The daemon on a store in trouble: a disk that is full, rows that cannot be read."""
 
 import json
 import shutil
@@ -111,23 +111,3 @@ def test_a_row_that_cannot_be_read_costs_nobody_anything() -> None:
             shutil.copy2(kept / path.name, path)
         life.start()
         assert [life.pid(one) for one in ids] == pids
-
-
-def test_a_newer_store_is_refused_in_one_line() -> None:
-    with node() as life:
-        life.end(signal.SIGTERM)
-
-        def schema(number: int) -> int:
-            connection = apsw.Connection(str(life.root / "holdfast.db"))
-            before = int(connection.pragma("user_version"))
-            connection.execute(f"PRAGMA user_version = {number}")
-            connection.close()
-            return before
-
-        before = schema(99)
-        with pytest.raises(AssertionError, match="holdfastd ended"):
-            life.start()
-        assert "it was written by a newer Holdfast (schema 99, this one knows" in life.log()
-        assert "Traceback" not in life.log()
-        schema(before)
-        life.start()

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -52,15 +53,23 @@ def ensure_running(state: Path, files: int | None = None) -> None:
     command = [sys.executable, "-I", "-m", "holdfast.workers.keeper", "--state", str(state)]
     command += ["--files", str(files)] if files is not None else []
     while not _is_ours(state):
-        left = deadline - time.monotonic()
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=max(left, 0), check=False)
-        except subprocess.TimeoutExpired as exc:
-            raise Unavailable(f"cannot start the keeper: no answer after {START_SECONDS:g} s") from exc
-        if done.returncode not in (0, BUSY):
-            raise Unavailable(f"cannot start the keeper: {done.stderr.decode(errors='replace').strip()[-500:]}")
-        if done.returncode == BUSY:
+        status, said = _run(command, max(deadline - time.monotonic(), 0))
+        if status not in (0, BUSY):
+            raise Unavailable(f"cannot start the keeper: {said.strip()[-500:]}")
+        if status == BUSY:
             time.sleep(BUSY_SECONDS)  # another one is about to answer, or about to be gone
+
+
+def _run(command: Sequence[str], seconds: float) -> tuple[int, str]:
+    """(exit status, stderr). Raises Unavailable for one that does not end in time, and kills it."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
+        with process.pin(child.pid, None) as pinned:
+            if pinned is not None and not select.select([pinned.fd], [], [], seconds)[0]:
+                child.kill()
+                raise Unavailable(f"cannot start the keeper: no answer after {START_SECONDS:g} s")
+        assert child.stderr is not None
+        said = child.stderr.read().decode(errors="replace")
+    return child.returncode, said
 
 
 def _is_ours(state: Path) -> bool:
