@@ -183,7 +183,7 @@ class World:
         self, pod: Pod, change: Callable[[PodStatus], PodStatus], begin: Intent | None = None, end: str = ""
     ) -> None:
         """Change the status, and begin or end an operation, in one transaction."""
-        known, over = pod.status, self._unwritten.get(pod.meta.id)
+        known, over = pod.status, self._over(pod)
 
         def update(tx: apsw.Connection) -> PodStatus:
             _intents(tx, pod.meta.id, begin, {end, *(over or ())})
@@ -193,8 +193,12 @@ class World:
             if end == "run" or pod.acknowledged:
                 self._copies.keep(PodCopy(generation, pod.meta, status))
 
-        self._show_pod(pod, await self._store.write(update, keep))
-        self._unwritten.pop(pod.meta.id, None)
+        written = await self._store.write(update, keep)
+        if self._overtaken(pod, known, over):
+            self._show_pod(pod, change(pod.status))
+        else:
+            self._show_pod(pod, written)
+            self._unwritten.pop(pod.meta.id, None)
         _remember(pod.intents, begin, end)
 
     async def learn_pod(self, pod: Pod, change: Callable[[PodStatus], PodStatus], end: str = "") -> None:
@@ -217,7 +221,7 @@ class World:
         The change must be a move that the transition table allows; a recorded exit stays as it is, whoever asks.
         """
 
-        known, over = container.status, self._unwritten.get(container.meta.id)
+        known, over = container.status, self._over(container)
 
         def update(tx: apsw.Connection) -> ContainerStatus:
             _intents(tx, container.meta.id, begin, {end, *(over or ())})
@@ -228,9 +232,13 @@ class World:
             if end == "create" or container.acknowledged:
                 self._copies.keep(ContainerCopy(generation, container.meta, status))
 
-        self._show_container(container, await self._store.write(update, keep))
-        self._unwritten.pop(container.meta.id, None)
-        container.written.set()
+        written = await self._store.write(update, keep)
+        if self._overtaken(container, known, over):
+            self._show_container(container, moved(container.status, change))
+        else:
+            self._show_container(container, written)
+            self._unwritten.pop(container.meta.id, None)
+            container.written.set()
         _remember(container.intents, begin, end)
 
     async def learn(
@@ -254,16 +262,27 @@ class World:
         wait = WRITE_FIRST
         while await self._behind.wait():
             await asyncio.sleep(wait)
-            try:
-                for object_id in list(self._unwritten):
-                    await self._write(object_id)
-                await in_thread(self._copies.finish)
-            except (HoldfastError, OSError) as exc:
+            self._behind.clear()  # now: what is learned on the way is for the next time
+            if (failed := await self._catch_up()) is None:
+                wait = WRITE_FIRST
+            else:
                 wait = min(wait * 2, WRITE_LONGEST)
-                log.debug("what is known of %d objects cannot be written yet: %s", len(self._unwritten), exc)
-                continue
-            wait = WRITE_FIRST
-            self._behind.clear()
+                self._behind.set()
+                log.debug("what is known of %d objects cannot be written yet: %s", len(self._unwritten), failed)
+
+    async def _catch_up(self) -> Exception | None:
+        """Try each; one that cannot be written holds up no other. Returns the last failure."""
+        failed: Exception | None = None
+        for object_id in list(self._unwritten):
+            try:
+                await self._write(object_id)
+            except HoldfastError as exc:
+                failed = exc
+        try:
+            await in_thread(self._copies.finish)
+        except OSError as exc:
+            failed = exc
+        return failed
 
     async def write_known(self, owner: Pod | Container) -> None:
         """Write what is known of it and not written yet. Raises ResourceExhausted, Unavailable."""
@@ -363,7 +382,18 @@ class World:
             await self.update_pod(pod, lambda status: status)
         elif (container := self.containers.get(object_id)) is not None:
             await self.update_container(container, lambda status: status)
-        self._unwritten.pop(object_id, None)
+        else:
+            self._unwritten.pop(object_id, None)
+
+    def _over(self, owner: Pod | Container) -> frozenset[str] | None:
+        """Intents that are over and not written to be; None when all that is known of it is written."""
+        over = self._unwritten.get(owner.meta.id)
+        return None if over is None else frozenset(over)
+
+    def _overtaken(self, owner: Pod | Container, known: object, over: frozenset[str] | None) -> bool:
+        """Whether more has been learned of it, and not been written, since a change was handed to the store."""
+        now = self._over(owner)
+        return now is not None and (now != over or owner.status is not known)
 
     def _add_pod(self, meta: PodMetadata, status: PodStatus) -> Pod:
         pod = self.pods[meta.id] = Pod(meta, status, pb.PodSandboxConfig.FromString(meta.config))
