@@ -55,6 +55,7 @@ class Node:
             self._environment["HOLDFAST_INJECT"] = str(self.inject)
         self.process: subprocess.Popen[bytes] | None = None
         self.pods_made = 0
+        self.wrapper: list[str] = []  # what the next daemon is started by
         self._channel: grpc.Channel | None = None
         settings = {"cgroup_root": self.cgroup, "default_runtime": runtime, "log_root": f"{self.base}/logs"} | settings
         self.config = self.base / "config.toml"
@@ -69,7 +70,8 @@ class Node:
     def start(self, *arguments: str) -> float:
         """Start it; returns the seconds from exec until it lists containers."""
         began = time.monotonic()
-        command = [str(self.bin / "holdfastd"), "--root", str(self.root), "--state", str(self.state)]
+        wrapper, self.wrapper = self.wrapper, []
+        command = [*wrapper, str(self.bin / "holdfastd"), "--root", str(self.root), "--state", str(self.state)]
         with open(self.base / "daemon.log", "ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--config", str(self.config), *arguments], stdout=log, stderr=log, env=self._environment
