@@ -87,15 +87,18 @@ def test_f33_root_turns_read_only_and_comes_back(sick: Sick, restarted: bool) ->
     mounts = [pb.Mount(container_path="/tmp", host_path=str(volume))]
     created = life.create(pod, life.container_config("exit 3", "created"))
     running = life.run(pod, EXIT_42, "running", mounts=mounts)
+    stopped = life.run(pod, "trap 'exit 9' TERM; > /tmp/armed; while :; do sleep 0.05; done", "stopped", mounts=mounts)
     exited = life.run(pod, "exit 7", "exited")
     assert life.exited(exited).exit_code == 7
-    until((volume / "ready").exists, "the trap to be set")
+    until(lambda: (volume / "ready").exists() and (volume / "armed").exists(), "the traps to be set")
     pid = life.pid(running)
     sick.fail()
     if restarted:
         life.kill()
         life.start()
-        assert {one.id: one.state for one in life.containers()} == {created: CREATED, running: RUNNING, exited: EXITED}
+        assert {one.id: one.state for one in life.containers()} == {
+            created: CREATED, running: RUNNING, stopped: RUNNING, exited: EXITED
+        }  # fmt: skip
         assert life.pid(running) == pid
     found = conditions(life)
     assert found["RuntimeReady"].status
@@ -107,13 +110,19 @@ def test_f33_root_turns_read_only_and_comes_back(sick: Sick, restarted: bool) ->
         life.create(pod, life.container_config("exit 0", "new"))
     assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert "read-only" in refused.value.details()
+    with pytest.raises(grpc.RpcError) as refused:
+        life.create(pod, life.container_config("exit 0", "running"))
+    assert len(life.containers()) == 4
+    life.stop_container(stopped, 10)
+    assert life.exited(stopped).exit_code == 9
     os.kill(pid, signal.SIGTERM)
     assert life.exited(running).exit_code == 42
     if restarted:
         life.kill()
         life.start()
         assert life.exited(running).exit_code == 42
-    assert "more is known of 1 pods and containers than could be written" in conditions(life)["StorageHealthy"].message
+        assert life.exited(stopped).exit_code == 9
+    assert "more is known of 2 pods and containers than could be written" in conditions(life)["StorageHealthy"].message
     assert metrics(life, "holdfast_storage_healthy", f'path="{life.root}"') == 0.0
     sick.mend()
     until(lambda: conditions(life)["StorageHealthy"].status, "the disk to be healthy")
@@ -127,6 +136,7 @@ def test_f33_root_turns_read_only_and_comes_back(sick: Sick, restarted: bool) ->
     life.restart()
     assert {one.id: life.status(one.id).exit_code for one in life.containers() if one.state == EXITED}.items() >= {
         running: 42,
+        stopped: 9,
         exited: 7,
     }.items()
     life.remove_pod(pod)

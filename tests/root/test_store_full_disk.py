@@ -87,6 +87,31 @@ async def test_when_the_pages_are_used_up_the_ballast_goes_and_then_it_is_said(s
     await asyncio.to_thread(store.close)
 
 
+async def test_the_reserve_comes_back_when_there_is_room_and_not_before(small: Path) -> None:
+    store = Store.open(small / "holdfast.db", 2 << 20)
+    whole = await store.reserve_state()
+    disk.fill(small)
+    with pytest.raises(ResourceExhausted):
+        for number in range(100):
+            row = (f"big-{number}", "x" * 256 * 1024)
+            await store.write(lambda tx, row=row: tx.execute("INSERT INTO meta VALUES (?, ?)", row))
+    await store.refill()
+    assert (await store.reserve_state()).ballast_bytes == 0
+    assert await store.read(lambda tx: tx.execute("SELECT count(*) FROM meta WHERE key LIKE 'big-%'").get) > 0
+    disk.free(small)
+    await store.refill()
+    found = await store.reserve_state()
+    assert found.ballast_bytes == whole.ballast_bytes
+    assert found.free_bytes >= whole.ballast_bytes // 2
+    # It serves as the first did.
+    ids = await store.write(make_rows)
+    disk.fill(small)
+    for number in range(UPDATES):
+        await update(store, ids[number % CONTAINERS], number)
+    assert disk.is_full(small)
+    await asyncio.to_thread(store.close)
+
+
 WRITER = """
 import asyncio, sys
 from pathlib import Path

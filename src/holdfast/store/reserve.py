@@ -67,12 +67,15 @@ class Reserve:
     def _fill_pages(self, connection: apsw.Connection) -> None:
         if _free_bytes(connection) >= self._size // 2 and _size(self._wal) >= self._size // 2:
             return
-        with connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS filler (data BLOB)")
+        execute = connection.execute
+        try:
+            execute("BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS filler (data BLOB)")
             for _ in range(self._size // _FILLER):
-                connection.execute("INSERT INTO filler VALUES (zeroblob(?))", (_FILLER,))
-        with connection:
-            connection.execute("DELETE FROM filler")
+                execute("INSERT INTO filler VALUES (zeroblob(?))", (_FILLER,))
+            execute("COMMIT; BEGIN IMMEDIATE; DELETE FROM filler; COMMIT")
+        finally:
+            if connection.in_transaction:  # SQLite itself takes back what found the disk full
+                execute("ROLLBACK")
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
 
 
