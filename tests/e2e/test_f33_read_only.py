@@ -134,6 +134,10 @@ def test_f33_root_turns_read_only_and_comes_back(sick: Sick, restarted: bool) ->
     assert "filesystem healthy" in told[-1]
     assert life.exited(life.run(pod, "exit 5", "after", mounts=mounts)).exit_code == 5
     life.restart()
+    life.restart()
+    assert life.status(created).state == CREATED
+    life.start_container(created)
+    assert life.exited(created).exit_code == 3
     assert {one.id: life.status(one.id).exit_code for one in life.containers() if one.state == EXITED}.items() >= {
         running: 42,
         stopped: 9,

@@ -84,7 +84,6 @@ class Traced(Rounds):
                 strace.send_signal(signal.SIGTERM)
                 strace.wait()
 
-
     @contextlib.contextmanager
     def _from_the_start(self, command: list[str]) -> Iterator[None]:
         """A daemon that is down is to be started under strace, which is to be its grandchild."""
