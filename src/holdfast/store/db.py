@@ -269,22 +269,25 @@ class Store:
 
     def _open_again(self) -> bool:
         """Work with the file again if it can be written to and is another one than before, of the same store."""
+        file = _identity(self._path)
+        if file is None or file == self._file:
+            return False
+        connection = None
         try:
-            if _identity(self._path) == self._file:
-                return False
             files.probe_write(self._path.parent)
-            connection = _connect(self._path)
+            connection = _connect(self._path, create=False)
+            found = _generation(connection)
         except (OSError, apsw.Error) as exc:
             log.debug("%s cannot be opened again yet: %s", self._path, exc)
-            return False
-        found = _generation(connection)
-        if found != self._on_disk:
-            log.error("%s is another store (commit %d, not %d): it is left alone", self._path, found, self._on_disk)
-            connection.close()
+            found = None
+        if connection is None or found != self._on_disk:
+            if connection is not None:
+                log.error("%s is not the store as it was left (commit %s): it is left alone", self._path, found)
+                connection.close()
             return False
         with contextlib.suppress(apsw.Error):  # of a file on a disk that is gone
             self._connection.close()
-        self._connection, self._file = connection, _identity(self._path)
+        self._connection, self._file = connection, file
         log.warning("%s is worked with again", self._path)
         return True
 
@@ -333,9 +336,10 @@ def _copy(path: Path) -> apsw.Connection:
     return connection
 
 
-def _connect(path: Path) -> apsw.Connection:
+def _connect(path: Path, *, create: bool = True) -> apsw.Connection:
     """Open the file, with its log kept at close: a log that is deleted takes the reserve with it. Takes the lock."""
-    connection = apsw.Connection(str(path))
+    flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    connection = apsw.Connection(str(path), flags=flags)
     try:
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
