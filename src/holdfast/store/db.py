@@ -269,15 +269,18 @@ class Store:
 
     def _open_again(self) -> bool:
         """Work with the file again if it can be written to and is another one than before, of the same store."""
+        connection = None
         try:
-            if _identity(self._path) == self._file:
+            if _identity(self._path) in (self._file, None):
                 return False
             files.probe_write(self._path.parent)
-            connection = _connect(self._path)
+            connection = _connect(self._path, apsw.SQLITE_OPEN_READWRITE)  # where it is missing none is made
+            found = _generation(connection)
         except (OSError, apsw.Error) as exc:
             log.debug("%s cannot be opened again yet: %s", self._path, exc)
+            if connection is not None:
+                connection.close()
             return False
-        found = _generation(connection)
         if found != self._on_disk:
             log.error("%s is another store (commit %d, not %d): it is left alone", self._path, found, self._on_disk)
             connection.close()
@@ -333,9 +336,9 @@ def _copy(path: Path) -> apsw.Connection:
     return connection
 
 
-def _connect(path: Path) -> apsw.Connection:
+def _connect(path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) -> apsw.Connection:
     """Open the file, with its log kept at close: a log that is deleted takes the reserve with it. Takes the lock."""
-    connection = apsw.Connection(str(path))
+    connection = apsw.Connection(str(path), flags)
     try:
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
