@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from holdfast.linux import files
 from holdfast.model.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from holdfast.store import db
 from holdfast.store.db import Store
@@ -303,3 +305,30 @@ def test_what_was_acknowledged_survives_sigkill(path: Path) -> None:
         for name in ("wal", "ballast"):
             path.with_name(f"{path.name}-{name}").unlink(missing_ok=True)
         acknowledged.clear()
+
+
+@pytest.mark.parametrize("instead", [None, b""], ids=["nothing", "an-empty-file"])
+async def test_a_disk_that_is_away_is_waited_for(tmp_path: Path, instead: bytes | None) -> None:
+    """As between the unmount of a disk and the mount of the mended one: no store is made in the place of ours."""
+    root = tmp_path / "root"
+    root.mkdir()
+    path = root / "holdfast.db"
+    store = Store.open(path)
+    await store.write(lambda tx: tx.execute("INSERT INTO meta VALUES ('a', '1')"))
+    await store.read(lambda tx: tx.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE))
+    await store.read(lambda tx: tx.pragma("query_only", 1))
+    shutil.copytree(root, tmp_path / "mended")
+    root.rename(tmp_path / "away")
+    root.mkdir()
+    if instead is not None:
+        path.write_bytes(instead)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await store.write(lambda tx: tx.execute("INSERT INTO meta VALUES ('b', '2')"))
+    assert instead is not None or not list(root.iterdir())
+    files.remove_tree(root)
+    (tmp_path / "mended").rename(root)
+    await store.write(lambda tx: tx.execute("INSERT INTO meta VALUES ('c', '3')"))
+    keys = "SELECT key FROM meta WHERE key IN ('a', 'b', 'c') ORDER BY key"
+    assert [key for (key,) in await store.read(lambda tx: tx.execute(keys).fetchall())] == ["a", "c"]
+    await asyncio.to_thread(store.close)
