@@ -42,7 +42,7 @@ class Cramped:
 @contextlib.contextmanager
 def cramped(kind: str, how: str, directory: Path, inodes: int = 2048, **settings: Any) -> Iterator[Cramped]:
     options = (*ROOTS_SHARE, "-N", str(inodes)) if kind == "ext4" else ()
-    with disk.small(kind, directory, SIZE, *options) as root, disk.volatile(directory) as state:
+    with disk.small(kind, directory, SIZE, *options) as root, disk.volatile(directory, inodes * 2) as state:
         life = Node(min_free_bytes=1 << 20, min_free_inodes=16, **settings)
         life.root, life.state, life.socket = root, state, state / "holdfast.sock"
         fill = disk.fill_inodes if how == "inodes" else disk.fill

@@ -88,7 +88,7 @@ class Traced(Rounds):
     def _from_the_start(self, command: list[str]) -> Iterator[None]:
         """A daemon that is down is to be started under strace, which is to be its grandchild."""
         node = self.stage.node
-        node.wrapper = [*command, "--daemonize"]
+        node.wrapper = [*command, "--daemonize", "--interruptible=anywhere"]
         try:
             yield
         finally:

@@ -105,11 +105,13 @@ def fill_inodes(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def volatile(directory: Path) -> Iterator[Path]:
-    """A small tmpfs, as a state directory should be."""
+def volatile(directory: Path, inodes: int = 4096) -> Iterator[Path]:
+    """A small tmpfs, as a state directory should be, with 8 KiB to each inode."""
     place = directory / "s"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,nr_inodes=4096", "hf", str(place)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={inodes * 8}k,nr_inodes={inodes}", "hf", str(place)], check=True
+    )
     try:
         yield place
     finally:
