@@ -260,3 +260,15 @@ def test_f25_execs_that_race_with_the_end_of_their_container(life: Node, pod: st
             assert life.exited(container_id).exit_code == 6
             over.set()
             assert set().union(*(one.result() for one in execs)) <= {0, 137}
+
+
+def test_f11_a_stop_is_not_made_an_oom_by_an_earlier_kill_of_a_child() -> None:
+    with node() as life:
+        linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=32 << 20))
+        script = "dd if=/dev/zero of=/dev/null bs=256M; echo $?; while :; do sleep 0.05; done"
+        one = life.run(life.run_pod(), script, linux=linux)
+        until(lambda: b" 137\n" in life.container_log(one), "the child to be killed")
+        life.stop_container(one, 0)
+        status = life.status(one)
+        assert (status.exit_code, status.reason) == (137, "Error")
+        assert life.info(one)["oomKills"] >= 1

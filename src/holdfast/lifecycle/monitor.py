@@ -23,6 +23,7 @@ from holdfast.linux.process import Pinned
 from holdfast.model.errors import Damaged, HoldfastError
 from holdfast.model.settle import Action, Kernel, Settlement, Witnesses, settle
 from holdfast.model.settle import Shim as ShimView
+from holdfast.model.spec import Intent
 from holdfast.model.state import ContainerState, ProcessRef, container_state
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, ExitRecord, InitRecord, decode_exit, decode_init
 from holdfast.runtime.handlers import Handlers
@@ -210,7 +211,8 @@ class Monitor:
         over = exit_record is None and (stopped is not None or wait_status is not None)
         oom_kills = await in_thread(count_oom_kills, init) if over and init is not None else 0
         started = await in_thread(self._start_was_reached, container, init)
-        return Witnesses(view, kernel, exit_record, stopped, ref, started, wait_status, oom_kills)
+        survived = _survived(container.intents.get("stop"), init)
+        return Witnesses(view, kernel, exit_record, stopped, ref, started, wait_status, oom_kills, survived)
 
     async def _exit_file(self, bundle: Path, ref: ProcessRef | None, patience: float) -> ExitRecord | None:
         """What the exit file says; whoever reaps the init is given a moment to write it."""
@@ -262,6 +264,12 @@ def ask_cgroup(path: str) -> Kernel:
     except OSError as exc:
         log.warning("cannot look into cgroup %s: %s", path, exc)
         return Kernel.UNTOLD
+
+
+def _survived(stop: Intent | None, init: InitRecord | None) -> int:
+    """See lifecycle.stop; the counter did not begin with the container."""
+    counter = stop.data.get("survived", 0) if stop is not None else 0
+    return counter - init.oom_kills if isinstance(counter, int) and counter and init is not None else 0
 
 
 def count_oom_kills(init: InitRecord) -> int:

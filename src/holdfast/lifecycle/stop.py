@@ -5,6 +5,7 @@ Times are in ns on the boot-time clock, which neither jumps nor stops while the 
 
     boot_id, deadline, signal   the stop signal's number; written before anything is sent
     sent_at, killed_at          when the stop signal and SIGKILL were sent; written right after
+    survived                    the cgroup's OOM counter right before SIGKILL: what it says is not the init's end
 
 After, because a signal that is on record but was never sent would be lost, and with it the container's time to end
 well. So a daemon that dies between the two sends it again, and in no other case.
@@ -17,13 +18,13 @@ import time
 from typing import Final
 
 from holdfast.lifecycle.cleanup import Cleanup
-from holdfast.lifecycle.tasks import Background
+from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import Container, World
-from holdfast.linux import process
+from holdfast.linux import cgroup, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, InvalidArgument
 from holdfast.model.spec import Intent
-from holdfast.model.state import ContainerState
+from holdfast.model.state import ContainerState, ProcessRef
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,8 @@ class Stopper:
                 sooner.clear()
                 await _first(container.exited, sooner, left / NS)
             if not container.exited.is_set() and not container.intents["stop"].data.get("killed_at"):
+                if (survived := await in_thread(_survived, container.status.process)) > 0:
+                    await self._world.amend(container, "stop", survived=survived)
                 self._send(container, signal.SIGKILL)
                 crashpoint("stop.killed")
                 if container.status.process is None:
@@ -124,6 +127,20 @@ class Stopper:
             if pinned is not None:
                 pinned.send(number)
                 log.info("sent signal %d to container %s", number, container.meta.id)
+
+
+def _survived(init: ProcessRef | None) -> int:
+    """The OOM counter of a container's cgroup as it stood while its init lived: those kills were of others."""
+    if init is None or init.boot_id != process.boot_id():
+        return 0
+    with process.pin(init.pid, init.start_time) as pinned:
+        if pinned is None:
+            return 0
+        try:
+            count = cgroup.oom_kills(cgroup.of_process(init.pid))
+        except OSError:
+            return 0
+        return count if pinned.alive() else 0
 
 
 def _now() -> int:

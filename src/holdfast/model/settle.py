@@ -73,6 +73,7 @@ class Witnesses:
     started: bool = False  # init.json says that the runtime's start was reached, and its init does not wait for it
     wait_status: int | None = None  # with Kernel.DEAD, the exit code that the kernel still knows; 128+signal
     oom_kills: int = 0  # by how much the cgroup's OOM counter has moved since the init was created
+    survived: int = 0  # how many of these kills the init is known to have outlived, before it was sent SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _find(record: ContainerStatus, w: Witnesses, starting: bool, now: int, began
     ran = record.started_at > 0 or w.started or w.shim is Shim.RUNNING
     began = began or now
     if w.exit is not None:
-        return _from_exit_file(record, w.exit, began)
+        return _from_exit_file(record, w.exit, w.survived, began)
     if w.shim is Shim.STOPPED and w.stopped is not None:
         code, at = w.stopped
         return _oom(_exited(record, code, at, began, "the shim reports its exit"), w)
@@ -138,13 +139,13 @@ def _already_exited(record: ContainerStatus, w: Witnesses) -> Settlement:
     return Settlement(record, (Action.DELETE_TASK,), "its exit is on record")
 
 
-def _from_exit_file(record: ContainerStatus, exit: ExitRecord, began: int) -> Settlement:
+def _from_exit_file(record: ContainerStatus, exit: ExitRecord, survived: int, began: int) -> Settlement:
     status = replace(record, oom_kills=exit.oom_kills)
     found = _exited(status, exit.code, exit.finished_at, began, f"the {exit.witness}'s exit file")
     if exit.witness == WITNESS_NOBODY:
         why = "it ended while neither its shim nor the keeper was there to see how"
         return replace(found, status=replace(found.status, reason=REASON_LOST, message=why), why=why)
-    if exit.oom_killed:
+    if exit.oom_killed and exit.oom_kills > survived:
         found = replace(found, status=replace(found.status, reason=REASON_OOM))
     return found
 
@@ -164,7 +165,7 @@ def _exited(record: ContainerStatus, code: int, at: int, began: int, why: str) -
 
 def _oom(found: Settlement, w: Witnesses) -> Settlement:
     """The same, said by a witness that counts no OOM kills: the cgroup does."""
-    killed = found.status.exit_code == EXIT_KILLED and w.oom_kills > 0
+    killed = found.status.exit_code == EXIT_KILLED and w.oom_kills > w.survived
     reason = REASON_OOM if killed else found.status.reason
     return replace(found, status=replace(found.status, reason=reason, oom_kills=w.oom_kills))
 
