@@ -95,7 +95,9 @@ def test_the_limit_on_open_files_is_raised_for_daemon_and_keeper_alone(runtime: 
         until(lambda: len(one.container_log(container_id).split()) == 8, "its log")
         said = [int(line.split()[3]) for line in one.container_log(container_id).splitlines()]
         executed = one.exec(container_id, ["/bin/sh", "-c", "ulimit -Sn; ulimit -Hn"]).stdout.split()
-        assert said == list(map(int, executed))
+        soft, hard = map(int, executed)
+        # runc before 1.2 races with its own Go runtime, which raises the soft limit of `runc init` when it is executed.
+        assert [soft, hard] == said or (runtime == "runc" and soft == hard == said[1])
         return said[0], said[1]
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
