@@ -57,7 +57,6 @@ class Monitor:
         self._cleanup = cleanup
         self._background = background
         self._layout = layout
-        self._statuses: dict[str, int | None] = {}  # wait statuses of inits that have ended without another witness
 
     def watch(self, container: Container) -> None:
         """See to it that this container's exit is noticed."""
@@ -155,7 +154,7 @@ class Monitor:
             await asyncio.wait({told, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not told.done():
                 await asyncio.wait({told}, timeout=SHIM_GRACE)
-            elif told.result() is None:
+            elif told.result() is None or pinned is not None:
                 await asyncio.wait({gone}, timeout=RETRY_FIRST)
             answer = told.result() if told.done() else None
             told.cancel()
@@ -199,11 +198,15 @@ class Monitor:
             kernel, wait_status = Kernel.REBOOTED, None
         else:
             kernel, wait_status = await in_thread(ask_cgroup, container_cgroup(container)), None
-        view = ShimView.STOPPED
-        if stopped is None:
+        view, told = ShimView.STOPPED, stopped
+        if stopped is None or not await in_thread(read_exit, bundle, ref):
             # Of a death that is proven already, a shim that does not answer at once only delays the news.
             seconds = SHIM_GRACE if kernel is Kernel.DEAD and ref is not None else PROBE_SECONDS
             view, stopped = await self._shims.probe(pod.meta.id, pod.status.shim, container.meta.id, seconds)
+            if view is ShimView.GONE and told is not None:  # a Wait names no task, so it counts only as the last word
+                view, stopped = ShimView.STOPPED, told
+        if view is ShimView.STOPPED and kernel is Kernel.ALIVE and ref is not None:
+            kernel, wait_status = ask_kernel(ref, pinned)  # it may have ended in between
         # The exit file is read last: whoever wrote it did so before the init could be reaped or reported.
         late = ref is not None and kernel is Kernel.DEAD and view not in (ShimView.STOPPED, ShimView.UNREACHABLE)
         patience = SHIM_GRACE if late else 0

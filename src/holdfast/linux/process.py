@@ -1,5 +1,6 @@
 """Processes: identities that survive pid reuse, pidfds, reaping, and what a process says of itself."""
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -165,6 +166,21 @@ def open_pinned(pid: int, started: int | None) -> Pinned | None:
         os.close(fd)
         return None
     return Pinned(pid, fd)
+
+
+def has_open(pid: int, path: str | os.PathLike[str]) -> bool:
+    """Whether the process has this very file open (/proc/PID/fd, proc(5))."""
+    try:
+        wanted = os.stat(path)
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            found = os.stat(f"/proc/{pid}/fd/{descriptor}")
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    return False
 
 
 def fork() -> int:

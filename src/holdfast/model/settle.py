@@ -37,7 +37,7 @@ class Shim(StrEnum):
 
     CREATED = "created"
     RUNNING = "running"  # or paused
-    STOPPED = "stopped"  # `Witnesses.stopped` has code and time
+    STOPPED = "stopped"  # `Witnesses.stopped` has code and time; not believed of an init that lives
     ABSENT = "absent"  # the shim answers and has no such task
     GONE = "gone"  # the shim is proven dead
     UNREACHABLE = "unreachable"  # alive, as far as anybody knows, but it does not answer
@@ -109,6 +109,8 @@ def _find(record: ContainerStatus, w: Witnesses, starting: bool, now: int, began
     if before is ContainerState.EXITED:
         return _already_exited(record, w)
     record = replace(record, process=record.process or w.process)
+    if w.shim is Shim.STOPPED and w.kernel is Kernel.ALIVE:
+        w = replace(w, shim=Shim.UNREACHABLE)  # what it says is not so: it has told nothing
     ran = record.started_at > 0 or w.started or w.shim is Shim.RUNNING
     began = began or now
     if w.exit is not None:

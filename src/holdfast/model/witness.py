@@ -14,6 +14,7 @@ from holdfast.model.errors import Damaged
 
 INIT_FILE: Final = "init.json"
 EXIT_FILE: Final = "exit.json"
+SHIM_LOCK: Final = "shim.lock"  # in `<state>/pods/<pod>/`, open in the pod's shim for as long as it lives
 WITNESS_NOBODY: Final = "nobody"  # of an exit that was found out about, but not how
 
 

@@ -12,6 +12,7 @@ from holdfast.linux import process
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Unavailable
 from holdfast.model.settle import Shim
 from holdfast.model.state import ProcessRef
+from holdfast.model.witness import SHIM_LOCK
 from holdfast.runtime.handlers import Handler
 from holdfast.runtime.keeper import Keeper
 from holdfast.runtime.task import Status, TaskClient
@@ -98,8 +99,7 @@ class Shims:
         inits: Mapping[str, ProcessRef],
     ) -> ProcessRef:
         """Replace a shim that is dead, unless that was done and nobody has written it down. Raises Unavailable."""
-        if (client := self._clients.pop(pod_id, None)) is not None:
-            client.close()
+        self._hang_up(pod_id)
         if (found := await self._unrecorded(pod_id)) is not None:
             return found
         return await self.start(pod_id, handler, pid_namespace, init_cgroup, inits=inits)
@@ -120,7 +120,8 @@ class Shims:
     ) -> tuple[Shim, tuple[int, int] | None]:
         """What the shim says of a task, and its (exit code, finished_at) when that is over.
 
-        GONE is said only of a process proven dead. The socket proves nothing: the keeper keeps it open.
+        GONE is said only of a process proven dead. The socket proves nothing: the keeper keeps it open. A shim that
+        tells of another task has said nothing about this one.
         """
         if shim is None or not alive(shim):
             return Shim.GONE, None
@@ -162,6 +163,9 @@ class Shims:
 
     def forget(self, pod_id: str) -> None:
         self._connecting.pop(pod_id, None)
+        self._hang_up(pod_id)
+
+    def _hang_up(self, pod_id: str) -> None:
         if (client := self._clients.pop(pod_id, None)) is not None:
             client.close()
 
@@ -187,13 +191,22 @@ class Shims:
         self._programs.clear()
 
     async def _unrecorded(self, pod_id: str) -> ProcessRef | None:
-        """A shim that answers at the pod's socket though no record names it: keeper or daemon died while it began."""
+        """A shim that answers at the pod's socket though no record names it: keeper or daemon died while it began.
+
+        Whoever answers is believed to be the pod's shim only if it has the pod's lock open.
+        """
         try:
             async with asyncio.timeout(END_SECONDS):
                 pid = await (await self.task(pod_id)).shim_pid()
         except (HoldfastError, TimeoutError):
+            self._hang_up(pod_id)
             return None
-        return ProcessRef(pid, process.start_time(pid) or 0, process.boot_id())
+        ref = ProcessRef(pid, process.start_time(pid) or 0, process.boot_id())
+        if not process.has_open(pid, self._pods / pod_id / SHIM_LOCK):
+            log.warning("whoever answers at the socket of pod %s says to be %d, which is not its shim", pod_id, pid)
+            self._hang_up(pod_id)
+            return None
+        return ref
 
     async def _ask_to_end(self, pod_id: str) -> None:
         try:

@@ -160,6 +160,8 @@ class TaskClient:
     async def state(self, container_id: str, exec_id: str = "", seconds: float = ASK) -> TaskState:
         request = task_pb2.StateRequest(id=container_id, exec_id=exec_id)
         reply = await self._call("State", request, task_pb2.StateResponse, seconds)
+        if reply.id != container_id and not exec_id:  # of an exec, some shims say its own id here
+            raise errors.HoldfastError(f"cannot tell the state of task {container_id}: its shim tells of {reply.id!r}")
         at = reply.exited_at.ToNanoseconds() if reply.HasField("exited_at") else 0
         return TaskState(Status(reply.status), reply.pid, reply.exit_status, at, reply.bundle, reply.terminal)
 

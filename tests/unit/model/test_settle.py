@@ -101,7 +101,7 @@ class Row:
             and self.intent in ("any", *case.intents)
             and (self.exit == "any" or case.exit is not None)
             and (self.shim == "any" or str(case.shim) in self.shim.split(", "))
-            and (self.kernel in ("any", kernel, str(case.kernel)))
+            and (self.kernel in ("any", kernel) or str(case.kernel) in self.kernel.split(", "))
         )
 
     def _record_fits(self, case: Case) -> bool:

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from holdfast import __version__
 from holdfast.linux import files, process
 from holdfast.linux.inject import crashpoint
-from holdfast.model.witness import ExitRecord
+from holdfast.model.witness import SHIM_LOCK, ExitRecord
 from holdfast.proto import containerd_task_pb2, task_pb2
 from holdfast.ttrpc.server import (
     FAILED_PRECONDITION,
@@ -43,7 +43,6 @@ from holdfast.workers.shim.task import Process, State, Task
 
 SERVICES: Final = frozenset({"containerd.task.v2.Task", "containerd.task.v3.Task"})
 SIGNALS: Final = range(1, signal.SIGRTMAX + 1)
-LOCK: Final = "shim.lock"
 LOCK_SECONDS: Final = 5.0
 LOCK_PAUSE: Final = 0.002
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -322,7 +321,7 @@ def _take_pod(directory: Path) -> int:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            return files.lock(directory / LOCK)
+            return files.lock(directory / SHIM_LOCK)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
