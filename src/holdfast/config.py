@@ -142,6 +142,10 @@ class Config:
     runtime_timeout: int = setting(
         100, "Seconds that one command of the OCI runtime may take; it is killed then.", parse=_seconds
     )
+    on_shim_death: str = setting(
+        "adopt", "What becomes of a pod whose shim has died: adopt, it goes on under another; cleanup, it is stopped.",
+        parse=_word("adopt", "cleanup"),
+    )  # fmt: skip
     reserve_bytes: int = setting(8 << 20, "Space the store keeps for itself on its disk.", parse=size_value)
     min_free_bytes: int = setting(
         16 << 20, "Free space below which nothing new is pulled, imported, created or run.", parse=size_value

@@ -142,7 +142,7 @@ class Daemon:
         )
         images.in_doubt = lambda: bool(store.salvaged)
         rebuilt += await images.load()
-        adopter = Adopter(world, shims, handlers, background)
+        adopter = Adopter(world, shims, handlers, background, config.on_shim_death == "adopt")
         cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter)
         bundles = Bundles(snapshots, images, layout, host)
         paths = PathWork(keeper, config.path_timeout)
@@ -177,6 +177,7 @@ class Daemon:
             paths,
             storage,
         )
+        adopter.stop_pod = pods.finish_stop
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
         live = Live(store, world, images, snapshots, keeper)
         sweeper = Sweeper(layout, config.cgroup_root, live.rows, live.workers, shims, live.remove_rows)

@@ -18,6 +18,9 @@ from holdfast.proto import node_pb2
 def events_command(ctx: click.Context, since: int | None, no_follow: bool, output: str) -> None:
     """Show what happens to pods and containers: created, started, stopped, deleted.
 
+    A container that has stopped is "cleaned" once nothing of its task is left; a pod is "adopted" when its shim was
+    dead and another one has taken over.
+
     Each event has a number; numbers grow, across restarts of the daemon too. Who comes back asks for what happened
     since the last number seen. "gap" says that events up to its number are not known any more: list anew.
 

@@ -12,7 +12,7 @@ from holdfast.cri import convert, filters
 from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
-from holdfast.lifecycle.events import Events, Gap, Notice
+from holdfast.lifecycle.events import CRI_KINDS, Events, Gap, Notice
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
@@ -162,7 +162,7 @@ class RuntimeService(RuntimeServiceServicer):
         async for one in self._events.follow(self._events.last):
             if isinstance(one, Gap):
                 raise ResourceExhausted(f"cannot go on with events: {one.until - one.seen} were not read in time; list")
-            if isinstance(one, Notice):  # the CRI has no word for it
+            if isinstance(one, Notice) or one.kind not in CRI_KINDS:
                 continue
             yield pb.ContainerEventResponse(
                 container_id=one.id,

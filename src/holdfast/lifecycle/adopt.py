@@ -1,5 +1,7 @@
 """A shim that dies is not the death of its containers: another one adopts its pod.
 
+Where that is not wanted (`on_shim_death = "cleanup"`) the pod is stopped instead, as if its client had asked for that.
+
 The shim's end is seen at its pidfd, whoever its parent is, and at the start of the daemon. Until a pod has a shim again
 its containers run on; the keeper, or the kernel, remembers how they end.
 """
@@ -7,9 +9,11 @@ its containers run on; the keeper, or the kernel, remembers how they end.
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
+from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.tasks import Background
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import process
@@ -36,7 +40,9 @@ def init_cgroup(meta: PodMetadata) -> str:
 class Adopter:
     """Keeps a living shim behind each pod, one background task a pod."""
 
-    def __init__(self, world: World, shims: Shims, handlers: Handlers, background: Background) -> None:
+    def __init__(self, world: World, shims: Shims, handlers: Handlers, background: Background, adopts: bool) -> None:
+        self.stop_pod: Callable[[Pod], Awaitable[None]] | None = None  # finish_stop of Pods, which need an Adopter
+        self._adopts = adopts
         self._world = world
         self._shims = shims
         self._handlers = handlers
@@ -52,7 +58,7 @@ class Adopter:
             shim = pod.status.shim
             if shim is not None and alive(shim):
                 return True
-            if not self._wanted(pod):
+            if not self._wanted(pod) or not self._adoptable(pod):
                 return False
             try:
                 await self._adopt(pod)
@@ -71,6 +77,9 @@ class Adopter:
         while self._wanted(pod):
             if (shim := pod.status.shim) is not None and await wait_gone(shim) and not self._wanted(pod):
                 return
+            if not self._adoptable(pod):
+                await self._clean_up(pod)
+                return
             if await self.ensure(pod):
                 wait, lost_at = RETRY_FIRST, 0.0
                 continue
@@ -79,6 +88,16 @@ class Adopter:
                 await self._mark_lost(pod)
             await asyncio.sleep(wait)
             wait = min(wait * 2, RETRY_LONGEST)
+
+    def _adoptable(self, pod: Pod) -> bool:
+        return self._adopts
+
+    async def _clean_up(self, pod: Pod) -> None:
+        """End what a dead shim has left, as a stop of the pod does, which a daemon that dies meanwhile goes on with."""
+        log.warning("pod %s: its shim is gone, and its containers are ended with it", pod.meta.id)
+        await self._mark_lost(pod)
+        assert self.stop_pod is not None
+        await self.stop_pod(pod)
 
     def _wanted(self, pod: Pod) -> bool:
         """Whether this pod should have a shim: not one that is over, being taken apart, or of an earlier boot."""
@@ -106,6 +125,7 @@ class Adopter:
             ),
         )
         crashpoint("adopt.recorded")
+        self._world.tell(Kind.ADOPTED, pod)
         log.info("pod %s: shim %d is gone, %d has adopted it", pod.meta.id, before.pid if before else 0, shim.pid)
 
     async def _mark_lost(self, pod: Pod) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle.adopt import Adopter, init_cgroup
+from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, NotFound, Unavailable
+from holdfast.model.state import ContainerState
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
 from holdfast.network.network import Network
 from holdfast.runtime.handlers import Handlers
@@ -64,7 +66,7 @@ class Cleanup:
 
     async def task(self, container: Container) -> None:
         """Delete the container's task: runtime state, mounts, cgroup. What is already gone is fine."""
-        bundle = self._bundle(container)
+        bundle, there = self._bundle(container), self._runtime_state(container).exists()
         if not await self._deleted_by_shim(container):
             await self.kill(container)
             await self._runtime_delete(container)
@@ -74,6 +76,8 @@ class Cleanup:
         await self._remove_cgroup(container_cgroup(container))
         crashpoint("task.cgroup")
         container.cleaned.set()
+        if there and container.state is ContainerState.EXITED:
+            self._world.tell(Kind.CLEANED, container.pod, container)
 
     async def clear_cgroup(self, container: Container) -> None:
         """See to it that nobody is in the container's cgroup before it starts.

@@ -25,12 +25,17 @@ MOST: Final = 1 << 32  # events of one daemon
 
 
 class Kind(IntEnum):
-    """As the CRI numbers them."""
+    """As the CRI numbers them; it has no word for the others."""
 
     CREATED = 0
     STARTED = 1
     STOPPED = 2
     DELETED = 3
+    CLEANED = 4  # of a container that has stopped: nothing of its task is left
+    ADOPTED = 5  # of a pod: its shim was dead, and another one has taken over
+
+
+CRI_KINDS: Final = frozenset({Kind.CREATED, Kind.STARTED, Kind.STOPPED, Kind.DELETED})
 
 
 @dataclass(frozen=True, slots=True)

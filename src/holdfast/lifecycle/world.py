@@ -328,6 +328,10 @@ class World:
             if op == "create" and isinstance(owner, Container):
                 self._events.add(Kind.CREATED, owner.pod, owner)
 
+    def tell(self, kind: Kind, pod: Pod, container: Container | None = None) -> None:
+        """Tell whoever follows events of what is no change of state."""
+        self._events.add(kind, pod, container)
+
     async def delete_pod(self, pod: Pod) -> None:
         """Forget a pod of which nothing is left. Its row, name and intents go at once."""
         id = pod.meta.id
