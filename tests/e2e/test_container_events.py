@@ -100,9 +100,14 @@ def test_the_command_line_asks_for_what_it_has_missed(life: Node) -> None:
     pod = life.run_pod()
     container = life.run(pod, "exit 3")
     life.exited(container)
-    before = [one for one in told(life, "--since", "0", "--no-follow") if one.get("pod_id") == pod]
-    assert [one["kind"] for one in before] == ["created", "started", "created", "started", "stopped"]
-    assert (before[-1]["id"], before[-1]["exit_code"], before[-1]["reason"]) == (container, 3, "Error")
+
+    def of_pod() -> list[dict[str, object]]:
+        return [one for one in told(life, "--since", "0", "--no-follow") if one.get("pod_id") == pod]
+
+    until(lambda: of_pod()[-1]["kind"] == "cleaned", "its task to be gone")
+    before = of_pod()
+    assert [one["kind"] for one in before] == ["created", "started", "created", "started", "stopped", "cleaned"]
+    assert (before[-2]["id"], before[-2]["exit_code"], before[-2]["reason"]) == (container, 3, "Error")
     life.remove_pod(pod)
     after = told(life, "--since", str(before[-1]["number"]), "--no-follow")
     assert [(one["object"], one["kind"]) for one in after] == [

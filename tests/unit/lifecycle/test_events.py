@@ -33,7 +33,7 @@ def test_readers_go_on_where_they_were() -> None:
         start = events.last
         for kind in Kind:
             events.add(kind, POD)
-        assert [one.kind for one in await take(events, start, 4)] == list(Kind)
+        assert [one.kind for one in await take(events, start, len(Kind))] == list(Kind)
         assert [one.kind for one in await take(events, start + 3, 1)] == [Kind.DELETED]
 
     asyncio.run(run())
