@@ -17,7 +17,7 @@ LONGEST: Final = 100  # below that at which the daemon gives up a call to a shim
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]i?B?|B)?", re.ASCII | re.IGNORECASE)
 _HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")  # it names a directory, and RuntimeClasses refer to it
 _UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_RUNTIME_KEYS: Final = frozenset({"binary"})
+_RUNTIME_KEYS: Final = frozenset({"binary", "shim", "options", "sandbox_container"})
 
 
 def setting(
@@ -87,7 +87,7 @@ def _address(key: str, value: Any) -> str:
     return text
 
 
-def _runtimes(key: str, value: Any) -> dict[str, dict[str, str]]:
+def _runtimes(key: str, value: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(value, Mapping):
         raise InvalidArgument(f"{key}: {value!r} is not a table")
     for name, table in value.items():
@@ -97,7 +97,19 @@ def _runtimes(key: str, value: Any) -> dict[str, dict[str, str]]:
             raise InvalidArgument(f"{key}.{name}: {table!r} is not a table")
         for unknown in table.keys() - _RUNTIME_KEYS:
             raise InvalidArgument(f"{key}.{name}.{unknown}: there is no such setting")
-        _text(f"{key}.{name}.binary", table.get("binary"))
+        if "shim" not in table or "binary" in table:
+            _text(f"{key}.{name}.binary", table.get("binary"))
+        if "shim" in table:
+            _text(f"{key}.{name}.shim", table["shim"])
+        for setting in ("options", "sandbox_container"):
+            if setting in table and "shim" not in table:
+                raise InvalidArgument(f"{key}.{name}.{setting}: it is for a shim only, and none is named")
+        if not isinstance(table.get("options", {}), Mapping):
+            raise InvalidArgument(f"{key}.{name}.options: {table['options']!r} is not a table")
+        if not isinstance(table.get("sandbox_container", True), bool):
+            raise InvalidArgument(
+                f"{key}.{name}.sandbox_container: {table['sandbox_container']!r} is not true or false"
+            )
     return {name: dict(table) for name, table in value.items()}
 
 
@@ -155,12 +167,12 @@ class Config:
         "", "Where metrics are served over http for Prometheus, e.g. '127.0.0.1:9113'; nowhere by default.",
         parse=_address,
     )  # fmt: skip
-    runtimes: dict[str, dict[str, str]] = setting(
-        {}, "OCI runtimes by handler name, e.g. [runtimes.crun] binary = '/usr/bin/crun'.", parse=_runtimes
+    runtimes: dict[str, dict[str, Any]] = setting(
+        {},
+        "Runtimes by handler name: [runtimes.crun] binary = '/usr/bin/crun'; or a containerd shim, [runtimes.runc-v2] "
+        "shim = '/usr/bin/containerd-shim-runc-v2', with its `options` and `sandbox_container` (true by default).",
+        parse=_runtimes,
     )
-
-    def runtime_binaries(self) -> dict[str, str]:
-        return {name: table["binary"] for name, table in self.runtimes.items()}
 
 
 FIELDS: Final = {field.name: field for field in dataclasses.fields(Config)}
@@ -218,14 +230,18 @@ def render(config: Config) -> str:
         lines.append(f"# {field.metadata['help']}{note}")
         value = getattr(config, name)
         if name == "runtimes":
-            lines += [f"[runtimes.{key}]\nbinary = {json.dumps(table['binary'])}" for key, table in value.items()]
+            for key, table in value.items():
+                lines += [f"[runtimes.{key}]", *(f"{one} = {toml(table[one])}" for one in sorted(table))]
         else:
-            lines.append(f"{name} = {_toml(value)}")
+            lines.append(f"{name} = {toml(value)}")
         lines.append("")
     return "\n".join(lines)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A value as TOML has it, tables inline."""
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(key)} = {toml(one)}' for key, one in value.items())}}}"
     return json.dumps(str(value) if isinstance(value, Path) else value)

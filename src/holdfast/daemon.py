@@ -31,6 +31,7 @@ from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.execute import Executor
+from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.live import Live
 from holdfast.lifecycle.monitor import Monitor
@@ -38,6 +39,7 @@ from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.recover import Recovery
+from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.sweep import Sweeper
@@ -53,6 +55,7 @@ from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime import keeper as keeper_client
 from holdfast.runtime import unpack
 from holdfast.runtime.keepers import Keepers
+from holdfast.runtime.loggers import Loggers
 from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
@@ -93,11 +96,12 @@ class Daemon:
             stack.push_async_callback(in_thread, store.close)
             self._keeper = keeper = await Keepers.connect(config.state)
             stack.push_async_callback(keeper.aclose)
-            self._shims = shims = Shims(config.state / "pods", keeper)
+            layout = Layout(config.root, config.state)
+            self._shims = shims = Shims(layout.pods, keeper, layout.events)
             stack.callback(shims.close)
             stack.push_async_callback(self._background.stop)
             boundary = Boundary()
-            recovery, images = await self._build(stack, store, keeper, shims, boundary)
+            recovery, images = await self._build(stack, store, keeper, shims, layout, boundary)
             self._handle_signals()
             await recovery.load()
             boundary.gate.set()
@@ -111,15 +115,20 @@ class Daemon:
             log.info("stopping; containers run on")
 
     async def _build(
-        self, stack: AsyncExitStack, store: Store, keeper: Keepers, shims: Shims, boundary: Boundary
+        self,
+        stack: AsyncExitStack,
+        store: Store,
+        keeper: Keepers,
+        shims: Shims,
+        layout: Layout,
+        boundary: Boundary,
     ) -> tuple[Recovery, Images]:
         """Construct the layers from the bottom up and start to listen."""
         config, background = self._config, self._background
-        layout = Layout(config.root, config.state)
         mode = cgroup.mode()
         handlers = await in_thread(
             runtime_handlers.find,
-            config.runtime_binaries(),
+            config.runtimes,
             config.default_runtime,
             config.state,
             mode,
@@ -143,11 +152,15 @@ class Daemon:
         images.in_doubt = lambda: bool(store.salvaged)
         rebuilt += await images.load()
         adopter = Adopter(world, shims, handlers, background, config.on_shim_death == "adopt")
-        cleanup = Cleanup(world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter)
+        foreign = Foreign(shims.foreign, Loggers(layout.pods, keeper), handlers, background, layout)
+        sandboxes = Sandboxes(world, shims, background, layout, host)
+        cleanup = Cleanup(
+            world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes
+        )
         bundles = Bundles(snapshots, images, layout, host)
         paths = PathWork(keeper, config.path_timeout)
         stopper = Stopper(world, cleanup, background)
-        monitor = Monitor(world, shims, handlers, cleanup, background, layout)
+        monitor = Monitor(world, shims, handlers, cleanup, background, layout, foreign)
         containers = Containers(
             world,
             shims,
@@ -162,6 +175,7 @@ class Daemon:
             adopter,
             paths,
             storage,
+            foreign,
         )
         pods = Pods(
             world,
@@ -176,13 +190,25 @@ class Daemon:
             adopter,
             paths,
             storage,
+            sandboxes,
         )
         adopter.stop_pod = pods.finish_stop
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
         live = Live(store, world, images, snapshots, keeper)
         sweeper = Sweeper(layout, config.cgroup_root, live.rows, live.workers, shims, live.remove_rows)
         recovery = Recovery(
-            store, world, keeper, monitor, stopper, containers, pods, executor, sweeper, background, adopter, rebuilt
+            store,
+            world,
+            keeper,
+            monitor,
+            stopper,
+            containers,
+            pods,
+            executor,
+            sweeper,
+            background,
+            adopter,
+            rebuilt,
         )
         node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode), storage)
         runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)

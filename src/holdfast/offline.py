@@ -77,7 +77,7 @@ async def doctor(config: Config, *, fix: bool = False) -> dict[str, Any]:
     async def workers() -> list[WorkerInfo] | None:
         return await in_thread(keeper.list_workers, config.state)
 
-    shims = Shims(layout.pods, Keeper(config.state / keeper.SOCKET))
+    shims = Shims(layout.pods, Keeper(config.state / keeper.SOCKET), layout.events)
     found = await Sweeper(layout, config.cgroup_root, rows, workers, shims).examine(fix=fix)
     shims.close()
     return found.as_data("down")

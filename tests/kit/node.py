@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from image import build_busybox_image
 
+from holdfast.config import toml
 from holdfast.linux import cgroup, mount
 from holdfast.proto import node_pb2, node_pb2_grpc
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -59,7 +60,7 @@ class Node:
         self._channel: grpc.Channel | None = None
         settings = {"cgroup_root": self.cgroup, "default_runtime": runtime, "log_root": f"{self.base}/logs"} | settings
         self.config = self.base / "config.toml"
-        self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        self.config.write_text("".join(f"{key} = {toml(value)}\n" for key, value in settings.items()))
 
     # -- the daemon
 

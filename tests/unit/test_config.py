@@ -59,7 +59,7 @@ def test_what_is_shown_gives_the_same_configuration(tmp_path: Path) -> None:
         )
     )
     assert load(written(tmp_path, render(config))) == config
-    assert config.runtime_binaries() == {"x": "/bin/x"}
+    assert config.runtimes == {"x": {"binary": "/bin/x"}}
 
 
 def test_the_example_is_the_table() -> None:

@@ -90,7 +90,7 @@ class Adopter:
             wait = min(wait * 2, RETRY_LONGEST)
 
     def _adoptable(self, pod: Pod) -> bool:
-        return self._adopts
+        return self._adopts and not self._handlers.get(pod.meta.handler).shim
 
     async def _clean_up(self, pod: Pod) -> None:
         """End what a dead shim has left, as a stop of the pod does, which a daemon that dies meanwhile goes on with."""

@@ -11,7 +11,9 @@ from typing import Final
 
 from holdfast.lifecycle.adopt import Adopter, init_cgroup
 from holdfast.lifecycle.events import Kind
+from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
@@ -20,7 +22,7 @@ from holdfast.model.errors import FailedPrecondition, NotFound, Unavailable
 from holdfast.model.state import ContainerState
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
 from holdfast.network.network import Network
-from holdfast.runtime.handlers import Handlers
+from holdfast.runtime.handlers import Handler, Handlers
 from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
 
@@ -48,7 +50,11 @@ class Cleanup:
         layout: Layout,
         cgroup_root: str,
         adopter: Adopter,
+        foreign: Foreign,
+        sandboxes: Sandboxes,
     ) -> None:
+        self._foreign = foreign
+        self._sandboxes = sandboxes
         self._world = world
         self._shims = shims
         self._adopter = adopter
@@ -72,6 +78,7 @@ class Cleanup:
             await self._runtime_delete(container)
         if bundle.exists():
             await in_thread(mount.unmount_tree, bundle / "rootfs")
+        await self._foreign.finish(container)
         crashpoint("task.deleted")
         await self._remove_cgroup(container_cgroup(container))
         crashpoint("task.cgroup")
@@ -119,6 +126,8 @@ class Cleanup:
             await within(STEP_SECONDS, self._network.delete(pod_id, where), f"delete network of pod {pod_id}")
         crashpoint("sandbox.network")
         await self._adopter.release(pod)
+        if (handler := self._handlers.get(pod.meta.handler)).shim:
+            await self._sandboxes.end(pod, handler)
         await self._shims.end(pod_id, pod.status.shim)
         crashpoint("sandbox.shim")
         await self._remove_cgroup(init_cgroup(pod.meta), kill=True)
@@ -184,15 +193,20 @@ class Cleanup:
         """What the shim would do, for a shim that is dead."""
         handler = self._handlers.get(container.pod.meta.handler)
         left = self._runtime_state(container)
+        if handler.shim and self._bundle(container).exists():
+            await self._foreign.delete(container)
         if not left.exists():
             return
-        command = (handler.binary, "--root", handler.root, "delete", "--force", container.meta.id)
-        quiet = asyncio.subprocess.DEVNULL
-        child = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)
-        await within(STEP_SECONDS, child.wait(), f"run {handler.name} delete for container {container.meta.id}")
+        await self._run_delete(handler, container.meta.id)
         if left.exists():
             # The runtime could not (crun refuses some hosts); its processes are dead, so its notes may go.
             await in_thread(files.remove_tree, left)
+
+    async def _run_delete(self, handler: Handler, id: str) -> None:
+        command = (handler.binary, "--root", handler.root, "delete", "--force", id)
+        quiet = asyncio.subprocess.DEVNULL
+        child = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)
+        await within(STEP_SECONDS, child.wait(), f"run {handler.name} delete for container {id}")
 
     def _bundle(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)

@@ -13,6 +13,7 @@ from holdfast.images.service import Images
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor, read_init
@@ -73,7 +74,9 @@ class Containers:
         adopter: Adopter,
         paths: PathWork,
         storage: Storage,
+        foreign: Foreign,
     ) -> None:
+        self._foreign = foreign
         self._storage = storage
         self._joins = Joins[Container](world.containers.get, world.clock.now, SETTLE_SECONDS)
         self._paths = paths
@@ -139,7 +142,6 @@ class Containers:
 
     async def _give_up(self, container: Container) -> None:
         """Undo a creation; what cannot be undone now is undone as soon as it can be."""
-        container.stage = ""
         container.stage = ""
         try:
             await self.undo_create(container)
@@ -232,7 +234,10 @@ class Containers:
         container = await self._acknowledged(container_id)
         if container.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"cannot reopen log of container {container.meta.id}: it is {container.state}")
-        await (await self._shims.task(container.pod.meta.id)).reopen_log(container.meta.id)
+        if self._foreign.serves(container):
+            await self._foreign.reopen_log(container)
+        else:
+            await (await self._shims.task(container.pod.meta.id)).reopen_log(container.meta.id)
 
     @asynccontextmanager
     async def running(self, container_id: str, verb: str) -> AsyncIterator[Container]:
@@ -255,8 +260,10 @@ class Containers:
         bundle = self._layout.bundle(container.pod.meta.id, container.meta.id)
         await self._bundles.ensure(container)
         crashpoint("start.bundle")
-        log_to = await self._prepare_log(container.meta.log_path)
+        stdout = stderr = await self._prepare_log(container.meta.log_path)
         stdin = str(bundle / "stdin") if container.config.stdin else ""
+        if foreign := self._foreign.serves(container):
+            stdout, stderr = await self._foreign.begin(container, stdin)
         task = await self._shims.task(container.pod.meta.id)
         with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there all the same
             await self._images.whole(container.meta.image_id)
@@ -268,16 +275,19 @@ class Containers:
             rootfs=mounts,
             terminal=container.config.tty,
             stdin=stdin,
-            stdout=log_to,
-            stderr=log_to,
+            stdout=stdout,
+            stderr=stderr,
+            options=self._foreign.options(container),
         )
         try:
-            await make()
+            pid = await make()
         except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
             await self._cleanup.discard(container)
             container.cleaned.clear()
-            await make()
+            pid = await make()
         crashpoint("start.created")
+        if foreign:
+            await self._foreign.created(container, pid)
         await task.start(container.meta.id)
         crashpoint("start.started")
         problem = "its shim has not recorded its init"

@@ -19,6 +19,11 @@ class Layout:
     state: Path
 
     @property
+    def events(self) -> Path:
+        """Where foreign shims tell of what happens."""
+        return self.state / "events.sock"
+
+    @property
     def pods(self) -> Path:
         return self.state / "pods"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from holdfast.lifecycle.cleanup import Cleanup, container_cgroup
+from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import RETRY_FIRST, Background, in_thread, until_done
 from holdfast.lifecycle.world import Container, World
@@ -50,7 +51,9 @@ class Monitor:
         cleanup: Cleanup,
         background: Background,
         layout: Layout,
+        foreign: Foreign,
     ) -> None:
+        self._foreign = foreign
         self._world = world
         self._shims = shims
         self._handlers = handlers
@@ -61,6 +64,7 @@ class Monitor:
     def watch(self, container: Container) -> None:
         """See to it that this container's exit is noticed."""
         self._background.start(f"exit-monitor {container.meta.id}", self._watch(container))
+        self._foreign.watch(container)
 
     async def settle(
         self, container: Container, stopped: tuple[int, int] | None = None, pinned: Pinned | None = None

@@ -14,6 +14,7 @@ from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.validate import validate_pod
@@ -55,7 +56,9 @@ class Pods:
         adopter: Adopter,
         paths: PathWork,
         storage: Storage,
+        sandboxes: Sandboxes,
     ) -> None:
+        self._sandboxes = sandboxes
         self._storage = storage
         self._joins = Joins[Pod](world.pods.get, world.clock.now, SETTLE_SECONDS)
         self._paths = paths
@@ -105,8 +108,13 @@ class Pods:
             await self._world.update_pod(pod, ready, end="run")
             crashpoint("run.ready")
             undo.pop_all()
-        self._adopter.watch(pod)
+        self.watch(pod)
         return pod
+
+    def watch(self, pod: Pod) -> None:
+        """See to it that the end of what the pod needs, its shim and its sandbox container, is noticed."""
+        self._adopter.watch(pod)
+        self._sandboxes.watch(pod)
 
     async def undo_run(self, pod: Pod) -> None:
         """Remove a sandbox that was never acknowledged."""
@@ -115,7 +123,6 @@ class Pods:
 
     async def _give_up(self, pod: Pod) -> None:
         """Undo a run; what cannot be undone now is undone as soon as it can be."""
-        pod.stage = ""
         pod.stage = ""
         try:
             await self.undo_run(pod)
@@ -196,8 +203,10 @@ class Pods:
         await in_thread(files.make_private, directory)
         crashpoint("run.directory")
         shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
+        shim = self._start_shim(pod, handler, shared_pid)
+        first = [] if handler.shim else [shim]  # a foreign one looks into its bundle, which names what is pinned
         done = await asyncio.gather(
-            self._start_shim(pod, handler, shared_pid),
+            *first,
             in_thread(self._make_namespaces, pod),
             in_thread(cgroup.create, pod.meta.cgroup_parent),
             self._make_log_directory(config.log_directory),
@@ -205,12 +214,17 @@ class Pods:
         )
         for failure in done:
             if failure is not None:
+                shim.close()
                 raise failure
+        if handler.shim:
+            await in_thread(self._sandboxes.prepare, pod, handler, hostname(pod.config))
+            await shim
         if pod.status.netns:
             pod.stage = "setting up its network"
             added = self._network.add(pod.meta.id, Path(pod.status.netns))
             result = await within(NETWORK_SECONDS, added, f"set up network of pod {pod.meta.id}")
             pod.status = replace(pod.status, network=result.to_json())
+        await self._sandboxes.begin(pod, handler)
 
     async def _make_log_directory(self, path: str) -> None:
         if path:

@@ -261,7 +261,7 @@ class Recovery:
             if pod.state is PodState.READY:
                 lost = lambda status: replace(status, ready=False, reason=REASON_SHIM)  # noqa: E731
                 await self._world.learn_pod(pod, lost)
-        self._adopter.watch(pod)
+        self._pods.watch(pod)
         after = str(pod.state)
         if "remove" in pod.intents:
             self._resume(f"remove pod {pod.meta.id}", lambda: self._pods.finish_remove(pod))

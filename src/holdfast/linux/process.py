@@ -168,6 +168,15 @@ def open_pinned(pid: int, started: int | None) -> Pinned | None:
     return Pinned(pid, fd)
 
 
+def arguments(pid: int) -> list[str]:
+    """With what it was started (/proc/PID/cmdline, proc(5)); empty for one that has ended."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            return [os.fsdecode(word) for word in file.readall().split(b"\0")[:-1]]
+    except OSError:
+        return []
+
+
 def has_open(pid: int, path: str | os.PathLike[str]) -> bool:
     """Whether the process has this very file open (/proc/PID/fd, proc(5))."""
     try:

@@ -23,6 +23,7 @@ REASON_UNKNOWN: Final = "Unknown"
 REASON_REBOOT: Final = "NodeRebooted"
 REASON_LOST: Final = "ExitStatusLost"
 REASON_SHIM: Final = "ShimGone"  # of a pod: its shim is dead and could not be replaced yet
+REASON_SANDBOX: Final = "SandboxExited"  # of a pod: its sandbox container, which a foreign shim needs, has ended
 
 EXIT_UNKNOWN: Final = 255  # no witness survived; the reason and the message say what was lost
 EXIT_START_FAILED: Final = 128

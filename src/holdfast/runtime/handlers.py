@@ -8,25 +8,39 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from google.protobuf.any_pb2 import Any as Any_
+from google.protobuf.message import Message
 
 from holdfast.linux import cgroup
 from holdfast.model.errors import InvalidArgument, Unavailable
+from holdfast.proto import runc_options_pb2, runtime_options_pb2
 
 PREFERRED: Final = ("crun", "runc")
 UNIFIED_ON_HYBRID: Final = "/sys/fs/cgroup/unified"
 PROBE_SECONDS: Final = 10
 
 
+RUNC_SHIM: Final = "containerd-shim-runc-"
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One OCI runtime. `hide` are mounts it must not see; crun refuses hosts with both cgroup versions."""
+    """One OCI runtime. `hide` are mounts it must not see; crun refuses hosts with both cgroup versions.
+
+    With `shim` its containers are those of a foreign shim, which gets `options`, a google.protobuf.Any; the runtime is
+    the one behind it then. With `sandbox` a pod under it begins with a container of its own that only waits.
+    """
 
     name: str
     binary: str
     root: str
     hide: tuple[str, ...] = ()
     seconds: float = 100.0  # that one command may take
+    shim: str = ""
+    options: bytes = b""
+    sandbox: bool = False
 
     def waits(self, container_id: str) -> bool:
         """Whether the container's init still waits to be started: crun and runc have it wait at a FIFO till then."""
@@ -54,16 +68,24 @@ class Handlers:
         return handler
 
 
-def find(configured: Mapping[str, str], default: str, state: Path, mode: str, seconds: float = 100.0) -> Handlers:
-    """Handlers for the configured binaries and for crun and runc where they are installed.
+def find(
+    configured: Mapping[str, Mapping[str, Any]], default: str, state: Path, mode: str, seconds: float = 100.0
+) -> Handlers:
+    """Handlers for what is configured and for crun and runc where they are installed.
 
-    `configured` maps a name to a binary; `default` is one of them, or "auto" for the first that really runs a
-    container here. `mode` is the cgroup mode of the host. Raises Unavailable when there is none.
+    `configured` maps a name to its table in the configuration; `default` is one of them, or "auto" for the first OCI
+    runtime that really runs a container here. `mode` is the cgroup mode of the host. Raises Unavailable when there is
+    none, InvalidArgument for options of a shim that it does not have.
     """
     names = dict.fromkeys([*configured, *PREFERRED])
     handlers = {}
     for name in names:
-        binary = shutil.which(configured.get(name) or name)
+        table = configured.get(name, {})
+        if "shim" in table:
+            if (foreign := _foreign(name, table, state, seconds)) is not None:
+                handlers[name] = foreign
+            continue
+        binary = shutil.which(table.get("binary", name))
         if binary is not None:
             hide = (UNIFIED_ON_HYBRID,) if mode == "hybrid" and Path(binary).name == "crun" else ()
             handlers[name] = Handler(name, binary, str(state / "oci" / name), hide, seconds)
@@ -74,6 +96,49 @@ def find(configured: Mapping[str, str], default: str, state: Path, mode: str, se
     return Handlers(handlers, default)
 
 
+def _foreign(name: str, table: Mapping[str, Any], state: Path, seconds: float) -> Handler | None:
+    """The handler of a foreign shim; None when its binary, or that of the runtime it needs, is missing.
+
+    The runtime's directory is one level below the root that the shim is given, by the namespace, which is the name.
+    """
+    shim = shutil.which(table["shim"])
+    if shim is None:
+        return None
+    options, binary = dict(table.get("options", {})), table.get("binary", "")
+    if Path(shim).name.startswith(RUNC_SHIM):
+        found = shutil.which(binary or options.get("binary_name") or "runc")
+        if found is None:
+            return None
+        binary = found
+        options = {"root": str(state / "oci"), **options, "binary_name": binary}
+        packed = _packed(name, runc_options_pb2.Options, options)
+    else:
+        packed = _packed(name, runtime_options_pb2.Options, options) if options else b""
+    root = Path(options.get("root") or state / "oci", name)
+    return Handler(
+        name, binary, str(root), (), seconds, shim=shim, options=packed, sandbox=table.get("sandbox_container", True)
+    )
+
+
+def _packed(name: str, kind: type[Message], options: Mapping[str, Any]) -> bytes:
+    """Options as the shim reads them. Raises InvalidArgument that names what does not fit."""
+    message = kind()
+    for key, value in options.items():
+        try:
+            field = message.DESCRIPTOR.fields_by_name[key]
+            setattr(message, key, value.encode() if field.type == field.TYPE_BYTES else value)
+        except KeyError:
+            known = ", ".join(sorted(message.DESCRIPTOR.fields_by_name))
+            raise InvalidArgument(
+                f"runtimes.{name}.options.{key}: there is no such option; there are: {known}"
+            ) from None
+        except (TypeError, ValueError, AttributeError) as exc:
+            raise InvalidArgument(f"runtimes.{name}.options.{key}: {value!r} is no value for it: {exc}") from exc
+    packed = Any_()
+    packed.type_url, packed.value = message.DESCRIPTOR.full_name, message.SerializeToString()
+    return packed.SerializeToString()
+
+
 def _first_working(handlers: Mapping[str, Handler], state: Path) -> str:
     """The first handler that runs a container; what was found is kept for this boot, binary and version."""
     known = state / "oci" / "works.json"
@@ -81,6 +146,8 @@ def _first_working(handlers: Mapping[str, Handler], state: Path) -> str:
     if known.exists():
         seen = json.loads(known.read_bytes() or b"{}")
     for name, handler in handlers.items():
+        if handler.shim:
+            continue
         key = _fingerprint(handler.binary)
         if seen.get(name) == key or works(handler):
             seen[name] = key

@@ -13,9 +13,10 @@ from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Una
 from holdfast.model.settle import Shim
 from holdfast.model.state import ProcessRef
 from holdfast.model.witness import SHIM_LOCK
+from holdfast.runtime.foreign import ForeignShims
 from holdfast.runtime.handlers import Handler
 from holdfast.runtime.keeper import Keeper
-from holdfast.runtime.task import Status, TaskClient
+from holdfast.runtime.task import V2, Status, TaskClient
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,10 @@ async def wait_ended(pinned: process.Pinned, seconds: float | None = None) -> bo
 
 
 class Shims:
-    """The shims of all pods, by pod id."""
+    """The shims of all pods, by pod id. Foreign ones tell at the socket `events` of what happens."""
 
-    def __init__(self, pods: Path, keeper: Keeper) -> None:
+    def __init__(self, pods: Path, keeper: Keeper, events: Path) -> None:
+        self.foreign = ForeignShims(pods, keeper, events)
         self._pods = pods
         self._keeper = keeper
         self._clients: dict[str, TaskClient] = {}
@@ -76,8 +78,11 @@ class Shims:
     ) -> ProcessRef:
         """Have the keeper fork this pod's shim; it is ready when this returns. Raises Unavailable.
 
-        With `inits`, of the containers that are known to run, it takes over what a dead shim has left.
+        A foreign one is started from the pod's sandbox bundle. With `inits`, of the containers that are known to run,
+        ours takes over what a dead shim has left.
         """
+        if handler.shim:
+            return await self._start_foreign(pod_id, handler)
         args = {
             "adopt": inits is not None,
             "inits": {id: (init.pid, init.start_time, init.boot_id) for id, init in (inits or {}).items()},
@@ -89,6 +94,12 @@ class Shims:
         }
         program = self._program(handler.binary)
         return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id), fds=[program])
+
+    async def _start_foreign(self, pod_id: str, handler: Handler) -> ProcessRef:
+        found = await self.foreign.start(pod_id, handler)
+        if (shim := await self._unrecorded(pod_id)) is None:
+            raise Unavailable(f"cannot start shim {handler.shim} of pod {pod_id}: it does not answer at {found.path}")
+        return shim
 
     async def adopt(
         self,
@@ -109,8 +120,10 @@ class Shims:
         async with self._connecting.setdefault(pod_id, asyncio.Lock()):
             client = self._clients.get(pod_id)
             if client is None or client.closed:
+                foreign = self.foreign.find(pod_id)
+                where = (Path(foreign.path), foreign.service) if foreign else (self._socket(pod_id), V2)
                 try:
-                    client = self._clients[pod_id] = await TaskClient.connect(self._socket(pod_id))
+                    client = self._clients[pod_id] = await TaskClient.connect(*where)
                 except OSError as exc:
                     raise Unavailable(f"cannot reach shim of pod {pod_id}: {exc.strerror or exc}") from exc
             return client
@@ -160,6 +173,7 @@ class Shims:
                 if not await wait_gone(shim, END_SECONDS):
                     raise DeadlineExceeded(f"cannot end shim of pod {pod_id}: pid {shim.pid} does not die")
         self.forget(pod_id)
+        self.foreign.forget(pod_id)
 
     def forget(self, pod_id: str) -> None:
         self._connecting.pop(pod_id, None)
@@ -193,7 +207,8 @@ class Shims:
     async def _unrecorded(self, pod_id: str) -> ProcessRef | None:
         """A shim that answers at the pod's socket though no record names it: keeper or daemon died while it began.
 
-        Whoever answers is believed to be the pod's shim only if it has the pod's lock open.
+        Whoever answers is believed to be the pod's shim only if it has the pod's lock open or, a foreign one, if it was
+        started as that.
         """
         try:
             async with asyncio.timeout(END_SECONDS):
@@ -202,7 +217,7 @@ class Shims:
             self._hang_up(pod_id)
             return None
         ref = ProcessRef(pid, process.start_time(pid) or 0, process.boot_id())
-        if not process.has_open(pid, self._pods / pod_id / SHIM_LOCK):
+        if not (process.has_open(pid, self._pods / pod_id / SHIM_LOCK) or self.foreign.is_shim(pid, pod_id)):
             log.warning("whoever answers at the socket of pod %s says to be %d, which is not its shim", pod_id, pid)
             self._hang_up(pod_id)
             return None

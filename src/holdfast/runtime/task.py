@@ -98,9 +98,13 @@ class TaskClient:
         stdin: str = "",
         stdout: str = "",
         stderr: str = "",
+        options: bytes = b"",
         seconds: float = RUN,
     ) -> int:
-        """Create the task from its bundle, without starting it. Returns the pid of its init."""
+        """Create the task from its bundle, without starting it. Returns the pid of its init.
+
+        `options` are a foreign shim's own, a serialized google.protobuf.Any.
+        """
         mounts = [containerd_types_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in rootfs]
         request = task_pb2.CreateTaskRequest(
             id=container_id,
@@ -111,6 +115,8 @@ class TaskClient:
             stdout=stdout,
             stderr=stderr,
         )
+        if options:
+            request.options.ParseFromString(options)
         return (await self._call("Create", request, task_pb2.CreateTaskResponse, seconds)).pid
 
     async def start(self, container_id: str, exec_id: str = "", seconds: float = RUN) -> int:

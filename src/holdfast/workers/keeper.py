@@ -47,6 +47,8 @@ WORKERS: Final = {
     "shim": "holdfast.workers.shim.server",
     "unpack": "holdfast.workers.unpacker",
     "path": "holdfast.workers.pathwork",
+    "logger": "holdfast.workers.logger",
+    "foreign": "holdfast.workers.foreign",
 }
 
 
