@@ -16,9 +16,11 @@ KEEPER: Final = "holdfast.workers.keeper"  # what every keeper and every process
 NODE: Final = "node"
 TEMPORARY_SECONDS: Final = 2.0  # a file that is being replaced is there for a moment
 STATE_NAMES: Final = frozenset({
-    "holdfast.sock", "holdfastd.toml", "oci", "pods", "rehearsal",
+    "events.sock", "holdfast.sock", "holdfastd.toml", "oci", "pods", "rehearsal",
 })  # fmt: skip
-ROOT_NAMES: Final = frozenset({"lock", "content", "copies", "ingest", "snapshots", "quarantine", "lost+found"})
+ROOT_NAMES: Final = frozenset({"lock", "content", "copies", "ingest", "snapshots", "pause", "quarantine", "lost+found"})
+EVENTS: Final = "events.sock"
+FOREIGN_COMMANDS: Final = ("start", "delete")
 KEEPERS: Final = "keeper."  # and what begins so: sockets, locks, log
 STORE: Final = "holdfast.db"  # the same
 
@@ -63,12 +65,19 @@ class _Processes:
         self._inits = {(init.pid, init.start_time): id for id, init in inits if init.boot_id == self._survey.boot_id}
         ours = [one for one in self._alive if self._is_worker(one)]
         self._keepers = {one.pid for one in ours if one.name == "hf-keeper"}
-        self._parents = {one.pid for one in ours} | {owners.rows.under_way.daemon}
+        self._foreign = {one.pid: id for one in self._alive if (id := self._foreign_pod(one))}
+        self._parents = {one.pid for one in ours} | {owners.rows.under_way.daemon} | self._foreign.keys()
 
     def findings(self) -> Iterator[Finding]:
         shims: dict[str, list[str]] = {}
         for one in self._alive:
-            found = self._contained(one) or self._worker(one) or self._runtime(one) or self._init(one)
+            found = (
+                self._contained(one)
+                or self._foreign_shim(one)
+                or self._worker(one)
+                or self._runtime(one)
+                or self._init(one)
+            )
             if found is not None:
                 yield found
                 if found.kind == "shim" and found.id:
@@ -105,6 +114,8 @@ class _Processes:
             return self._shim(one, listed.id if listed is not None else self._recorded[identity])
         if listed is not None:
             ok = Finding("process", where, Verdict.OK, f"{listed.kind} {listed.id}", NODE)
+            if listed.kind == "logger":
+                return self._logger(one, listed.id)
             return self._unpacker(one) if listed.kind == "unpack" else ok
         if one.name in ("hf-keeper", "hf-template", "hf-pod-init") or not one.name.startswith("hf-"):
             return Finding("process", where, Verdict.OK, one.name, NODE)
@@ -118,6 +129,20 @@ class _Processes:
         kind = "shim" if one.name == "hf-shim" else "process"
         return Finding(kind, where, Verdict.ORPHAN, why, fix=Fix.KILL, process=self._ref(one))
 
+    def _foreign_pod(self, one: Listed) -> str:
+        """The pod that a foreign shim was started for, by the events socket that it was given; "" for others."""
+        if not any(os.path.realpath(word) == f"{self._survey.state}/{EVENTS}" for word in _after(one.argv, "-address")):
+            return ""
+        return next(iter(_after(one.argv, "-id")), "")
+
+    def _foreign_shim(self, one: Listed) -> Finding | None:
+        """A foreign shim, or one of its commands, which ends by itself."""
+        if (id := self._foreign.get(one.pid)) is None:
+            return None
+        if one.argv[-1] in FOREIGN_COMMANDS:
+            return Finding("process", _pid(one), Verdict.OK, f"{one.argv[-1]} of {id}", NODE)
+        return self._shim(one, id)
+
     def _shim(self, one: Listed, id: str) -> Finding:
         where, owner = _pid(one), self._owners.name(id)
         if not owner:
@@ -126,6 +151,14 @@ class _Processes:
         if self._owners.over(id):
             return Finding("shim", where, Verdict.INCONSISTENT, "its pod is stopped", owner, id)
         return Finding("shim", where, Verdict.OK, "", owner, id)
+
+    def _logger(self, one: Listed, id: str) -> Finding:
+        where, owner = _pid(one), self._owners.name(id)
+        if not owner:
+            return Finding(
+                "logger", where, Verdict.ORPHAN, f"no container has the id {id}", "", id, Fix.KILL, self._ref(one)
+            )
+        return Finding("logger", where, Verdict.OK, "", owner, id)
 
     def _unpacker(self, one: Listed) -> Finding:
         if self._owners.rows.under_way.arriving:
