@@ -58,10 +58,12 @@ from holdfast.runtime.keepers import Keepers
 from holdfast.runtime.loggers import Loggers
 from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
+from holdfast.runtime.told import Forwarded, Told
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store.copies import Copies
 from holdfast.store.db import Store
 from holdfast.store.space import Minimum
+from holdfast.ttrpc.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -219,9 +221,23 @@ class Daemon:
             from holdfast.metrics import Metrics, serve  # nobody else is to pay for it
 
             stack.push_async_callback(in_thread, serve(config.metrics_address, Metrics(storage, world)))
+        if any(one.shim for one in handlers.all.values()):
+            await self._hear(stack, layout, monitor)
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery, images
+
+    async def _hear(self, stack: AsyncExitStack, layout: Layout, monitor: Monitor) -> None:
+        """Listen to what foreign shims tell. Exits are hints; an OOM kill is seen at the cgroup anyway."""
+
+        def tell(told: Told) -> None:
+            log.info("told of %s of %s %s", told.kind, told.container_id, told.exec_id)
+            if told.kind == "TaskExit" and not told.exec_id:
+                monitor.hint(told.container_id)
+
+        endpoint = Endpoint(Forwarded(tell).handle)
+        await endpoint.listen(layout.events)
+        stack.push_async_callback(endpoint.close)
 
     async def _listen(
         self,

@@ -1,6 +1,7 @@
 """Pods under a foreign shim, Debian's containerd-shim-runc-v2: all is as under ours, but its death is the pod's."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -78,10 +79,17 @@ def test_a_life_under_it(life: Node, pod: str) -> None:
     answer = life.exec(one, ["/bin/sh", "-c", "echo hello; echo bad >&2; exit 3"])
     assert (answer.stdout, answer.stderr, answer.exit_code) == (b"hello\n", b"bad\n", 3)
     assert [each.id for each in life.containers() if each.pod_sandbox_id == pod] == [one], "the sandbox is none"
+    assert told_of(life, one) == ["TaskCreate", "TaskStart"]
     assert "runc-v2" in [each.name for each in life.call("Status", pb.StatusRequest()).runtime_handlers]
     life.stop_container(one, 20)
     status = life.status(one)
     assert (status.exit_code, status.reason) == (7, "Error")
+    until(lambda: told_of(life, one)[-2:] == ["TaskExit", "TaskDelete"], "the events of its end")
+
+
+def told_of(life: Node, container: str) -> list[str]:
+    """The kinds of events that the shim has told the daemon of, but for those of an exec."""
+    return re.findall(rf"told of (\w+) of {container} \n", life.log())
 
 
 def test_many_lines_are_all_in_the_log(life: Node, pod: str) -> None:

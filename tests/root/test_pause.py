@@ -48,9 +48,11 @@ def status(pid: int, key: str) -> str:
 
 
 def running(parent: int) -> int:
-    """The child once it has blocked its signals, which is the last it does before it waits."""
-    found = [pid for pid in children(parent) if status(pid, "Name") == "pause"]
-    return found[0] if found and int(status(found[0], "SigBlk"), 16) & 1 << signal.SIGTERM - 1 else 0
+    """The child once it waits: a signal that is awaited is not shown as blocked, but what it ignores is shown."""
+    for pid in children(parent):
+        if status(pid, "Name") == "pause" and status(pid, "State")[0] == "S":
+            return pid if int(status(pid, "SigIgn"), 16) & 1 << signal.SIGCHLD - 1 else 0
+    return 0
 
 
 def test_what_it_inherits_leaves_no_zombie(init: tuple[subprocess.Popen[bytes], int]) -> None:

@@ -36,7 +36,7 @@ MAY: dict[str, set[str]] = {
     "logs": set(),
     "daemon": {
         "cri", "streaming", "metrics", "lifecycle", "images", "snapshots", "network", "runtime", "store", "linux",
-        "model", "proto", "config", "logs", *EDGE,
+        "model", "proto", "config", "logs", "ttrpc", *EDGE,
     },
     "launch": {"daemon", "config", "logs", "runtime", "linux", "model"},
     "offline": {"launch", "lifecycle", "runtime", "store", "config", "linux", "model"},

@@ -112,6 +112,11 @@ class Monitor:
         elif container_state(found.status) is not ContainerState.RUNNING and Action.PROBE not in actions:
             container.cleaned.set()
 
+    def hint(self, container_id: str) -> None:
+        """Somebody says that something has happened to it: it is settled, by itself, and nobody waits for that."""
+        if (container := self._world.containers.get(container_id)) is not None:
+            self._background.start(f"settle {container_id}", self.settle_until_done(container))
+
     async def settle_soon(self, container: Container) -> None:
         """Settle now if that is possible, else as soon as it is."""
         try:

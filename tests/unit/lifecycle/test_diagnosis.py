@@ -212,3 +212,36 @@ def test_a_cgroup_that_is_not_ours_alone_is_never_emptied() -> None:
     found = wrong(survey, rows)
     assert {finding.where for finding in found} == {"pid 40 (other)", f"{parent}/{STRAY}"}
     assert {finding.verdict for finding in found} == {Verdict.UNKNOWN}
+
+
+def foreign_shim(id: str, state: str = "/s", *verb: str) -> Listed:
+    argv = ("/usr/bin/containerd-shim-x-v2", "-namespace", "x", "-id", id, "-address", f"{state}/events.sock", *verb)
+    return listed(70, 700, "containerd-shim", *argv)
+
+
+@pytest.mark.parametrize(
+    ("shim", "found"),
+    [
+        (foreign_shim(POD), ("shim", Verdict.OK, Fix.NONE)),
+        (foreign_shim(STRAY), ("shim", Verdict.ORPHAN, Fix.END_SHIM)),
+        (foreign_shim(STRAY, "/s", "delete"), ("process", Verdict.OK, Fix.NONE)),
+        (foreign_shim(STRAY, "/another"), None),
+    ],
+)
+def test_a_foreign_shim_is_known_by_the_socket_it_tells(shim: Listed, found: object) -> None:
+    survey = replace(SURVEY, processes=(*(one for one in SURVEY.processes if one.pid != 10), shim))
+    told = [(one.kind, one.verdict, one.fix) for one in plan(survey, ROWS) if one.where.startswith("pid 70 ")]
+    assert told == ([found] if found else [])
+
+
+def test_what_a_foreign_shim_runs_is_not_an_orphan() -> None:
+    command = listed(71, 710, "runc", "runc", "--root", "/s/oci/x", "delete", parent=70)
+    survey = replace(SURVEY, processes=(*SURVEY.processes, foreign_shim(POD), command))
+    assert [one.verdict for one in plan(survey, ROWS) if one.where.startswith("pid 71 ")] == [Verdict.OK]
+
+
+@pytest.mark.parametrize(("id", "verdict"), [(CONTAINER, Verdict.OK), (STRAY, Verdict.ORPHAN)])
+def test_a_logger_is_its_containers(id: str, verdict: Verdict) -> None:
+    workers = (*(SURVEY.workers or ()), WorkerInfo("logger", id, 72, 720))
+    survey = replace(SURVEY, processes=(*SURVEY.processes, worker(72, 720, "hf-logger")), workers=workers)
+    assert [one.verdict for one in plan(survey, ROWS) if one.where.startswith("pid 72 ")] == [verdict]
