@@ -1,6 +1,7 @@
 """The daemon's side of loggers, one for each container of a foreign shim; a logger outlives the daemon."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +35,8 @@ class Loggers:
         return str(bundle / STREAMS[0]), str(bundle / STREAMS[1])
 
     def has(self, pod_id: str, container_id: str) -> bool:
-        """Whether the container has a log that was not completed yet."""
-        return (self._pods / pod_id / container_id / SOCKET).exists()
+        """Whether the container has a log that was not completed yet: a logger that ends takes its FIFOs with it."""
+        return any(os.path.exists(path) for path in self.streams(pod_id, container_id))
 
     async def start(
         self, pod_id: str, container_id: str, log_path: str, stdin: str = "", *, adopt: bool = False

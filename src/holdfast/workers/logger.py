@@ -9,6 +9,7 @@ an end nor an error; the end of the log is what `Finish` finds in them. On `log.
 One that was killed is replaced by one that adopts: it goes on at the same FIFOs, and says in the log what was lost.
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
 
-from holdfast.linux import process
+from holdfast.linux import files, process
 from holdfast.ttrpc.server import INTERNAL, UNIMPLEMENTED, Call, Server
 from holdfast.workers.context import Context
 from holdfast.workers.shim import crilog
@@ -38,8 +39,8 @@ class Logger:
         log = f"{LOG_SCHEME}{context.args['log_path']}"
         stdin = context.args.get("stdin", "")
         if context.args.get("adopt"):
+            self._held = [_writer(self._stdio.directory / name) for name in STREAMS]
             self._stdio.adopt((stdin, log, log), False, {})
-            self._held = [open_fifo(str(self._stdio.directory / name), 2) for name in STREAMS]
         else:
             self._stdio.open(stdin, log, log)
         for name, descriptor in self._stdio.kept.items():
@@ -63,6 +64,13 @@ class Logger:
             call.fail(INTERNAL, str(exc))
             return
         call.answer(Empty())
+
+
+def _writer(fifo: Path) -> int:
+    """An end for writing, so that what can be read has no end; one that died finishing has left but one."""
+    if not fifo.exists():
+        files.fifo(fifo)
+    return open_fifo(str(fifo), os.O_RDWR)
 
 
 def main(context: Context) -> None:
