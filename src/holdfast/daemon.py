@@ -36,6 +36,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.live import Live
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.node import Node
+from holdfast.lifecycle.oom import Ooms
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.recover import Recovery
@@ -162,7 +163,9 @@ class Daemon:
         bundles = Bundles(snapshots, images, layout, host)
         paths = PathWork(keeper, config.path_timeout)
         stopper = Stopper(world, cleanup, background)
-        monitor = Monitor(world, shims, handlers, cleanup, background, layout, foreign)
+        ooms = Ooms(world, background, layout)
+        stack.callback(ooms.close)
+        monitor = Monitor(world, shims, handlers, cleanup, background, layout, (foreign.watch, ooms.watch))
         containers = Containers(
             world,
             shims,

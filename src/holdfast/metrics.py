@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Metric, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from holdfast.lifecycle.storage import Storage
@@ -31,6 +31,11 @@ class Metrics(Collector):
             room.add_metric((disk.use, disk.path), disk.free_bytes)
             inodes.add_metric((disk.use, disk.path), disk.free_inodes)
         yield from (healthy, room, inodes)
+        yield CounterMetricFamily(
+            "holdfast_container_oom_kills",
+            "Processes of containers that were killed for want of memory, since the daemon's start.",
+            value=self._world.oom_kills,
+        )
         yield GaugeMetricFamily(
             "holdfast_unwritten_objects",
             "Pods and containers of which more is known than could be written.",

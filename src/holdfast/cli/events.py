@@ -18,6 +18,7 @@ from holdfast.proto import node_pb2
 def events_command(ctx: click.Context, since: int | None, no_follow: bool, output: str) -> None:
     """Show what happens to pods and containers: created, started, stopped, deleted.
 
+    "oom" says that the kernel has killed a process of a container for want of memory, which need not be its end.
     A container that has stopped is "cleaned" once nothing of its task is left; a pod is "adopted" when its shim was
     dead and another one has taken over.
 
@@ -46,5 +47,7 @@ def line(event: node_pb2.Event) -> str:
     if event.kind == "storage":
         return f"{event.number}  {at}  filesystem {event.state}  {event.id} ({event.name}) {event.reason}".rstrip()
     about = f"pod={event.namespace}/{event.pod_name}" if event.object == "container" else f"namespace={event.namespace}"
+    if event.kind == "oom":
+        about += f", {event.oom_kills} killed so far"
     more = f" exit_code={event.exit_code} reason={event.reason}" if event.kind == "stopped" and event.reason else ""
     return f"{event.number}  {at}  {event.object} {event.kind}  {event.name} ({event.id[:13]}, {about}){more}"

@@ -173,6 +173,7 @@ def event(one: Happening | Notice | Gap) -> node_pb2.Event:
         container = one.container
         found.name, found.state = container.meta.name, str(container.state)
         found.exit_code, found.reason = container.status.exit_code, container.status.reason
+        found.oom_kills = container.status.oom_kills
     return found
 
 

@@ -32,6 +32,7 @@ class Kind(IntEnum):
     STOPPED = 2
     DELETED = 3
     CLEANED = 4  # of a container that has stopped: nothing of its task is left
+    OOM = 6  # of a container: the kernel has killed one of its processes for want of memory
     ADOPTED = 5  # of a pod: its shim was dead, and another one has taken over
 
 

@@ -8,13 +8,12 @@ how often, in what order or by whom an exit is noticed.
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from holdfast.lifecycle.cleanup import Cleanup, container_cgroup
-from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import RETRY_FIRST, Background, in_thread, until_done
 from holdfast.lifecycle.world import Container, World
@@ -51,9 +50,9 @@ class Monitor:
         cleanup: Cleanup,
         background: Background,
         layout: Layout,
-        foreign: Foreign,
+        also: Sequence[Callable[[Container], None]] = (),
     ) -> None:
-        self._foreign = foreign
+        self._also = also  # what else is watched of a container that runs
         self._world = world
         self._shims = shims
         self._handlers = handlers
@@ -64,7 +63,8 @@ class Monitor:
     def watch(self, container: Container) -> None:
         """See to it that this container's exit is noticed."""
         self._background.start(f"exit-monitor {container.meta.id}", self._watch(container))
-        self._foreign.watch(container)
+        for watch in self._also:
+            watch(container)
 
     async def settle(
         self, container: Container, stopped: tuple[int, int] | None = None, pinned: Pinned | None = None

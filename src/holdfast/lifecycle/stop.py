@@ -140,7 +140,7 @@ def _survived(init: ProcessRef | None) -> int:
             count = cgroup.oom_kills(cgroup.of_process(init.pid))
         except OSError:
             return 0
-        return count if pinned.alive() else 0
+        return 0 if process.is_dying(init.pid, init.start_time) else count
 
 
 def _now() -> int:

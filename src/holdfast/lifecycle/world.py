@@ -115,6 +115,7 @@ class World:
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
         self._unwritten: dict[str, set[str]] = {}  # by id: what is known better than written, and intents that are over
+        self.oom_kills = 0  # in all containers since this daemon's start
         self._behind = asyncio.Event()
         self.unreadable: frozenset[str] = frozenset()  # ids of rows that were set aside: unknown, which is not gone
 
@@ -369,7 +370,11 @@ class World:
                 self._events.add(kind, pod)
 
     def _show_container(self, container: Container, status: ContainerStatus) -> None:
-        before, container.status = container.state, status
+        before, kills = container.state, status.oom_kills - container.status.oom_kills
+        container.status = status
+        if kills > 0:
+            self.oom_kills += kills
+            self._events.add(Kind.OOM, container.pod, container)
         if container.state is not before and (kind := CONTAINER_EVENTS.get(container.state)) is not None:
             self._events.add(kind, container.pod, container)
         if status.finished_at:

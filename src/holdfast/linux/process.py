@@ -177,6 +177,23 @@ def arguments(pid: int) -> list[str]:
         return []
 
 
+PF_EXITING: Final = 0x4  # flags of /proc/PID/stat, include/linux/sched.h
+
+
+def is_dying(pid: int, started: int) -> bool:
+    """Whether this very process has ended, is ending, or has SIGKILL before it (proc(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.readall().rpartition(b")")[2].split()
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            lines = dict(line.split(b":", 1) for line in file.readall().splitlines() if b":" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    pending = int(lines[b"SigPnd"], 16) | int(lines[b"ShdPnd"], 16)
+    ended = fields[0] in (b"Z", b"X") or int(fields[19]) != started or int(fields[6]) & PF_EXITING
+    return bool(ended or pending & 1 << signal.SIGKILL - 1)
+
+
 def has_open(pid: int, path: str | os.PathLike[str]) -> bool:
     """Whether the process has this very file open (/proc/PID/fd, proc(5))."""
     try:

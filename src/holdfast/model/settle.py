@@ -142,12 +142,12 @@ def _already_exited(record: ContainerStatus, w: Witnesses) -> Settlement:
 
 
 def _from_exit_file(record: ContainerStatus, exit: ExitRecord, survived: int, began: int) -> Settlement:
-    status = replace(record, oom_kills=exit.oom_kills)
+    status = replace(record, oom_kills=max(exit.oom_kills, record.oom_kills))
     found = _exited(status, exit.code, exit.finished_at, began, f"the {exit.witness}'s exit file")
     if exit.witness == WITNESS_NOBODY:
         why = "it ended while neither its shim nor the keeper was there to see how"
         return replace(found, status=replace(found.status, reason=REASON_LOST, message=why), why=why)
-    if exit.oom_killed and exit.oom_kills > survived:
+    if exit.oom_killed and exit.oom_kills > max(survived, record.oom_kills):
         found = replace(found, status=replace(found.status, reason=REASON_OOM))
     return found
 
@@ -167,9 +167,10 @@ def _exited(record: ContainerStatus, code: int, at: int, began: int, why: str) -
 
 def _oom(found: Settlement, w: Witnesses) -> Settlement:
     """The same, said by a witness that counts no OOM kills: the cgroup does."""
-    killed = found.status.exit_code == EXIT_KILLED and w.oom_kills > w.survived
+    known = found.status.oom_kills
+    killed = found.status.exit_code == EXIT_KILLED and w.oom_kills > max(w.survived, known)
     reason = REASON_OOM if killed else found.status.reason
-    return replace(found, status=replace(found.status, reason=reason, oom_kills=w.oom_kills))
+    return replace(found, status=replace(found.status, reason=reason, oom_kills=max(w.oom_kills, known)))
 
 
 def _lost(record: ContainerStatus, now: int, began: int, reason: str, message: str) -> Settlement:

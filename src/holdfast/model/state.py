@@ -68,7 +68,7 @@ class ContainerStatus:
     reason: str = ""
     message: str = ""
     process: ProcessRef | None = None
-    oom_kills: int = 0  # of any process of the container, told apart from reason OOMKilled (its init)
+    oom_kills: int = 0  # of its processes: while it runs, those that its init has outlived; then all of them
     unknown: bool = False
     resources: bytes = b""  # serialized runtime.v1.LinuxContainerResources of the last update, or empty
 

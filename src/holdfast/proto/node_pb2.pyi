@@ -75,7 +75,7 @@ class EventsRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ..., only_known: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("number", "at", "kind", "object", "id", "name", "pod_id", "pod_name", "namespace", "state", "exit_code", "reason")
+    __slots__ = ("number", "at", "kind", "object", "id", "name", "pod_id", "pod_name", "namespace", "state", "exit_code", "reason", "oom_kills")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,7 @@ class Event(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    OOM_KILLS_FIELD_NUMBER: _ClassVar[int]
     number: int
     at: int
     kind: str
@@ -100,4 +101,5 @@ class Event(_message.Message):
     state: str
     exit_code: int
     reason: str
-    def __init__(self, number: _Optional[int] = ..., at: _Optional[int] = ..., kind: _Optional[str] = ..., object: _Optional[str] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., pod_id: _Optional[str] = ..., pod_name: _Optional[str] = ..., namespace: _Optional[str] = ..., state: _Optional[str] = ..., exit_code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    oom_kills: int
+    def __init__(self, number: _Optional[int] = ..., at: _Optional[int] = ..., kind: _Optional[str] = ..., object: _Optional[str] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., pod_id: _Optional[str] = ..., pod_name: _Optional[str] = ..., namespace: _Optional[str] = ..., state: _Optional[str] = ..., exit_code: _Optional[int] = ..., reason: _Optional[str] = ..., oom_kills: _Optional[int] = ...) -> None: ...
