@@ -14,7 +14,7 @@ from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.sandbox import Sandboxes
-from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
@@ -29,6 +29,7 @@ from holdfast.snapshots.overlay import Snapshots
 log = logging.getLogger(__name__)
 
 STEP_SECONDS: Final = 30.0
+DELETE_SECONDS: Final = 10.0  # that a shim may take before it is asked again; it goes on, and says so then
 CGROUP_TRIES: Final = 50
 CGROUP_PAUSE: Final = 0.01  # an ended process leaves its cgroup a moment after it can be waited for
 
@@ -68,7 +69,7 @@ class Cleanup:
         """End every process of a container through its cgroup."""
         path = container_cgroup(container)
         if await in_thread(cgroup.exists, path):
-            await in_thread(cgroup.kill, path)
+            await apart(cgroup.kill, path)
 
     async def task(self, container: Container) -> None:
         """Delete the container's task: runtime state, mounts, cgroup. What is already gone is fine."""
@@ -77,7 +78,7 @@ class Cleanup:
             await self.kill(container)
             await self._runtime_delete(container)
         if bundle.exists():
-            await in_thread(mount.unmount_tree, bundle / "rootfs")
+            await apart(mount.unmount_tree, bundle / "rootfs")
         await self._foreign.finish(container)
         crashpoint("task.deleted")
         await self._remove_cgroup(container_cgroup(container))
@@ -112,7 +113,7 @@ class Cleanup:
             await self.task(container)
         await self._remove_cgroup(container_cgroup(container))  # while somebody else is in it, the row stays
         if bundle.exists():
-            await in_thread(files.remove_tree, bundle)
+            await apart(files.remove_tree, bundle)
         crashpoint("remove.bundle")
         await self._snapshots.remove(container.meta.snapshot_key)
         crashpoint("remove.snapshot")
@@ -132,7 +133,7 @@ class Cleanup:
         crashpoint("sandbox.shim")
         await self._remove_cgroup(init_cgroup(pod.meta), kill=True)
         crashpoint("sandbox.init")
-        await in_thread(self._unpin, pod_id)
+        await apart(self._unpin, pod_id)
         crashpoint("sandbox.unpinned")
         if pod.meta.owns_cgroup:
             await self._remove_cgroup(pod.meta.cgroup_parent)
@@ -143,7 +144,7 @@ class Cleanup:
         """Remove every trace of a stopped pod without containers, and last its row."""
         directory = self._layout.pod(pod.meta.id)
         if directory.exists():
-            await in_thread(files.remove_tree, directory)
+            await apart(files.remove_tree, directory)
         crashpoint("rmp.directory")
         await self._world.delete_pod(pod)
         crashpoint("rmp.row")
@@ -153,7 +154,7 @@ class Cleanup:
         if not await self._adopter.ensure(container.pod):
             return False
         try:
-            await (await self._shims.task(container.pod.meta.id)).delete(container.meta.id)
+            await (await self._shims.task(container.pod.meta.id)).delete(container.meta.id, seconds=DELETE_SECONDS)
         except NotFound:
             return not self._runtime_state(container).exists()
         except FailedPrecondition:
@@ -180,7 +181,7 @@ class Cleanup:
         if not await in_thread(cgroup.exists, path):
             return None
         if kill:
-            await in_thread(cgroup.kill, path)
+            await apart(cgroup.kill, path)
         for _ in range(CGROUP_TRIES):
             try:
                 return await in_thread(cgroup.remove, path)
@@ -200,7 +201,7 @@ class Cleanup:
         await self._run_delete(handler, container.meta.id)
         if left.exists():
             # The runtime could not (crun refuses some hosts); its processes are dead, so its notes may go.
-            await in_thread(files.remove_tree, left)
+            await apart(files.remove_tree, left)
 
     async def _run_delete(self, handler: Handler, id: str) -> None:
         command = (handler.binary, "--root", handler.root, "delete", "--force", id)

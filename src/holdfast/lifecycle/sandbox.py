@@ -15,7 +15,7 @@ from typing import Any, Final
 from holdfast.lifecycle.adopt import init_cgroup
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.oci_spec import HostFacts
-from holdfast.lifecycle.tasks import Background, in_thread, within
+from holdfast.lifecycle.tasks import Background, apart, in_thread, within
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace, process
 from holdfast.linux.inject import crashpoint
@@ -100,9 +100,9 @@ class Sandboxes:
         else:
             path = init_cgroup(pod.meta)
             if await in_thread(cgroup.exists, path):
-                await in_thread(cgroup.kill, path)
+                await apart(cgroup.kill, path)
             await self._foreign.delete(pod_id, pod_id, handler)
-        await in_thread(mount.unmount_tree, bundle / "rootfs")
+        await apart(mount.unmount_tree, bundle / "rootfs")
 
     async def _delete(self, pod_id: str) -> None:
         task = await self._shims.task(pod_id)

@@ -20,7 +20,7 @@ from holdfast.lifecycle.diagnosis import Finding, Fix, Verdict
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.rows import Rows
 from holdfast.lifecycle.survey import Place, take
-from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.tasks import apart, in_thread
 from holdfast.linux import cgroup, files, mount, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, HoldfastError
@@ -118,7 +118,7 @@ class Sweeper:
     async def _look(self) -> list[Finding]:
         rows = await self._rows()
         place = Place(self._layout, self._cgroup_root, rows.cgroup_parents, rows.ids)
-        survey = await in_thread(take, place, process.boot_id())
+        survey = await apart(take, place, process.boot_id())
         if (workers := await self._workers()) is not None:
             survey = replace(survey, workers=tuple(workers))
         return plan(survey, await self._rows())
@@ -147,11 +147,11 @@ class Sweeper:
         elif orphan.fix is Fix.KILL and orphan.process is not None:
             await _kill(orphan.process)
         elif orphan.fix is Fix.REMOVE_CGROUP:
-            await in_thread(_remove_cgroup, orphan.where)
+            await apart(_remove_cgroup, orphan.where)
         elif orphan.fix is Fix.DETACH:
-            await in_thread(_detach, orphan.where)
+            await apart(_detach, orphan.where)
         elif orphan.fix is Fix.DELETE:
-            await in_thread(_delete, orphan.where)
+            await apart(_delete, orphan.where)
         else:
             return False
         return True

@@ -1,10 +1,12 @@
 """Background work with a name, an owner and an end; and the one door by which blocking calls leave the event loop."""
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from holdfast.model.errors import DeadlineExceeded, HoldfastError
 
@@ -17,6 +19,35 @@ RETRY_FIRST: Final = 1.0
 RETRY_LONGEST: Final = 300.0
 BLOCKING_THREADS: Final = 16
 _threads: Final = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
+
+
+async def apart(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `in_thread`, in a thread of its own: for what the kernel may take for ever to do, as an unmount may.
+
+    So any number of these keep nobody else from having a thread; a daemon that ends does not wait for them either.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = call(*args, **kwargs)
+        except BaseException as exc:
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for this any more
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=run, name=f"apart {getattr(call, '__name__', '')}", daemon=True).start()
+    return await done
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

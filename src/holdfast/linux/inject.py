@@ -8,16 +8,19 @@ That directory is the whole interface, so that daemon, keeper, shims and their c
     fail-CALL    holds "n ERRNO" or "n ERRNO m"; the n-th CALL ("rename", "mkdir", "mount", "connect", ...) that
                  goes through this package, or m of them from the n-th on, raises OSError with that number; after that
                  fail-CALL becomes fail-CALL.hit
+    hang-CALL    while it exists, every such CALL waits
 """
 
 import fcntl
 import os
 import signal
 import threading
+import time
 from typing import Final
 
 _WHERE: Final = os.environ.get("HOLDFAST_INJECT", "")
 _LINE_LIMIT: Final = 64
+HANG_SECONDS: Final = 0.01
 _opened: dict[int, int] = {}
 
 
@@ -28,7 +31,9 @@ def crashpoint(name: str) -> None:
 
 
 def fault(call: str, path: object = None) -> None:
-    """Raise OSError if a test wants this call to fail."""
+    """Raise OSError if a test wants this call to fail; wait for as long as a test wants it to hang."""
+    while _WHERE and _is_there(f"hang-{call}"):
+        time.sleep(HANG_SECONDS)
     if _WHERE and (error := _its_turn(f"fail-{call}")):
         raise OSError(error, f"{call}: {os.strerror(error)}", path if path is None else str(path))
 
@@ -54,6 +59,14 @@ def _its_turn(name: str) -> int:
         if over:
             os.rename(name, f"{name}.hit", src_dir_fd=directory, dst_dir_fd=directory)
     return number if count == 1 else 0
+
+
+def _is_there(name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=_directory())
+    except OSError:
+        return False
+    return True
 
 
 def _is_still_there(directory: int, name: str, armed: int) -> bool:

@@ -6,6 +6,7 @@ HoldfastError
  ├ AlreadyExists        the name is taken; `holder` is the id that has it
  ├ FailedPrecondition   the object is in a state that does not allow this
  ├ Unavailable          try again later: a shim, the keeper or a registry did not answer
+ ├ Cancelled            nothing: whoever asked for it has given it up
  ├ DeadlineExceeded     it did not finish in time and may still do so
  ├ ResourceExhausted    free space or memory first
  ├ Unimplemented        this build cannot do it
@@ -40,6 +41,10 @@ class FailedPrecondition(HoldfastError):
 
 
 class Unavailable(HoldfastError):
+    pass
+
+
+class Cancelled(HoldfastError):
     pass
 
 

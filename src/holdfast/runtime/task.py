@@ -30,6 +30,7 @@ ACT: Final = 30.0
 RUN: Final = 120.0
 
 _ERRORS: Final[dict[int, type[errors.HoldfastError]]] = {
+    1: errors.Cancelled,
     3: errors.InvalidArgument,
     4: errors.DeadlineExceeded,
     5: errors.NotFound,
