@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from kit.crash import recovered
 from kit.node import Node, node, until
 
-from holdfast.linux import process
+from holdfast.linux import process, sockets
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto import task_pb2, ttrpc_pb2
 from holdfast.runtime import keeper
@@ -65,7 +65,7 @@ def claims_to_be_init(request: ttrpc_pb2.Request) -> Message | None:
 
 
 @contextlib.contextmanager
-def liar(path: Path, answer: Answer) -> Iterator[list[str]]:
+def liar(path: Path, answer: Answer, *, noise: bool = False) -> Iterator[list[str]]:
     """Somebody else at a shim's socket. Yields the methods that were called; what has no answer gets none."""
     calls: list[str] = []
     peers: list[socket.socket] = []
@@ -82,6 +82,10 @@ def liar(path: Path, answer: Answer) -> Iterator[list[str]]:
             decoder = Decoder()
             with peer, contextlib.suppress(OSError):
                 while data := peer.recv(65536):
+                    if noise:
+                        calls.append("?")
+                        peer.sendall(os.urandom(512))
+                        continue
                     for frame in decoder.feed(data):
                         request = ttrpc_pb2.Request.FromString(frame.payload)
                         calls.append(request.method)
@@ -149,3 +153,45 @@ def test_a_pid_that_is_not_the_pods_shim_is_not_taken_for_it(life: Node, pod: st
         )
         until(lambda: recovered(life), "recovery", 60)
         assert life.status(one).state == pb.CONTAINER_RUNNING
+
+
+def test_garbage_at_its_socket_is_no_word_of_a_shim(life: Node, pod: str) -> None:
+    """Somebody answers every question with noise: the container runs on, is stopped in time, and its code is exact."""
+    one, two = life.run(pod, ["/bin/sleep", "1000"], "one"), life.run(pod, "exit 6", "two")
+    assert life.exited(two).exit_code == 6
+    pid = life.pid(one)
+    life.kill()
+    with liar(life.state / "pods" / pod / "shim.sock", of_another, noise=True) as calls:
+        life.start()
+        until(lambda: recovered(life), "recovery", 60)
+        until(lambda: len(calls) > 2, "questions after recovery")
+        assert (life.status(one).state, process.state(pid)) == (pb.CONTAINER_RUNNING, "S")
+        life.stop_container(one, 0)
+        assert life.status(one).exit_code == 137
+    assert life.status(two).exit_code == 6
+
+
+def test_a_shim_takes_no_harm_from_garbage(life: Node, pod: str) -> None:
+    """Noise is sent to a real shim, by many: each is cut off, and the shim serves on."""
+    one = life.run(pod, ["/bin/sleep", "1000"])
+    before = next(worker.pid for worker in keeper.workers(life.state) if worker.id == pod)
+    for number in range(20):
+        with sockets.connect(life.state / "pods" / pod / "shim.sock", timeout=10) as peer:
+            peer.sendall(bytes([number]) * 4096)
+            with contextlib.suppress(ConnectionResetError):
+                assert peer.recv(4096) == b""
+    assert life.works(one)
+    assert next(worker.pid for worker in keeper.workers(life.state) if worker.id == pod) == before
+
+
+def test_a_socket_that_is_deleted_ends_nobody(life: Node, pod: str) -> None:
+    """After its restart the daemon cannot reach the shim any more; its containers run on, and their ends are exact."""
+    one, two = (life.run(pod, "trap 'exit 7' TERM; while :; do sleep 0.05; done", name) for name in ("one", "two"))
+    pid = life.pid(one)
+    (life.state / "pods" / pod / "shim.sock").unlink()
+    assert life.works(one), "the connection is there"
+    life.restart()
+    until(lambda: recovered(life), "recovery", 60)
+    assert (life.status(one).state, life.pid(one)) == (pb.CONTAINER_RUNNING, pid)
+    life.stop_container(two, 30)
+    assert life.status(two).exit_code == 7
