@@ -12,6 +12,13 @@ def daemon() -> None:
     sys.exit(main())
 
 
+def containerd_shim() -> None:
+    """containerd-shim-holdfast-v1."""
+    from holdfast.workers.containerd.main import main
+
+    sys.exit(main())
+
+
 def cli() -> None:
     """holdfast. A command that lives for a tenth of a second must not spend it on what it does not use."""
     gc.set_threshold(50_000)  # importing allocates much and frees nothing: collecting meanwhile costs 10 ms

@@ -40,7 +40,7 @@ MAY: dict[str, set[str]] = {
     },
     "launch": {"daemon", "config", "logs", "runtime", "linux", "model"},
     "offline": {"launch", "lifecycle", "runtime", "store", "config", "linux", "model"},
-    "__main__": {"launch", "cli"},
+    "__main__": {"launch", "cli", "workers.containerd.main"},
     "": set(),
 }  # fmt: skip
 FORBIDDEN_IN_WORKERS = {"asyncio", "sqlite3", "apsw", "grpc", "concurrent"}
@@ -118,7 +118,12 @@ def loaded_with(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["holdfast.workers.keeper", "holdfast.workers.shim.server", "holdfast.workers.unpacker"],
+    [
+        "holdfast.workers.keeper",
+        "holdfast.workers.shim.server",
+        "holdfast.workers.unpacker",
+        "holdfast.workers.containerd.serve",
+    ],
 )
 def test_workers_are_light(module: str) -> None:
     """What a worker forked from the keeper carries, directly or not: each module costs every pod memory."""

@@ -30,12 +30,12 @@ class Runtime:
     hide: tuple[str, ...] = ()
     image: int = -1
     seconds: float = 100.0  # that one command may take
+    systemd: bool = False  # whether systemd is to make the cgroups
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any], image: int) -> "Runtime":
-        return cls(
-            args["name"], args["binary"], args["root"], tuple(args.get("hide", ())), image, args.get("seconds", 100.0)
-        )
+        hide, seconds = tuple(args.get("hide", ())), args.get("seconds", 100.0)
+        return cls(args["name"], args["binary"], args["root"], hide, image, seconds, args.get("systemd", False))
 
     def run(self, *arguments: str, fds: Mapping[int, int] | None = None) -> None:
         """Run one command to its end; descriptors that are not given are /dev/null. Raises Failed.
@@ -43,7 +43,9 @@ class Runtime:
         It blocks, so it is for a child of the loop (`Loop.in_child`), which is killed with it when it takes too long.
         """
         with memory_file("log") as log, _null() as null:
-            command = [self.binary, "--root", self.root, "--log", path_of(log), "--log-format", "json", *arguments]
+            driver = ["--systemd-cgroup"] if self.systemd else []
+            where = ["--root", self.root, "--log", path_of(log), "--log-format", "json"]
+            command = [self.binary, *where, *driver, *arguments]
             streams = {**dict.fromkeys(_STANDARD, null), **(fds or {})}
             try:
                 # A start only opens the gate that create has left closed: it looks at no cgroup, nothing needs hiding.

@@ -25,7 +25,7 @@ from holdfast.workers.shim import grace, remains
 from holdfast.workers.shim.failures import as_call_error
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
 from holdfast.workers.shim.oci import Runtime, memory_file, path_of
-from holdfast.workers.shim.stdio import Stdio
+from holdfast.workers.shim.stdio import Stdio, owner_of
 from holdfast.workers.shim.task import TASK_FILE, Process, State, Task, write_task
 
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
@@ -62,7 +62,7 @@ class Operations:
         """
         if request.id in self.tasks:
             raise CallError(ALREADY_EXISTS, f"task {request.id} exists")
-        stdio = Stdio(self._loop, bundle := Path(request.bundle))
+        stdio = Stdio(self._loop, bundle := Path(request.bundle), owner_of(request.id, self._context.args))
         init = Process("", stdio, (request.stdin, request.stdout, request.stderr), request.terminal)
         task = self.tasks[request.id] = Task(request.id, bundle, init, Lock(self._loop))
         async with task.lock:
@@ -134,7 +134,7 @@ class Operations:
         if task.init.state is not State.RUNNING:
             raise CallError(FAILED_PRECONDITION, f"cannot exec in task {task.id}: {_condition(task)}")
         paths = (request.stdin, request.stdout, request.stderr)
-        stdio = Stdio(self._loop, task.bundle / "exec" / request.exec_id)
+        stdio = Stdio(self._loop, task.bundle / "exec" / request.exec_id, owner_of(request.exec_id, self._context.args))
         task.execs[request.exec_id] = Process(request.exec_id, stdio, paths, request.terminal, request.spec.value)
 
     async def start_exec(self, task: Task, one: Process) -> task_pb2.StartResponse:

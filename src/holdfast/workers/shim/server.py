@@ -38,6 +38,8 @@ from holdfast.workers.shim import adopt, crilog, podinit, remains, stats
 from holdfast.workers.shim.loop import Loop, Pause
 from holdfast.workers.shim.oci import Runtime
 from holdfast.workers.shim.operations import Operations
+from holdfast.workers.shim.owner import Owner
+from holdfast.workers.shim.sinks import FILE_SCHEME, PROGRAM_SCHEME
 from holdfast.workers.shim.stdio import LOG_SCHEME
 from holdfast.workers.shim.task import Process, State, Task
 
@@ -56,6 +58,8 @@ class Shim:
     def __init__(self, context: Context, runtime: Runtime) -> None:
         assert context.listener is not None
         self.loop = Loop(self._orphan)
+        self.owner = Owner()
+        self._schemes = (FILE_SCHEME, PROGRAM_SCHEME) if context.args.get("namespace") else ()
         self.operations = self._operations = Operations(self.loop, runtime, context)
         self._tasks = self._operations.tasks
         self._server = Server(self.loop.selector, context.listener, self._take)
@@ -102,12 +106,19 @@ class Shim:
         for one in request.rootfs:
             if one.target:
                 raise CallError(INVALID_ARGUMENT, f"rootfs: a mount below it, at {one.target}, is not supported")
-        _check_streams(request)
-        return await self._operations.create(request)
+        _check_streams(request, (LOG_SCHEME, *self._schemes))
+        reply = await self._operations.create(request)
+        self.owner.created(request, reply.pid)
+        task = self._tasks[request.id]
+        self._watch(task, task.init)
+        return reply
 
     async def _start(self, request: task_pb2.StartRequest, _call: Call) -> Message:
         task, one = self._find(request.id, request.exec_id)
-        return await (self._operations.start_exec(task, one) if request.exec_id else self._operations.start(task))
+        with self.owner.starting(one):
+            reply = await (self._operations.start_exec(task, one) if request.exec_id else self._operations.start(task))
+            self.owner.started(task, one)
+        return reply
 
     async def _state(self, request: task_pb2.StateRequest, _call: Call) -> Message:
         task, one = self._find(request.id, request.exec_id)
@@ -160,13 +171,18 @@ class Shim:
         task, one = self._find(request.id, request.exec_id)
         if request.exec_id:
             return self._operations.delete_exec(task, one)
-        return await self._operations.delete(task)
+        reply = await self._operations.delete(task)
+        self.owner.deleted(task, reply)
+        return reply
 
     async def _exec(self, request: task_pb2.ExecProcessRequest, _call: Call) -> Message:
         task = self._task(request.id)
         _check_id("exec_id", request.exec_id)
-        _check_streams(request)
+        _check_streams(request, self._schemes)
         self._operations.prepare_exec(task, request)
+        one = task.execs[request.exec_id]
+        self.owner.exec_added(task, one)
+        self._watch(task, one)
         return Empty()
 
     async def _resize(self, request: task_pb2.ResizePtyRequest, _call: Call) -> Message:
@@ -190,11 +206,13 @@ class Shim:
         return task_pb2.PidsResponse(processes=processes)
 
     async def _pause(self, request: task_pb2.PauseRequest, _call: Call) -> Message:
-        await self._operations.freeze(self._task(request.id), "pause")
+        await self._operations.freeze(task := self._task(request.id), "pause")
+        self.owner.froze(task, "pause")
         return Empty()
 
     async def _resume(self, request: task_pb2.ResumeRequest, _call: Call) -> Message:
-        await self._operations.freeze(self._task(request.id), "resume")
+        await self._operations.freeze(task := self._task(request.id), "resume")
+        self.owner.froze(task, "resume")
         return Empty()
 
     async def _update(self, request: task_pb2.UpdateTaskRequest, _call: Call) -> Message:
@@ -217,7 +235,7 @@ class Shim:
         )
 
     async def _shutdown(self, request: task_pb2.ShutdownRequest, _call: Call) -> Message:
-        if request.now or not self._tasks:
+        if await self.owner.lets_go(request.id, idle=not self._tasks) or request.now:
             self.loop.soon(self._stop)  # after the answer has been sent
         return Empty()
 
@@ -236,6 +254,10 @@ class Shim:
         return task, one
 
     # -- exits
+
+    def _watch(self, task: Task, one: Process) -> None:
+        """Have the owner told when a process has ended, if it has ever run."""
+        one.when_exited(lambda: self.owner.exited(task, one) if one.exited_at else None, lambda: True)
 
     def _orphan(self, pid: int, code: int, status: int) -> None:
         """A zombie that no command waits for: an init, an exec, or somebody's grandchild."""
@@ -261,6 +283,8 @@ class Shim:
         self.conclude(task, record)
         process.reap(task.record.pid)
         crashpoint("shim.reaped")
+        if record.oom_kills > 0:
+            self.owner.out_of_memory(task)
         task.init.exited(record.code, record.finished_at)
 
     def conclude(self, task: Task, record: ExitRecord) -> None:
@@ -306,17 +330,20 @@ def _check_path(field: str, value: str) -> None:
         raise CallError(INVALID_ARGUMENT, f"{field}: {value!r} is not an absolute path")
 
 
-def _check_streams(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest) -> None:
-    """Streams are paths of FIFOs; those of a container may also be logs."""
+def _check_streams(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest, schemes: tuple[str, ...]) -> None:
+    """Streams are paths of FIFOs; output may also go where one of `schemes` says."""
     for field in ("stdin", "stdout", "stderr"):
         value: str = getattr(request, field)
-        if value.startswith(LOG_SCHEME) and field != "stdin" and isinstance(request, task_pb2.CreateTaskRequest):
-            value = value.removeprefix(LOG_SCHEME)
+        for scheme in () if field == "stdin" else schemes:
+            if value.startswith(scheme):
+                value = value.removeprefix(scheme)
+                value = value.partition("?")[0] if scheme == PROGRAM_SCHEME else value
+                break
         if value:
             _check_path(field, value)
 
 
-def _take_pod(directory: Path) -> int:
+def take_pod(directory: Path) -> int:
     """Lock the pod: held by its shim and by whatever the shim has forked to do its work, until all of them are gone."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
@@ -335,7 +362,7 @@ def main(context: Context) -> None:
     arguments = context.args
     directory, init_cgroup = Path(arguments["directory"]), arguments.get("init_cgroup", "")
     adopts, shared = arguments.get("adopt", False), arguments.get("pid_namespace", False)
-    lock = _take_pod(directory)
+    lock = take_pod(directory)
     init = None
     if shared:
         init = podinit.adopt(directory, init_cgroup) if adopts else podinit.pin(podinit.start(directory, init_cgroup))

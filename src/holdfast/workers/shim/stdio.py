@@ -3,6 +3,7 @@
 log        the process writes to a FIFO of 1 MiB in the bundle, opened read-write for it: with nobody at the other
            end it sees neither EPIPE nor EOF (fifo(7)), whoever dies. The shim reads it and writes the CRI log.
 FIFO       a path given by the caller is opened the same way and is the process's own; nothing is copied.
+file, program   what else containerd's clients ask for (shim.sinks), through a pipe.
 terminal   the OCI runtime sends the master over a socket; what it says is copied to the log or to a FIFO. The shim
            keeps the other side open too, so that a terminal nobody has open at the moment is quiet, not at its end.
 """
@@ -17,7 +18,7 @@ import termios
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from holdfast.linux import files, sockets
 from holdfast.workers.shim.crilog import CriLog, Records
@@ -25,6 +26,7 @@ from holdfast.workers.shim.flight import FLIGHT, Flight
 from holdfast.workers.shim.gap import STREAMS
 from holdfast.workers.shim.loop import Loop, void
 from holdfast.workers.shim.pump import PIPE_BYTES, Announce, Copier, Pump, Sink
+from holdfast.workers.shim.sinks import FILE_SCHEME, PROGRAM_SCHEME, File, Program, enlarged_pipe
 
 LOG_SCHEME: Final = "cri://"
 CONSOLE: Final = "console.sock"
@@ -38,9 +40,13 @@ class Stdio:
     hold copies of, by name: "stdout", "stderr", "stdin", "tty".
     """
 
-    def __init__(self, loop: Loop, directory: Path) -> None:
+    def __init__(self, loop: Loop, directory: Path, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is that of a program that takes the output; with one, stdin ends when its writer goes."""
         self._loop = loop
         self.directory = directory
+        self._environment = environment
+        self._files: dict[str, File] = {}
+        self._programs: dict[str, Program] = {}
         self._pumps: list[Pump] = []
         self._copiers: list[Copier] = []
         self._records: dict[str, Records] = {}
@@ -65,19 +71,27 @@ class Stdio:
         for number, name, target in ((1, "stdout", stdout), (2, "stderr", stderr)):
             if target.startswith(LOG_SCHEME):
                 self.fds[number] = self._open_log(name, target.removeprefix(LOG_SCHEME))
-            elif target:
-                self.fds[number] = open_fifo(target, os.O_RDWR)
+            elif target.startswith(FILE_SCHEME):
+                reader, self.fds[number] = enlarged_pipe()
+                self._pumps.append(Pump(self._loop, reader, self._file(target).take))
             else:
-                self.fds[number] = _open_null()
+                self.fds[number] = self._open_end(number, target) if target else _open_null()
+        self._leave_programs()
 
     def close(self) -> None:
         """Let go of everything, and of the FIFOs that are our own."""
         self.given()
         self.close_stdin()
+        if self._input is not None:
+            self._input.close()
         for pump in self._pumps:
             pump.close()
         for copier in self._copiers:
             copier.close()
+        for file in self._files.values():
+            file.close()
+        for program in self._programs.values():
+            program.close()
         if self.log is not None:
             self.log.close()
         if self._flight is not None:
@@ -105,7 +119,7 @@ class Stdio:
             self._stdin = -1
             del self.kept["stdin"]
         if self._input is not None:
-            self._input.close()
+            self._input.finish()
 
     def finish(self) -> None:
         """The process has ended: take what it has left behind and complete its log."""
@@ -136,8 +150,11 @@ class Stdio:
             self.fds[number] = _open_null()
         if stdout.startswith(LOG_SCHEME):
             self._sink, self._announce = self._to_log("stdout", stdout.removeprefix(LOG_SCHEME))
+        elif stdout.startswith(FILE_SCHEME):
+            self._sink = self._file(stdout).take
         elif stdout:
-            self._ends[1] = open_fifo(stdout, os.O_RDWR)
+            self._ends[1] = self._open_end(1, stdout)
+            self._leave_programs()
         if stdin:
             self._own(stdin)
             self._ends[0] = open_fifo(stdin, os.O_RDWR)
@@ -179,9 +196,16 @@ class Stdio:
     # -- without one
 
     def _open_input(self, stdin: str) -> None:
-        """The process reads from a FIFO of which we keep the other end open until CloseIO."""
+        """The process reads from a FIFO of which we keep the other end open until CloseIO.
+
+        As containerd's clients do not always say that, what they write is copied, and ends with their writing.
+        """
         if not stdin:
             self.fds[0] = _open_null()
+            return
+        if self._environment is not None:
+            self.fds[0], writer = os.pipe2(os.O_CLOEXEC)
+            self._input = Copier(self._loop, open_fifo(stdin, os.O_RDONLY), writer)
             return
         self._own(stdin)
         both = open_fifo(stdin, os.O_RDWR)  # so that neither of the next two waits for the other
@@ -202,6 +226,26 @@ class Stdio:
         self.kept[name] = reader
         self._pumps.append(Pump(self._loop, reader, *self._to_log(name, path)))
         return writer
+
+    def _file(self, target: str) -> File:
+        if target not in self._files:
+            self._files[target] = File(target.removeprefix(FILE_SCHEME))
+        return self._files[target]
+
+    def _open_end(self, number: int, target: str) -> int:
+        """What is written to: a program's pipe, or a FIFO."""
+        if not target.startswith(PROGRAM_SCHEME):
+            return open_fifo(target, os.O_RDWR)
+        if target not in self._programs:
+            self._programs[target] = Program(self._loop, target, self._environment or {})
+        return self._programs[target].ends.pop(number)
+
+    def _leave_programs(self) -> None:
+        """What nobody will write to is at its end."""
+        for program in self._programs.values():
+            for fd in program.ends.values():
+                os.close(fd)
+            program.ends.clear()
 
     def _to_log(self, name: str, path: str, rest: bytes = b"") -> tuple[Sink, Announce]:
         """What takes the bytes of a stream, and what is to be told before they are read."""
@@ -293,6 +337,12 @@ class Stdio:
         if fifo.parent == self.directory and not fifo.exists():
             files.fifo(fifo)
             self._own_fifos.append(fifo)
+
+
+def owner_of(name: str, args: Mapping[str, Any]) -> dict[str, str] | None:
+    """Under containerd: what a program that takes the output of a container, or of an exec, is told of it."""
+    namespace = args.get("namespace")
+    return {"CONTAINER_ID": name, "CONTAINER_NAMESPACE": namespace} if namespace else None
 
 
 def open_fifo(path: str, flags: int) -> int:

@@ -1,0 +1,139 @@
+"""The containers that share a shim under containerd, and the directory in which shim and program find each other.
+
+<state>/<hex digits>/   of containerd's address, the namespace and the group's name; the longest path in it that
+                        somebody connects to has to fit into 107 bytes, as a bundle's does not
+    lock                held while a member joins or leaves, so that no shim ends that somebody has just joined
+    members/ID          one for each container
+    shim.json           its pid, its start time, its OCI runtime
+    shim.sock           the Task API
+    shim.lock           held by the shim, and by the children that do its work
+    oci/                the OCI runtime's state, unless its options name another place
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from holdfast.linux import files, sockets
+
+ANNOTATIONS: Final = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")  # the shim's name, first wins
+SPEC_LIMIT: Final = 4 * 1024 * 1024
+RECORD_LIMIT: Final = 64 * 1024
+DIGITS: Final = 24
+LOCK_SECONDS: Final = 4.0  # containerd gives a delete five
+LOCK_PAUSE: Final = 0.005
+ADDRESS: Final = "address"  # in the bundle: containerd's own record of where its shim is
+SCHEME: Final = "unix://"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group, by its directory."""
+
+    directory: Path
+
+    @classmethod
+    def of(cls, state: Path, address: str, namespace: str, name: str) -> "Group":
+        digest = hashlib.sha256("\0".join((address, namespace, name)).encode()).hexdigest()
+        return cls(state / digest[:DIGITS])
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "shim.sock"
+
+    @property
+    def address(self) -> str:
+        return f"{SCHEME}{self.socket}"
+
+    @property
+    def members(self) -> set[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return set(os.listdir(self.directory / "members"))
+        return set()
+
+    def try_lock(self) -> int | None:
+        """The lock's descriptor; None when somebody has it, or has removed the group just now."""
+        path = self.directory / "lock"
+        try:
+            descriptor = files.lock(path)
+        except (BlockingIOError, FileNotFoundError):
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
+        return None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Made, if it was not there, and ours. Raises TimeoutError."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            files.make_private(self.directory)
+            if (descriptor := self.try_lock()) is not None:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.directory} has been locked for {LOCK_SECONDS:g} s")
+            time.sleep(LOCK_PAUSE)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    # -- with the lock held
+
+    def join(self, member: str) -> None:
+        files.make_private(self.directory / "members")
+        files.write_atomic(self.directory / "members" / member, b"", sync=False)
+
+    def leave(self, member: str) -> bool:
+        """Whether nobody is left."""
+        files.unlink(self.directory / "members" / member)
+        return not self.members
+
+    def remove(self) -> None:
+        """The socket first: whoever comes now shall make a new group."""
+        files.unlink(self.socket)
+        files.remove_tree(self.directory)
+
+    def answers(self) -> bool:
+        """Whether a shim listens; one that hangs does, too."""
+        try:
+            sockets.connect(self.socket, timeout=0).close()
+        except BlockingIOError:  # its backlog is full
+            return True
+        except OSError:
+            return False
+        return True
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        files.write_atomic(self.directory / "shim.json", json.dumps(record).encode(), sync=False)
+
+    def read(self) -> dict[str, Any]:
+        """shim.json; {} when there is none, or none that can be read."""
+        try:
+            found = json.loads(files.read_bounded(self.directory / "shim.json", RECORD_LIMIT))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def read_spec(bundle: Path) -> dict[str, Any]:
+    """The bundle's config.json; {} when it cannot be read."""
+    try:
+        found = json.loads(files.read_bounded(bundle / "config.json", SPEC_LIMIT))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def name_of(spec: Mapping[str, Any], container_id: str) -> str:
+    """The group's name: what an annotation says, or the container's own id."""
+    annotations = spec.get("annotations") or {}
+    return next((str(annotations[key]) for key in ANNOTATIONS if annotations.get(key)), container_id)
