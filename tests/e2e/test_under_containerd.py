@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.containerd import RUNTIME, SECONDS, Containerd
+from kit.containerd import IMAGE, RUNTIME, SECONDS, Containerd
 from kit.node import until
 
-from holdfast.linux import cgroup, mount, process
+from holdfast.linux import cgroup, files, mount, process
+from holdfast.proto import runtime_v1_pb2 as pb
 
 FOREVER = "while :; do sleep 0.05; done"
 OBEDIENT = f"trap 'exit 42' TERM; {FOREVER}"
@@ -39,7 +40,7 @@ def running() -> Iterator[Containerd]:
     node = Containerd()
     try:
         node.start()
-        node.busybox()
+        node.load()
         yield node
     finally:
         node.stop()
@@ -48,7 +49,10 @@ def running() -> Iterator[Containerd]:
 @pytest.fixture(autouse=True)
 def nothing_is_left_of_the_shims(request: pytest.FixtureRequest) -> Iterator[None]:
     """When a test has removed its containers, containerd and we have nothing of them any more."""
-    name = next(name for name in ("own", "daemon") if name in request.fixturenames)
+    name = next((name for name in ("own", "daemon") if name in request.fixturenames), "")
+    if not name:
+        yield
+        return
     node: Containerd = request.getfixturevalue(name)
     yield
     for task in node.tasks():
@@ -176,7 +180,8 @@ def test_metrics_are_those_of_the_container(daemon: Containerd) -> None:
 def test_a_terminal_with_its_size_and_its_end(daemon: Containerd) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
-    script = "stty size; read line; echo got $line; until stty size | grep -q 44; do sleep 0.05; done; exit 4"
+    wait = "until stty size | grep '{} 99'; do usleep 20000; done"  # ctr tells the size after the start
+    script = f"{wait.format(33)}; read line; echo got $line; {wait.format(44)}; exit 4"
     command = daemon.run_command("one", script, "--rm", "-t")
     ctr = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True)
     os.close(follower)
@@ -312,6 +317,24 @@ def test_the_same_name_again_and_again(daemon: Containerd) -> None:
         assert daemon.run("again", f"exit {code}", "--rm").returncode == code
 
 
+@pytest.mark.parametrize("how", ["file", "which there is none of"])
+def test_the_oci_runtime_can_be_chosen(daemon: Containerd, how: str) -> None:
+    """By a file of options; containerd's own shim for runc has them in its message."""
+    options = daemon.base / "options.toml"
+    options.write_text('BinaryName = "runc"\n' if how == "file" else 'BinaryName = "no-such-runtime"\n')
+    done = daemon.run("one", OBEDIENT, "-d", "--runtime-config-path", str(options))
+    if how == "file":
+        (group,) = daemon.shims.iterdir()
+        assert json.loads((group / "shim.json").read_bytes())["runtime"]["name"] == "runc"
+        assert (group / "oci/one/state.json").exists(), "runc has its state there"
+        assert daemon.exec("one", "exit 5").returncode == 5
+        daemon.ctr("task", "kill", "one")
+        assert remove(daemon, "one") == 42
+    else:
+        assert done.returncode != 0
+        assert "no-such-runtime" in done.stderr
+
+
 # -- deaths
 
 
@@ -370,6 +393,18 @@ def test_a_killed_shim_of_a_paused_container(own: Containerd) -> None:
     until(lambda: not own.tasks(), "the task to be removed")
 
 
+def test_a_shim_killed_after_its_container_has_ended_takes_no_exit_code_along(own: Containerd) -> None:
+    own.run("one", OBEDIENT, "-d")
+    with own.events() as heard:
+        own.ctr("task", "kill", "one")
+        until(lambda: "/tasks/exit" in dict(heard.all()), "the exit")
+        os.kill(own.shim_pids()[0], signal.SIGKILL)
+        until(lambda: "/tasks/delete" in dict(heard.all()), "containerd's own word")
+    codes = {event["exit_status"] for topic, event in tasks_of(heard.all()) if "exit_status" in event}
+    assert codes == {42}
+    assert own.tasks() == {}
+
+
 def test_a_killed_shim_of_a_group_takes_all_of_it(own: Containerd) -> None:
     group = ("--annotation", "io.containerd.runc.v2.group=pod")
     for name in ("one", "two", "three"):
@@ -401,10 +436,10 @@ def test_a_shim_killed_while_containerd_is_down(own: Containerd) -> None:
 PROGRAM = "containerd-shim-holdfast-v1"
 
 
-def shim_program(node: Containerd, *arguments: str, here: Path) -> subprocess.CompletedProcess[str]:
+def shim_program(node: Containerd, *arguments: str, here: Path, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [PROGRAM, *arguments], cwd=here, env=node.environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=SECONDS, check=False,
+        [PROGRAM, *arguments], cwd=here, env=node.environment | more, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False,
     )  # fmt: skip
 
 
@@ -416,8 +451,101 @@ def test_what_the_program_says_of_itself(daemon: Containerd, tmp_path: Path) -> 
     assert "'a/b' is no name" in wrong.stderr
 
 
+def test_a_shim_that_was_begun_for_nobody_ends(daemon: Containerd) -> None:
+    """As when containerd is killed, or gives up, while `start` runs: it removes the bundle and knows of no shim."""
+    bundle = daemon.base / "bundle"
+    bundle.mkdir()
+    (bundle / "config.json").write_text("{}")
+    where = ["-namespace", "default", "-address", str(daemon.socket), "-id", "nobody"]
+    done = shim_program(daemon, *where, "start", here=bundle)
+    assert done.returncode == 0
+    assert done.stdout == (bundle / "address").read_text() == f"unix://{next(daemon.shims.glob('*/shim.sock'))}"
+    (shim,) = daemon.shim_pids()
+    again = shim_program(daemon, *where, "start", here=bundle)
+    assert (again.returncode, again.stdout, daemon.shim_pids()) == (0, done.stdout, [shim])
+    files.remove_tree(bundle)
+    until(lambda: process.start_time(shim) is None, "the shim to end")
+    assert list(daemon.shims.iterdir()) == []
+
+
+def test_a_place_too_long_for_a_socket_is_refused(daemon: Containerd, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    where = ["-namespace", "default", "-address", str(daemon.socket), "-id", "nobody", "start"]
+    done = shim_program(daemon, *where, here=tmp_path, HOLDFAST_SHIM_STATE=str(long))
+    assert done.returncode == 1
+    assert "HOLDFAST_SHIM_STATE" in done.stderr
+    assert not long.exists()
+
+
 def test_delete_of_what_is_not_there_succeeds(daemon: Containerd, tmp_path: Path) -> None:
     """containerd asks for it after each clean end, too."""
     where = ["-namespace", "default", "-address", str(daemon.socket), "-id", "gone", "-bundle", str(tmp_path)]
     assert shim_program(daemon, *where, "delete", here=tmp_path).returncode == 0
     assert shim_program(daemon, *where, "delete", here=tmp_path).returncode == 0
+
+
+# -- as a kubelet has it
+
+
+@pytest.fixture
+def pods() -> Iterator[Containerd]:
+    node = Containerd(cri=True)
+    try:
+        node.start()
+        node.load("k8s.io")
+        yield node
+    finally:
+        node.stop()
+
+
+def test_a_pod_over_cri_and_a_restart(pods: Containerd) -> None:
+    """One shim for sandbox and containers; containerd is killed and finds all of it, and what has ended meanwhile."""
+    config = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(name="pod", namespace="test", uid="uid"),
+        log_directory=str(pods.base / "pod-logs"),
+        linux=pb.LinuxPodSandboxConfig(cgroup_parent=pods.cgroup),
+    )
+    options = config.linux.security_context.namespace_options
+    options.network = pb.NODE
+    pod = pods.call("RunPodSandbox", pb.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    lives, ends = (start_over_cri(pods, pod, config, name) for name in ("lives", "ends"))
+    assert len(pods.shim_pids()) == 1
+    request = pb.ExecSyncRequest(container_id=lives, cmd=["sh", "-c", "echo out; exit 5"], timeout=10)
+    done = pods.call("ExecSync", request)
+    assert (done.exit_code, done.stdout) == (5, b"out\n")
+    victim = over_cri(pods, ends, verbose=True).info["info"]
+    pods.kill()
+    os.kill(json.loads(victim)["pid"], signal.SIGTERM)
+    pods.start()
+    assert over_cri(pods, lives).status.state == pb.CONTAINER_RUNNING
+    until(lambda: over_cri(pods, ends).status.state == pb.CONTAINER_EXITED, "the end that was not seen")
+    assert over_cri(pods, ends).status.exit_code == 42
+    log = pods.base / "pod-logs/lives.log"
+    seen = log.stat().st_size
+    until(lambda: log.stat().st_size > seen, "the log to go on")
+    pods.call("StopContainer", pb.StopContainerRequest(container_id=lives, timeout=10))
+    assert over_cri(pods, lives).status.exit_code == 42
+    pods.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+    pods.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    until(lambda: not leftovers(pods), f"nothing to be left; there is {leftovers(pods)}")
+
+
+def start_over_cri(node: Containerd, pod: str, sandbox: pb.PodSandboxConfig, name: str) -> str:
+    script = "trap 'exit 42' TERM; while :; do echo line; sleep 0.05; done"
+    config = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name=name),
+        image=pb.ImageSpec(image=IMAGE),
+        command=["sh", "-c", script],
+        log_path=f"{name}.log",
+    )
+    config.linux.security_context.namespace_options.network = pb.NODE
+    request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=sandbox)
+    made: str = node.call("CreateContainer", request).container_id
+    node.call("StartContainer", pb.StartContainerRequest(container_id=made))
+    return made
+
+
+def over_cri(node: Containerd, container: str, *, verbose: bool = False) -> pb.ContainerStatusResponse:
+    request = pb.ContainerStatusRequest(container_id=container, verbose=verbose)
+    answer: pb.ContainerStatusResponse = node.call("ContainerStatus", request)
+    return answer

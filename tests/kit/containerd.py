@@ -9,13 +9,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 from image import build_busybox_image
 
 from holdfast.linux import cgroup, files, mount
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
 from kit.node import until
 
 IMAGE = "docker.io/test/busybox:latest"
+PAUSE = "docker.io/test/pause:latest"
 RUNTIME = "io.containerd.holdfast.v1"
 SECONDS = 30.0
 
@@ -23,7 +28,8 @@ SECONDS = 30.0
 class Containerd:
     """One containerd. Containers are run by our shim, in a cgroup of this kit."""
 
-    def __init__(self, *, cri: bool = False, config: str = "") -> None:
+    def __init__(self, *, cri: bool = False) -> None:
+        self._cri = cri
         self.base = Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
         self.socket = self.base / "c.sock"
         self.shims = self.base / "s"
@@ -38,19 +44,49 @@ class Containerd:
         self._config.write_text(
             f'version = 2\nroot = "{self.base}/root"\nstate = "{self.base}/state"\n'
             + ("" if cri else 'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
-            + f'[grpc]\naddress = "{self.socket}"\n[ttrpc]\naddress = "{self.base}/c.sock.ttrpc"\n{config}'
+            + f'[grpc]\naddress = "{self.socket}"\n[ttrpc]\naddress = "{self.base}/c.sock.ttrpc"\n'
+            + (self._cri_config() if cri else "")
         )
+
+    def _cri_config(self) -> str:
+        plugin = 'plugins."io.containerd.grpc.v1.cri"'
+        return f"""
+[{plugin}]
+sandbox_image = "{PAUSE}"
+restrict_oom_score_adj = true
+disable_tcp_service = true
+[{plugin}.cni]
+bin_dir = "{self.base}/cni-bin"
+conf_dir = "{self.base}/cni-conf"
+[{plugin}.containerd]
+default_runtime_name = "holdfast"
+[{plugin}.containerd.runtimes.holdfast]
+runtime_type = "{RUNTIME}"
+"""
 
     # -- the daemon
 
     def start(self) -> None:
+        cgroup.create(self.cgroup)
         with open(self.base / "log", "ab") as log:
             command = ["containerd", "--config", str(self._config), "--log-level", "debug"]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
-        until(lambda: self.ctr("version", check=False).returncode == 0, "containerd to answer")
+        until(self._answers, "containerd to answer")
 
-    def busybox(self) -> None:
-        self.ctr("images", "import", str(build_busybox_image(self.base, IMAGE.removeprefix("docker.io/"))))
+    def _answers(self) -> bool:
+        if not self._cri:
+            return self.ctr("version", check=False).returncode == 0
+        try:
+            self.call("ListContainers", pb.ListContainersRequest())
+        except grpc.RpcError:  # not there, or "not initialized yet"
+            return False
+        return True
+
+    def load(self, namespace: str = "default") -> None:
+        """Import busybox, and busybox asleep for a sandbox container."""
+        for name, config in ((IMAGE, {}), (PAUSE, {"Cmd": ["/bin/sleep", "100000"]})):
+            archive = build_busybox_image(self.base, name.removeprefix("docker.io/"), **config)
+            self.ctr("--namespace", namespace, "images", "import", str(archive))
 
     def kill(self) -> None:
         assert self.process is not None
@@ -63,6 +99,11 @@ class Containerd:
 
     def log(self) -> str:
         return (self.base / "log").read_text(errors="replace")
+
+    def call(self, method: str, request: Any) -> Any:
+        """One CRI call."""
+        with grpc.insecure_channel(f"unix:{self.socket}") as channel:
+            return getattr(RuntimeServiceStub(channel), method)(request, timeout=SECONDS)
 
     # -- ctr
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from holdfast.linux import cgroup, files, mount, process
 from holdfast.model.errors import Damaged
-from holdfast.model.witness import EXIT_FILE, InitRecord, decode_exit
+from holdfast.model.witness import EXIT_FILE, SHIM_LOCK, InitRecord, decode_exit
 from holdfast.proto import task_pb2
 from holdfast.workers import exits
 from holdfast.workers.containerd.group import ADDRESS, SCHEME, Group, name_of, read_spec
@@ -38,8 +38,7 @@ def delete(request: Request) -> bytes:
         with group.locked():
             shim = group.read()
             runtime = shim.get("runtime")
-            if not group.members - {request.id}:
-                _end_shim(shim)
+            _settle_shim(group, shim, last=not group.members.keys() - {request.id})
     if request.bundle.is_dir():
         _clean(request, record, Runtime.from_args(runtime, -1) if runtime else None)
     if group.directory.is_dir():  # its OCI runtime's state had to be there until now
@@ -59,13 +58,26 @@ def _group(request: Request) -> Group:
     return Group.of(request.state, request.address, request.namespace, name)
 
 
-def _end_shim(shim: dict[str, Any]) -> None:
-    """It has nobody else to serve: if it still runs, it hangs, or containerd has lost its way to it."""
-    if isinstance(shim.get("pid"), int):
-        with process.pin(shim["pid"], shim.get("start_time")) as pinned:
-            if pinned is not None:
-                pinned.send(signal.SIGKILL)
-                _ended(pinned, END_SECONDS)
+def _settle_shim(group: Group, shim: dict[str, Any], *, last: bool) -> None:
+    """One that runs and has nobody else to serve hangs, or containerd has lost its way to it: it is ended.
+
+    Of one that has ended, what it had set going has ended too when this returns.
+    """
+    if not isinstance(shim.get("pid"), int):
+        return
+    with process.pin(shim["pid"], shim.get("start_time")) as pinned:
+        if pinned is not None and pinned.alive():
+            if not last:
+                return
+            pinned.send(signal.SIGKILL)
+            _ended(pinned, END_SECONDS)
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            os.close(files.lock(group.directory / SHIM_LOCK))
+            return
+        except BlockingIOError:
+            time.sleep(PAUSE)
 
 
 def _clean(request: Request, record: InitRecord | None, runtime: Runtime | None) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final
 
 from google.protobuf.message import Message
@@ -94,16 +94,30 @@ class Containerd(Owner):
         self.tell(kind(container_id=task.id))
 
     async def lets_go(self, member: str, *, idle: bool) -> bool:
-        """A member leaves. The last one takes the group with it, so that nobody can join any more."""
+        """A member leaves. The last one takes the group with it, so that nobody can join any more.
+
+        A task that is left then is one that a `delete` has ended behind our back.
+        """
         deadline = time.monotonic() + LOCK_SECONDS
         while (descriptor := self._group.try_lock()) is None:
             if time.monotonic() > deadline:
                 return False
             await self._loop.sleep(LOCK_PAUSE)
         try:
-            if not self._group.leave(member) or not idle:
+            if not self._group.leave(member):
                 return False
             self._group.remove()
             return True
         finally:
             os.close(descriptor)
+
+    async def look_after(self, tasks: Container[str]) -> bool:
+        """Let go of those who have no task, and whose bundle containerd has removed: it has forgotten them.
+
+        So it is when a `start` was killed after it had begun. Returns whether nobody is left.
+        """
+        lost = [name for name, bundle in self._group.members.items() if name not in tasks and not os.path.isdir(bundle)]
+        for name in lost:
+            if await self.lets_go(name, idle=True):
+                return True
+        return False

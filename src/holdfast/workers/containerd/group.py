@@ -3,7 +3,7 @@
 <state>/<hex digits>/   of containerd's address, the namespace and the group's name; the longest path in it that
                         somebody connects to has to fit into 107 bytes, as a bundle's does not
     lock                held while a member joins or leaves, so that no shim ends that somebody has just joined
-    members/ID          one for each container
+    members/ID          one for each container, with the path of its bundle
     shim.json           its pid, its start time, its OCI runtime
     shim.sock           the Task API
     shim.lock           held by the shim, and by the children that do its work
@@ -52,10 +52,16 @@ class Group:
         return f"{SCHEME}{self.socket}"
 
     @property
-    def members(self) -> set[str]:
+    def members(self) -> dict[str, str]:
+        """Each member's bundle."""
+        found = {}
         with contextlib.suppress(FileNotFoundError):
-            return set(os.listdir(self.directory / "members"))
-        return set()
+            for name in os.listdir(self.directory / "members"):
+                if name.startswith("."):  # was being written by a program that was killed
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = files.read_bounded(self.directory / "members" / name, RECORD_LIMIT).decode()
+        return found
 
     def try_lock(self) -> int | None:
         """The lock's descriptor; None when somebody has it, or has removed the group just now."""
@@ -88,9 +94,9 @@ class Group:
 
     # -- with the lock held
 
-    def join(self, member: str) -> None:
+    def join(self, member: str, bundle: Path) -> None:
         files.make_private(self.directory / "members")
-        files.write_atomic(self.directory / "members" / member, b"", sync=False)
+        files.write_atomic(self.directory / "members" / member, os.fsencode(bundle), sync=False)
 
     def leave(self, member: str) -> bool:
         """Whether nobody is left."""

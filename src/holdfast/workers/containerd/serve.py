@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from holdfast.workers.context import Context
 from holdfast.workers.shim.oci import Runtime
 from holdfast.workers.shim.server import Shim, take_pod
 
+LOOK_SECONDS: Final = 5.0
 FAREWELL_SECONDS: Final = 3.0  # for events that containerd has not acknowledged by the end
 
 
@@ -33,7 +35,19 @@ def serve(request: Request, group: Group, runtime: Mapping[str, Any], listener: 
     )
     shim = Shim(context, Runtime.from_args(runtime, -1))
     forwarder = Forwarder(shim.loop, request.events)
-    shim.owner = Containerd(shim.loop, forwarder, request.namespace, group)
+    shim.owner = owner = Containerd(shim.loop, forwarder, request.namespace, group)
+
+    def look() -> None:
+        shim.loop.start(owner.look_after(shim.operations.tasks), looked)
+
+    def looked(nobody: bool, error: Exception | None) -> None:
+        if error is not None:
+            traceback.print_exception(error)
+        if nobody:
+            shim.stop()
+        shim.loop.timers.add(LOOK_SECONDS, look)
+
+    shim.loop.timers.add(LOOK_SECONDS, look)
     shim.loop.run()
     forwarder.drain(FAREWELL_SECONDS)
     os.close(lock)

@@ -30,7 +30,7 @@ def start(request: Request) -> str:
         raise ValueError(f"{group.socket} is too long for a socket; HOLDFAST_SHIM_STATE can name a shorter place")
     with group.locked():
         try:
-            group.join(request.id)
+            group.join(request.id, request.bundle)
             if not group.answers():
                 wanted = options.unpack(_read_options())
                 _begin(request, group, options.choose(wanted, spec, request.namespace, group.directory))

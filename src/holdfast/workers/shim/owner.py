@@ -37,5 +37,5 @@ class Owner:
         """A task was made to "pause" or to "resume"."""
 
     async def lets_go(self, member: str, *, idle: bool) -> bool:
-        """A container is done with the shim. Returns whether the shim, if it is `idle`, has nobody left to serve."""
+        """A container is done with the shim, which is `idle` without any task. Returns whether nobody is left."""
         return idle

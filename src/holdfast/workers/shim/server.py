@@ -235,11 +235,12 @@ class Shim:
         )
 
     async def _shutdown(self, request: task_pb2.ShutdownRequest, _call: Call) -> Message:
-        if await self.owner.lets_go(request.id, idle=not self._tasks) or request.now:
-            self.loop.soon(self._stop)  # after the answer has been sent
+        over = request.id not in self._tasks and await self.owner.lets_go(request.id, idle=not self._tasks)
+        if over or request.now:
+            self.loop.soon(self.stop)  # after the answer has been sent
         return Empty()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         self.loop.running = False
 
     def _task(self, task_id: str) -> Task:
