@@ -292,6 +292,19 @@ def test_running_out_of_memory_is_an_event(daemon: Containerd) -> None:
     assert topics == ["create", "start", "oom", "exit", "delete"]
 
 
+def test_a_child_out_of_memory_is_told_while_its_init_lives(daemon: Containerd) -> None:
+    script = f"(x=a; while :; do x=$x$x$x; done); {FOREVER}"
+    with daemon.events() as heard:
+        daemon.run("one", script, "-d", "--memory-limit", str(16 << 20))
+        until(lambda: "/tasks/oom" in dict(heard.all()), "the kill to be told")
+        assert status(daemon, "one") == "RUNNING"
+        daemon.ctr("task", "kill", "-s", "SIGKILL", "one")
+        assert remove(daemon, "one") == 137
+        until(lambda: "/tasks/delete" in dict(heard.all()), "the deletion")
+    topics = [topic.removeprefix("/tasks/") for topic, _ in tasks_of(heard.all())]
+    assert topics == ["create", "start", "oom", "exit", "delete"]
+
+
 # -- a pod: containers that share a shim
 
 

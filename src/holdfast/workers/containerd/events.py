@@ -12,6 +12,7 @@ from holdfast.proto import containerd_events_pb2 as events
 from holdfast.proto import events_ttrpc_pb2, task_pb2
 from holdfast.workers.containerd.forward import Forwarder
 from holdfast.workers.containerd.group import Group
+from holdfast.workers.containerd.oom import Ooms
 from holdfast.workers.shim.loop import Loop
 from holdfast.workers.shim.owner import Owner
 from holdfast.workers.shim.task import Process, Task
@@ -39,6 +40,7 @@ class Containerd(Owner):
         self._forwarder = forwarder
         self._namespace = namespace
         self._group = group
+        self._ooms = Ooms(loop, lambda task: self.tell(events.TaskOOM(container_id=task.id)))
         self._held: dict[int, list[events.TaskExit]] = {}  # exits of processes that are being started, by id()
 
     def tell(self, event: Message) -> None:
@@ -49,11 +51,12 @@ class Containerd(Owner):
         envelope.event.type_url, envelope.event.value = event.DESCRIPTOR.full_name, event.SerializeToString()
         self._forwarder.put(request.SerializeToString())
 
-    def created(self, request: task_pb2.CreateTaskRequest, pid: int) -> None:
-        event = events.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, pid=pid)
+    def created(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
+        event = events.TaskCreate(container_id=task.id, bundle=request.bundle, rootfs=request.rootfs, pid=task.init.pid)
         event.io.stdin, event.io.stdout, event.io.stderr = request.stdin, request.stdout, request.stderr
         event.io.terminal = request.terminal
         self.tell(event)
+        self._ooms.watch(task)
 
     @contextlib.contextmanager
     def starting(self, one: Process) -> Iterator[None]:
@@ -78,13 +81,14 @@ class Containerd(Owner):
         else:
             self.tell(event)
 
-    def out_of_memory(self, task: Task) -> None:
-        self.tell(events.TaskOOM(container_id=task.id))
+    def out_of_memory(self, task: Task, kills: int) -> None:
+        self._ooms.known(task, kills)
 
     def deleted(self, task: Task, reply: task_pb2.DeleteResponse) -> None:
         event = events.TaskDelete(container_id=task.id, pid=reply.pid, exit_status=reply.exit_status)
         event.exited_at.CopyFrom(reply.exited_at)
         self.tell(event)
+        self._ooms.forget(task)
 
     def exec_added(self, task: Task, one: Process) -> None:
         self.tell(events.TaskExecAdded(container_id=task.id, exec_id=one.exec_id))

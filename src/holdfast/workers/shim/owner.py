@@ -10,7 +10,7 @@ from holdfast.workers.shim.task import Process, Task
 class Owner:
     """holdfastd: it asks for what it wants to know, and ends the shim when it is time."""
 
-    def created(self, request: task_pb2.CreateTaskRequest, pid: int) -> None:
+    def created(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
         """A task has been created."""
 
     @contextlib.contextmanager
@@ -24,8 +24,8 @@ class Owner:
     def exited(self, task: Task, one: Process) -> None:
         """It has ended."""
 
-    def out_of_memory(self, task: Task) -> None:
-        """The kernel has killed processes of the task for want of memory."""
+    def out_of_memory(self, task: Task, kills: int) -> None:
+        """The task has ended, and the kernel has killed so many of its processes for want of memory."""
 
     def deleted(self, task: Task, reply: task_pb2.DeleteResponse) -> None:
         """A task, not an exec, has been deleted."""

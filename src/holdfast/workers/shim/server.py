@@ -108,8 +108,8 @@ class Shim:
                 raise CallError(INVALID_ARGUMENT, f"rootfs: a mount below it, at {one.target}, is not supported")
         _check_streams(request, (LOG_SCHEME, *self._schemes))
         reply = await self._operations.create(request)
-        self.owner.created(request, reply.pid)
         task = self._tasks[request.id]
+        self.owner.created(task, request)
         self._watch(task, task.init)
         return reply
 
@@ -285,7 +285,7 @@ class Shim:
         process.reap(task.record.pid)
         crashpoint("shim.reaped")
         if record.oom_kills > 0:
-            self.owner.out_of_memory(task)
+            self.owner.out_of_memory(task, record.oom_kills)
         task.init.exited(record.code, record.finished_at)
 
     def conclude(self, task: Task, record: ExitRecord) -> None:
