@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from holdfast.linux import cgroup, oom
+from holdfast.workers.shim import remains
 from holdfast.workers.shim.loop import Loop
 from holdfast.workers.shim.task import Task
 
@@ -27,6 +28,8 @@ class Ooms:
     def watch(self, task: Task) -> None:
         """Best effort: a container that has its cgroup no longer, or none, is told of when it ends."""
         assert task.record is not None
+        if remains.holds_us(task.record.cgroup):
+            return
         self._tasks[task.record.cgroup] = task
         try:
             self._notices.add(task.record.cgroup)
