@@ -30,6 +30,7 @@ check: lint test  ## all that CI runs
 bench: setup  ## figures against containerd, as ratios
 	$(PYTHON) bench/run.py
 	$(PYTHON) bench/recovery.py
+	$(PYTHON) bench/shim.py
 
 soak: setup  ## the long tests
 	$(PYTEST) -q -m soak

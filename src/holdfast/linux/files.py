@@ -6,7 +6,6 @@ import fcntl
 import math
 import os
 import re
-import secrets
 import stat
 import time
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def write_atomic(path: Path_, data: bytes, mode: int = 0o600, *, sync: bool = Tr
 
 def temporary_name(name: str) -> str:
     """What a file is called while it is written that will be `name`; with when that was, on the boot-time clock."""
-    return f".{name}.{time.clock_gettime_ns(time.CLOCK_BOOTTIME):016x}{secrets.token_hex(4)}"
+    return f".{name}.{time.clock_gettime_ns(time.CLOCK_BOOTTIME):016x}{os.urandom(4).hex()}"
 
 
 def temporary_age(name: str) -> float | None:
