@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install what is missing on a Debian machine, as root: packages, and a virtual environment from the locked requirements.
-# Leaves .venv/bin/holdfast and .venv/bin/holdfastd. A second run that finds all of it done takes no time.
+# Leaves .venv/bin/{holdfast,holdfastd,containerd-shim-holdfast-v1}. A second run that finds all of it done takes no time.
 set -eu
 cd "$(dirname "$0")/.."
 
