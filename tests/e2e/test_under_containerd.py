@@ -36,8 +36,8 @@ def own() -> Iterator[Containerd]:
     yield from running()
 
 
-def running() -> Iterator[Containerd]:
-    node = Containerd()
+def running(*, inject: bool = False) -> Iterator[Containerd]:
+    node = Containerd(inject=inject)
     try:
         node.start()
         node.load()
@@ -49,7 +49,7 @@ def running() -> Iterator[Containerd]:
 @pytest.fixture(autouse=True)
 def nothing_is_left_of_the_shims(request: pytest.FixtureRequest) -> Iterator[None]:
     """When a test has removed its containers, containerd and we have nothing of them any more."""
-    name = next((name for name in ("own", "daemon") if name in request.fixturenames), "")
+    name = next((name for name in ("own", "daemon", "injected") if name in request.fixturenames), "")
     if not name:
         yield
         return
@@ -243,6 +243,7 @@ def test_output_to_a_program_which_is_run_again_when_it_dies(daemon: Containerd)
     uri = f"binary://{program}?key=two%20words"
     assert daemon.run("one", "echo a; echo b >&2; echo c", "-d", "--log-uri", uri).returncode == 0
     until(lambda: taken.read_text().endswith("end\n"), "the program to end")
+    assert f"{program} ended with 1, and is run again" in daemon.log(), "what a shim says is in containerd's log"
     greeting = "2 key=two words one default"
     assert taken.read_text().splitlines() == [greeting, greeting, "out a", "out c", "err b", "end"]
     assert remove(daemon, "one") == 0
@@ -441,6 +442,42 @@ def test_a_shim_killed_while_containerd_is_down(own: Containerd) -> None:
     until(lambda: list(own.tasks()) == ["two"], "the other one alone")
     own.ctr("task", "kill", "two")
     assert remove(own, "two") == 42
+
+
+@pytest.fixture(scope="module")
+def injected() -> Iterator[Containerd]:
+    yield from running(inject=True)
+
+
+BEFORE = ("task", "mounted", "created", "init", "made", "starting", "started", "exit")
+AFTER = ("recorded", "delete", "unmounted")  # the exit is in exit.json
+
+
+@pytest.mark.parametrize("point", [*BEFORE, *AFTER])
+def test_a_shim_killed_at_any_point_leaves_nothing(injected: Containerd, point: str) -> None:
+    """The client is told that it failed, or had its answer before; either way all of it can be removed."""
+    node, hit = injected, injected.inject / f"shim.{point}.hit"
+    (injected.inject / f"shim.{point}").write_text("1")
+    with subprocess.Popen(node.run_command("one", "exit 7", "--rm"), stderr=subprocess.DEVNULL) as ctr:
+        stopped = int(until(lambda: read_if_there(hit), f"somebody to reach {point}"))
+        until(lambda: process.state(stopped) == "T", "it to stand still")
+        (shim,) = node.shim_pids()
+        os.kill(shim, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)  # what waits there for us dies of its shim's death
+        code = ctr.wait(timeout=SECONDS)
+    hit.unlink()
+    assert code != 0
+    if point in AFTER:
+        assert code in (1, 7), "an exit that was recorded is not replaced by another one"
+    until(lambda: not node.tasks(), "the task to be removed")
+    assert node.run("two", "exit 5", "--rm").returncode == 5
+
+
+def read_if_there(path: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text()
+    return ""
 
 
 # -- the program itself

@@ -28,7 +28,8 @@ SECONDS = 30.0
 class Containerd:
     """One containerd. Containers are run by our shim, in a cgroup of this kit."""
 
-    def __init__(self, *, cri: bool = False) -> None:
+    def __init__(self, *, cri: bool = False, inject: bool = False) -> None:
+        """With `inject` see linux.inject."""
         self._cri = cri
         self.base = Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
         self.socket = self.base / "c.sock"
@@ -40,6 +41,10 @@ class Containerd:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOLDFAST_SHIM_STATE": str(self.shims),
         }
+        self.inject = self.base / "inject"
+        if inject:
+            self.inject.mkdir()
+            self.environment["HOLDFAST_INJECT"] = str(self.inject)
         self._config = self.base / "config.toml"
         self._config.write_text(
             f'version = 2\nroot = "{self.base}/root"\nstate = "{self.base}/state"\n'

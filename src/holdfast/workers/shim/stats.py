@@ -26,6 +26,7 @@ def _read_v1(path: str) -> cgroups_v1_pb2.Metrics:
     reply.cpu.usage.total = _number(cpu / "cpuacct.usage")
     reply.cpu.usage.user = _number(cpu / "cpuacct.usage_user")
     reply.cpu.usage.kernel = _number(cpu / "cpuacct.usage_sys")
+    reply.cpu.usage.per_cpu.extend(_numbers(cpu / "cpuacct.usage_percpu"))
     throttled = _table(where.get("cpu", nowhere) / "cpu.stat")
     reply.cpu.throttling.periods = throttled.get("nr_periods", 0)
     reply.cpu.throttling.throttled_periods = throttled.get("nr_throttled", 0)
@@ -64,6 +65,13 @@ def _number(path: Path) -> int:
     except OSError:
         return 0
     return UNLIMITED if text == "max" else int(text)
+
+
+def _numbers(path: Path) -> list[int]:
+    try:
+        return [int(word) for word in path.read_text().split()]
+    except OSError:
+        return []
 
 
 def _table(path: Path) -> dict[str, int]:
