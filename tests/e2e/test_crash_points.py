@@ -41,11 +41,14 @@ TRAP = "trap 'exit 3' TERM; > /ready; while :; do sleep 0.02; done"
 DEAF = "trap '' TERM; > /ready; while :; do sleep 0.02; done"
 
 
+FOREIGN = "runc-v2"
+
+
 class Stage:
     """What the operations work on: a node with a pod that must never notice anything, and a registry."""
 
     def __init__(self, host: str) -> None:
-        self.node = Node(inject=True)
+        self.node = Node(inject=True, runtimes={FOREIGN: {"shim": "containerd-shim-runc-v2"}})
         self.node.start()
         self.node.busybox()
         self.inject = Inject(self.node)
@@ -93,6 +96,7 @@ class Target:
 
     node: Node
     config: pb.PodSandboxConfig
+    handler: str = ""
     pod: str = ""
     container: str = ""
     facts: dict[str, object] = field(default_factory=dict)
@@ -103,7 +107,7 @@ class Target:
         return self
 
     def run_pod(self) -> None:
-        self.pod = self.node.run_pod(self.config)
+        self.pod = self.node.run_pod(self.config, self.handler)
 
     def container_config(self, script: str = TRAP, name: str = "main") -> pb.ContainerConfig:
         return self.node.container_config(script, name, pid=pb.POD)
@@ -135,9 +139,11 @@ class Target:
 class Operation:
     """What is prepared, what is cut off, what the client does about it, and what must be true then."""
 
+    handler = ""
+
     def prepare(self, stage: Stage) -> Target:
         config = stage.node.pod_config(network=pb.POD, pid=pb.POD)
-        return Target(stage.node, config)
+        return Target(stage.node, config, self.handler)
 
     def act(self, stage: Stage, target: Target) -> None:
         raise NotImplementedError
@@ -386,12 +392,29 @@ class Salvage(Recover):
         files.remove_tree(stage.node.root / "quarantine")
 
 
+class ForeignRun(Run):
+    handler = FOREIGN
+
+
+class ForeignStart(Start):
+    handler = FOREIGN
+
+
+class ForeignExit(Exit):
+    handler = FOREIGN
+
+
+class ForeignRemovePod(RemovePod):
+    handler = FOREIGN
+
+
 OPERATIONS: dict[str, Operation] = {
     "run": Run(), "create": Create(), "start": Start(), "exec": Exec(), "stop": Stop(), "kill": Kill(),
     "exit": Exit(), "adopt": Adopt(), "adopted-exit": AdoptedExit(),
     "remove": Remove(), "stop-pod": StopPod(),
     "remove-pod": RemovePod(), "pull": Pull(), "import": Import(), "remove-image": RemoveImage(), "recover": Recover(),
-    "salvage": Salvage(),
+    "salvage": Salvage(), "foreign-run": ForeignRun(), "foreign-start": ForeignStart(), "foreign-exit": ForeignExit(),
+    "foreign-remove-pod": ForeignRemovePod(),
 }  # fmt: skip
 
 
@@ -491,7 +514,8 @@ def victims(operation: str, point: str) -> tuple[str, ...]:
 
 
 pytestmark = pytest.mark.timeout(7200)
-NO_SHIM = {"pull", "import", "remove-image"}
+# The death of a foreign shim is its pod's: what becomes of that is the matter of test_foreign_shim.
+NO_SHIM = {"pull", "import", "remove-image", "foreign-run", "foreign-start", "foreign-exit", "foreign-remove-pod"}
 
 
 def sample(everything: list[Combination], seed: str) -> list[Combination]:

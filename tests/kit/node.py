@@ -161,9 +161,9 @@ class Node:
             **more,
         )
 
-    def run_pod(self, config: pb.PodSandboxConfig | None = None) -> str:
-        config = config or self.pod_config()
-        return self.call("RunPodSandbox", pb.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    def run_pod(self, config: pb.PodSandboxConfig | None = None, handler: str = "") -> str:
+        request = pb.RunPodSandboxRequest(config=config or self.pod_config(), runtime_handler=handler)
+        return self.call("RunPodSandbox", request).pod_sandbox_id
 
     def container_config(self, script: str | list[str], name: str = "main", **more: Any) -> pb.ContainerConfig:
         command = ["/bin/sh", "-c", script] if isinstance(script, str) else script

@@ -6,6 +6,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.sandbox import record_init, record_start
 from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import Container
+from holdfast.linux.inject import crashpoint
 from holdfast.model.state import ContainerState, ProcessRef
 from holdfast.runtime.foreign import ForeignShims
 from holdfast.runtime.handlers import Handlers
@@ -48,6 +49,7 @@ class Foreign:
             await self._loggers.finish(pod_id, id)
             await wait_gone(left)
         await self._loggers.start(pod_id, id, path or "/dev/null", stdin)
+        crashpoint("foreign.logging")
         stdout, stderr = self._loggers.streams(pod_id, id)
         return stdout, "" if container.config.tty else stderr
 
@@ -55,6 +57,7 @@ class Foreign:
         """After Create and before Start: write down who its init is. Raises Unavailable, OSError."""
         bundle = self._layout.bundle(container.pod.meta.id, container.meta.id)
         await in_thread(record_init, bundle, pid)
+        crashpoint("foreign.init")
         await in_thread(record_start, bundle)
 
     def watch(self, container: Container) -> None:

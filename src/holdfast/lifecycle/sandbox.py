@@ -77,7 +77,7 @@ class Sandboxes:
         task = await self._shims.task(pod_id)
         rootfs = Mount("bind", str(self._layout.root / PROGRAM), "", ("rbind", "ro"))
         pid = await task.create(pod_id, bundle=bundle, rootfs=[rootfs], options=handler.options)
-        crashpoint("run.sandbox")
+        crashpoint("foreign.sandbox")
         await in_thread(record_init, bundle, pid)
         if pod.config.linux.security_context.namespace_options.pid == pb.POD:
             pinned = self._layout.namespaces(pod_id) / "pid"
@@ -103,6 +103,7 @@ class Sandboxes:
                 await apart(cgroup.kill, path)
             await self._foreign.delete(pod_id, pod_id, handler)
         await apart(mount.unmount_tree, bundle / "rootfs")
+        crashpoint("foreign.ended")
 
     async def _delete(self, pod_id: str) -> None:
         task = await self._shims.task(pod_id)

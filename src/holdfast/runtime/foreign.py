@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import files, process
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, DeadlineExceeded, Unavailable
 from holdfast.model.state import ProcessRef
 from holdfast.runtime.handlers import Handler
@@ -78,6 +79,7 @@ class ForeignShims:
     async def start(self, pod_id: str, handler: Handler) -> Bootstrap:
         """Start the pod's shim from its sandbox bundle. Raises Unavailable, DeadlineExceeded."""
         said, complaint = await self._run(handler, pod_id, pod_id, "start")
+        crashpoint("foreign.answered")
         try:
             found = parse(said)
         except Damaged as exc:
