@@ -1,5 +1,6 @@
 """OOM kills: those that the init outlives are told as they happen, and are no reason for its end (F11)."""
 
+import contextlib
 import json
 import os
 import signal
@@ -92,6 +93,8 @@ def test_the_kill_of_its_init_is_its_end(life: Node, pod: str) -> None:
     assert found[-1][0] in ("stopped", "cleaned")
     assert [kind for kind, _ in found if kind in ("oom", "stopped")][-2:] == ["oom", "stopped"]
     assert kills(life, one)[-1] == 2
+    lines = [line for line in life.cli("events", "--since", "0", "--no-follow").stdout.splitlines() if one[:13] in line]
+    assert [line.endswith("2 killed so far, its init too)") for line in lines if "container oom" in line][-1]
 
 
 def test_what_happened_without_the_daemon_is_told_once(life: Node, pod: str) -> None:
@@ -122,6 +125,23 @@ def test_it_does_not_depend_on_the_shim(life: Node, pod: str) -> None:
     os.kill(life.pid(one), signal.SIGKILL)
     assert life.exited(one).reason == "Error"
     assert process.state(life.pid(other)) == "S"
+
+
+def test_who_has_ended_is_watched_no_more(life: Node, pod: str) -> None:
+    def watches() -> int:
+        assert life.process is not None
+        found = 0
+        for each in Path(f"/proc/{life.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed by now
+                found += os.readlink(each) == "anon_inode:[eventfd]"
+        return found
+
+    before = watches()
+    for number in range(8):
+        one = run(life, pod, "sleep 1000", f"nr-{number}")
+        life.stop_container(one, 0)
+        life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=one))
+    until(lambda: watches() <= before, "the last of them to be let go of")
 
 
 def test_a_counter_is_served(life: Node, pod: str) -> None:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast.linux import cgroup, process
+from holdfast.linux import cgroup, oom, process
 
 
 @pytest.fixture
@@ -132,6 +133,32 @@ def test_oom_kills_are_counted(path: str) -> None:
     cgroup.remove(path)
     with pytest.raises(FileNotFoundError):
         cgroup.oom_kills(path)
+
+
+def test_oom_kills_are_noticed_and_so_is_the_cgroups_end(path: str) -> None:
+    """On v1, where each is an eventfd; the files of v2 are in tests/unit."""
+    if "memory" not in cgroup.hierarchies():
+        pytest.skip("no v1 memory controller")
+    notices = oom.open_notices()
+
+    def noticed(seconds: float) -> list[str]:
+        return notices.read() if select.select([notices], [], [], seconds)[0] else []
+
+    with pytest.raises(FileNotFoundError):
+        notices.add(path)
+    cgroup.create(path)
+    (cgroup.hierarchies()["memory"] / path.strip("/") / "memory.limit_in_bytes").write_text(str(32 * 1024 * 1024))
+    notices.add(path)
+    assert noticed(0) == []
+    with in_it(path, "x = bytearray(256 * 1024 * 1024)") as hungry:
+        assert hungry.wait() == -signal.SIGKILL
+    assert noticed(10) == [path]
+    assert noticed(0) == []
+    cgroup.remove(path)
+    assert noticed(10) == [path]
+    notices.remove(path)
+    assert noticed(0) == []
+    notices.close()
 
 
 def test_zombies_do_not_hold_up_a_kill(path: str) -> None:

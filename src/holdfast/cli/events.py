@@ -48,6 +48,6 @@ def line(event: node_pb2.Event) -> str:
         return f"{event.number}  {at}  filesystem {event.state}  {event.id} ({event.name}) {event.reason}".rstrip()
     about = f"pod={event.namespace}/{event.pod_name}" if event.object == "container" else f"namespace={event.namespace}"
     if event.kind == "oom":
-        about += f", {event.oom_kills} killed so far"
+        about += f", {event.oom_kills} killed so far" + (", its init too" if event.reason == "OOMKilled" else "")
     more = f" exit_code={event.exit_code} reason={event.reason}" if event.kind == "stopped" and event.reason else ""
     return f"{event.number}  {at}  {event.object} {event.kind}  {event.name} ({event.id[:13]}, {about}){more}"

@@ -21,7 +21,6 @@ from holdfast.model.witness import InitRecord
 
 log = logging.getLogger(__name__)
 
-COUNTED_SECONDS: Final = 1.0  # within which a kill that was announced is counted
 PAUSE: Final = 0.05
 DYING: Final = 0.1  # who has been sent SIGKILL is seen to die within this time
 CALM: Final = 0.5  # between two looks at one container, however often it is killed in
@@ -34,52 +33,73 @@ class Ooms:
         self._world = world
         self._background = background
         self._layout = layout
-        self._notices = oom.open_notices()
-        self._watched: dict[str, Container] = {}  # by cgroup
+        self._watched: dict[str, tuple[Container, InitRecord]] = {}  # by cgroup
         self._noticed: set[str] = set()
-        asyncio.get_running_loop().add_reader(self._notices.fileno(), self._read)
+        self._notices: oom.Notices | None = None
+        try:
+            self._notices = oom.open_notices()
+            asyncio.get_running_loop().add_reader(self._notices.fileno(), self._read)
+        except OSError as exc:
+            log.warning("OOM kills in containers are known only when these have ended: %s", exc)
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._notices.fileno())
-        self._notices.close()
+        if self._notices is not None:
+            asyncio.get_running_loop().remove_reader(self._notices.fileno())
+            self._notices.close()
 
     def watch(self, container: Container) -> None:
-        """From now on, until its cgroup is gone."""
-        self._background.start(f"oom {container.meta.id}", self._begin(container))
+        """From now on, until it has ended."""
+        if self._notices is not None:
+            self._background.start(f"oom {container.meta.id}", self._begin(container, self._notices))
 
-    async def _begin(self, container: Container) -> None:
+    async def _begin(self, container: Container, notices: oom.Notices) -> None:
+        for path in [path for path, (one, _) in self._watched.items() if one.exited.is_set()]:
+            self._forget(path, notices)  # not every kernel gives notice of a cgroup that goes
         bundle = self._layout.bundle(container.pod.meta.id, container.meta.id)
         init = await in_thread(read_init, bundle)
         if init is None or init.boot_id != process.boot_id():
             return
+        if self._watched.get(init.cgroup, (container, init)) != (container, init):
+            self._forget(init.cgroup, notices)  # the cgroup has been made anew since
         try:
-            self._notices.add(init.cgroup)
+            notices.add(init.cgroup)
         except OSError as exc:
             log.info("OOM kills in container %s are known only when it has ended: %s", container.meta.id, exc)
             return
-        self._watched[init.cgroup] = container
-        await self._look(container, init, noticed=False)
-        while init.cgroup in self._noticed:
-            self._noticed.discard(init.cgroup)
-            await self._look(container, init, noticed=True)
-            await asyncio.sleep(CALM)
+        self._watched[init.cgroup] = container, init
+        await self._look(container, init, notices, 0)
+        await self._follow(container, init, notices)
+
+    def _forget(self, path: str, notices: oom.Notices) -> None:
+        self._watched.pop(path, None)
+        self._noticed.discard(path)
+        notices.remove(path)
 
     def _read(self) -> None:
+        assert self._notices is not None
         for path in self._notices.read():
-            if (container := self._watched.get(path)) is not None:
+            if path in self._watched:
+                container, init = self._watched[path]
                 self._noticed.add(path)
-                self.watch(container)
+                self._background.start(f"oom {container.meta.id}", self._follow(container, init, self._notices))
 
-    async def _look(self, container: Container, init: InitRecord, *, noticed: bool) -> None:
-        deadline = asyncio.get_running_loop().time() + (COUNTED_SECONDS if noticed else 0)
+    async def _follow(self, container: Container, init: InitRecord, notices: oom.Notices) -> None:
+        """Look for as long as there are notices. The bundle is not asked again: it may be gone before the cgroup is."""
+        while init.cgroup in self._noticed:
+            self._noticed.discard(init.cgroup)
+            await self._look(container, init, notices, notices.late)
+            await asyncio.sleep(CALM)
+
+    async def _look(self, container: Container, init: InitRecord, notices: oom.Notices, seconds: float) -> None:
+        """Compare the counter with what is known, for as long as it may take to move."""
+        deadline = asyncio.get_running_loop().time() + seconds
         try:
             while (kills := await in_thread(cgroup.oom_kills, init.cgroup) - init.oom_kills) <= _known(container):
                 if asyncio.get_running_loop().time() >= deadline:
                     return
                 await asyncio.sleep(PAUSE)
         except OSError:
-            self._notices.remove(init.cgroup)
-            self._watched.pop(init.cgroup, None)
+            self._forget(init.cgroup, notices)
             return
         for _ in range(2):
             if await in_thread(process.is_dying, init.pid, init.start_time):

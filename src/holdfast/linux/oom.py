@@ -2,7 +2,7 @@
 
 v1: an eventfd for each cgroup, registered with its memory.oom_control (cgroup-v1/memory.rst), on which the kernel says
 when a kill begins, a moment before it is counted, and when the cgroup goes. v2: one inotify for all memory.events,
-files that are modified when a count moves (cgroup-v2.rst).
+files that are modified when any of their counts has moved (cgroup-v2.rst), as those of reclaim do all the time.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ from holdfast.linux import cgroup
 from holdfast.linux.libc import check, libc, path_bytes
 
 IN_MODIFY: Final = 0x2
+IN_Q_OVERFLOW: Final = 0x4000
 IN_IGNORED: Final = 0x8000
 _EVENT: Final = struct.Struct("iIII")  # wd, mask, cookie, length of the name: struct inotify_event, inotify(7)
 READ_BYTES: Final = 16 * 1024
@@ -23,7 +24,9 @@ AT_ONCE: Final = 256
 
 
 class Notices(Protocol):
-    """Readable when there is something to `read`."""
+    """Readable when there is something to `read`; a kill is counted at most `late` seconds after the notice of it."""
+
+    late: float
 
     def fileno(self) -> int: ...
 
@@ -39,12 +42,15 @@ class Notices(Protocol):
 
 
 def open_notices() -> Notices:
-    """For this host's memory controller."""
-    return EventNotices() if "memory" in cgroup.hierarchies() else FileNotices(cgroup.hierarchies()[""])
+    """For this host's memory controller. Raises OSError, EMFILE when the user has no inotify instance left."""
+    found = cgroup.hierarchies()
+    return EventNotices() if "memory" in found else FileNotices(found.get("", cgroup.ROOT))
 
 
 class EventNotices:
     """cgroup v1."""
+
+    late = 1.0
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -92,6 +98,8 @@ class EventNotices:
 class FileNotices:
     """cgroup v2, mounted at `top`."""
 
+    late = 0.0
+
     def __init__(self, top: Path) -> None:
         self._top = top
         self._fd = check(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
@@ -123,6 +131,8 @@ class FileNotices:
         while at < len(data):
             watch, mask, _, length = _EVENT.unpack_from(data, at)
             at += _EVENT.size + length
+            if mask & IN_Q_OVERFLOW:  # the kernel had no room for some notices: anybody's
+                found |= dict.fromkeys(self._watches)
             if (path := self._paths.get(watch)) is not None:
                 found[path] = None
                 if mask & IN_IGNORED:
