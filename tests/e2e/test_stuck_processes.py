@@ -17,7 +17,7 @@ from kit import invariants
 from kit.hung import Hung, hung, stopped
 from kit.node import Node, node, until
 
-from holdfast.linux import mount, process
+from holdfast.linux import cgroup, mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
 
@@ -33,9 +33,12 @@ def life() -> Iterator[Node]:
 
 
 class Stuck:
-    """A container that waits in state D, with a volume of its pod that has somebody else's mount within."""
+    """A container that waits in state D, with a volume of its pod that has somebody else's mount within.
 
-    def __init__(self, life: Node, dead: Hung, volume: Path) -> None:
+    What waits is its init or, if that is not to, a child that the init leaves behind in the host's pid namespace.
+    """
+
+    def __init__(self, life: Node, dead: Hung, volume: Path, *, init: bool) -> None:
         self.life, self.dead = life, dead
         self.volume = volume
         self.inner = volume / "foreign"
@@ -49,9 +52,15 @@ class Stuck:
             ),
             pb.Mount(host_path=str(dead.path.parent), container_path="/nfs"),
         ]
-        self.id = life.run(self.pod, ["/bin/cat", f"/nfs/{dead.path.name}/file"], mounts=mounts)
-        self.pid = life.pid(self.id)
+        wait = f"cat /nfs/{dead.path.name}/file"
+        if init:
+            self.id = life.run(self.pod, wait.split(), mounts=mounts)
+        else:
+            self.id = life.run(
+                self.pod, f"{wait} & while ! test -e /nfs/end; do :; done; exit 3", mounts=mounts, pid=pb.NODE
+            )
         until(lambda: dead.waiting, "it to wait for the filesystem")  # in state D only when it was sent a signal
+        (self.pid,) = (pid for pid in cgroup.pids(f"{life.cgroup}/{self.pod}/{self.id}") if waits(pid))
         (self.shim,) = [one.pid for one in keeper.workers(life.state) if one.id == self.pod]
 
     def stop(self) -> tuple[grpc.StatusCode, str]:
@@ -72,6 +81,10 @@ class Stuck:
         assert {path for path in self.volume.rglob("*") if path.is_file()} == set(self.files)
 
 
+def waits(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text() == "cat\n"
+
+
 @pytest.fixture
 def volume(life: Node) -> Iterator[Path]:
     """The directory of a volume in which somebody has mounted a filesystem of his own."""
@@ -86,9 +99,9 @@ def volume(life: Node) -> Iterator[Path]:
 
 
 @pytest.fixture
-def stuck(life: Node, volume: Path, tmp_path: Path) -> Iterator[Stuck]:
+def stuck(life: Node, volume: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stuck]:
     with hung(life.base / "nfs" / tmp_path.name) as dead:
-        yield Stuck(life, dead, volume)
+        yield Stuck(life, dead, volume, init=getattr(request, "param", True))
     for pod in life.pods():
         life.remove_pod(pod.id)
 
@@ -151,6 +164,32 @@ def test_f02_while_a_process_may_live_no_volume_is_torn_down(life: Node, stuck: 
         assert [one.id for one in life.containers()] == [stuck.id]
         assert [one.id for one in life.pods()] == [stuck.pod]
         stuck.untouched()
+    stuck.dead.release()
+    life.remove_pod(stuck.pod)
+    assert not life.containers() and not life.pods()
+    stuck.untouched()
+
+
+@pytest.mark.soak  # forty seconds, for its clients wait for a clean-up and not for a kill
+@pytest.mark.parametrize("stuck", [False], indirect=True, ids=["a child"])
+def test_f02_while_what_an_init_has_left_behind_may_live_no_volume_is_torn_down(life: Node, stuck: Stuck) -> None:
+    end = stuck.dead.path.parent / "end"
+    end.touch()
+    assert life.exited(stuck.id).exit_code == 3
+    calls = stuck.calls("RemovePodSandbox")
+    del calls["StopContainer"]  # its init has exited: it is stopped
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answers = {name: pool.submit(refusal, call) for name, call in calls.items()}
+        is_well(life)
+        for name, answer in answers.items():
+            code, told = answer.result()
+            assert code in REFUSED, f"{name}: {code} {told}"
+            assert stuck.id in told, f"{name}: {told}"
+    assert process.state(stuck.pid) == "D"
+    assert [one.id for one in life.containers()] == [stuck.id]
+    assert [one.id for one in life.pods()] == [stuck.pod]
+    stuck.untouched()
+    end.unlink()
     stuck.dead.release()
     life.remove_pod(stuck.pod)
     assert not life.containers() and not life.pods()
