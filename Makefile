@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: help setup demo demo-full-disk test check lint bench soak proto lock clean
+.PHONY: help setup demo demo-full-disk demo-shim test check lint bench soak proto lock clean
 
 help:    ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -16,6 +16,9 @@ demo: setup  ## SIGKILL the daemon under three containers and find them as they 
 
 demo-full-disk: setup  ## a restart on a full disk, next to what Debian's containerd does
 	$(PYTHON) demo/demo_full_disk.py
+
+demo-shim: setup  ## SIGKILL a shim and the daemon at once, next to what Debian's containerd does
+	$(PYTHON) demo/demo_shim.py
 
 test: setup  ## all tests but the long ones
 	$(PYTEST) -q

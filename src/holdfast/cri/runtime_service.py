@@ -136,7 +136,9 @@ class RuntimeService(RuntimeServiceServicer):
         info = {}
         if request.verbose:
             info = convert.container_info(container, await in_thread(self._spec, container))
-        return pb.ContainerStatusResponse(status=self._status(container), info=info)
+        status = self._status(container)
+        status.message = status.message or await self._containers.held_up(container)
+        return pb.ContainerStatusResponse(status=status, info=info)
 
     async def UpdateContainerResources(
         self, request: pb.UpdateContainerResourcesRequest, context: Any

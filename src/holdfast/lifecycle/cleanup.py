@@ -206,7 +206,13 @@ class Cleanup:
     async def _run_delete(self, handler: Handler, id: str) -> None:
         command = (handler.binary, "--root", handler.root, "delete", "--force", id)
         quiet = asyncio.subprocess.DEVNULL
-        child = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)
+        try:
+            child = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)
+        except FileNotFoundError:
+            log.warning(
+                "cannot run %s delete for container %s: there is no program %s", handler.name, id, handler.binary
+            )
+            return
         await within(STEP_SECONDS, child.wait(), f"run {handler.name} delete for container {id}")
 
     def _bundle(self, container: Container) -> Path:

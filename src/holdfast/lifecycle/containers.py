@@ -192,6 +192,10 @@ class Containers:
             return
         await self._stopper.stop(container, seconds)
 
+    async def held_up(self, container: Container) -> str:
+        """Why a container that is being stopped does not end; "" when that is not known, or not so."""
+        return await self._stopper.held_up(container)
+
     async def remove(self, container_id: str) -> None:
         """Remove a container, killing it first if it runs. One that does not exist has been removed."""
         try:

@@ -107,6 +107,13 @@ class Owners:
         pod = self.rows.pods.get(container.meta.pod_id)
         return bool(container.intents or (pod is not None and pod.intents))
 
+    def stuck(self, container_id: str) -> str:
+        """Which process of a container no signal reaches, and where it waits; "" when there is none."""
+        for one in self.survey.processes:
+            if one.stuck and any(container_id in path.split("/") for path in one.cgroups):
+                return f"process {one.pid} is in state D, waiting in {one.stuck}"
+        return ""
+
     def lives(self, ref: ProcessRef) -> bool | None:
         """Whether this very process runs; None when that could not be seen."""
         if ref.boot_id != self.survey.boot_id:
@@ -174,7 +181,10 @@ def _container_problem(owners: Owners, container: ContainerRow) -> tuple[Verdict
     survey = owners.survey
     meta, status, state = container.meta, container.status, container_state(container.status)
     if owners.busy(container):
-        return Verdict.OK, f"under way: {', '.join(sorted(container.intents)) or 'an operation on its pod'}"
+        why = f"under way: {', '.join(sorted(container.intents)) or 'an operation on its pod'}"
+        if (stuck := owners.stuck(meta.id)) and "stop" in container.intents:
+            return Verdict.INCONSISTENT, f"{why}; {stuck}"
+        return Verdict.OK, why
     alive = owners.lives(status.process) if status.process is not None else False
     if state is ContainerState.RUNNING and alive is False:
         return Verdict.INCONSISTENT, "RUNNING, but its process is gone"

@@ -76,7 +76,7 @@ class Pods:
     async def run(self, config: pb.PodSandboxConfig, handler_name: str) -> Pod:
         """Reserve the name and bring the sandbox up. A failure leaves nothing behind. Asked twice, it is done once."""
         validate_pod(config)
-        handler = self._handlers.get(handler_name)
+        handler = self._handlers.usable(handler_name)
 
         def same(pod: Pod) -> bool:
             return pod.state is PodState.READY and not pod.intents and (pod.config, pod.meta.handler) == request

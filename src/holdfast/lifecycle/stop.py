@@ -12,12 +12,13 @@ well. So a daemon that dies between the two sends it again, and in no other case
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
 from typing import Final
 
-from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.cleanup import Cleanup, container_cgroup
 from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import Container, World
 from holdfast.linux import cgroup, process
@@ -90,7 +91,16 @@ class Stopper:
         except TimeoutError as exc:
             pid = container.status.process.pid if container.status.process else 0
             why = f"pid {pid} is in state {process.state(pid)!r} after SIGKILL" if pid else "its process is not known"
-            raise DeadlineExceeded(f"cannot stop container {container.meta.id} yet: {why}") from exc
+            stuck = await in_thread(_stuck, container)
+            raise DeadlineExceeded(f"cannot stop container {container.meta.id} yet: {stuck or why}") from exc
+
+    async def held_up(self, container: Container) -> str:
+        """Why a container does not end that was sent SIGKILL; "" when that is not known, or not so."""
+        stop = container.intents.get("stop")
+        if stop is None or not stop.data.get("killed_at") or container.exited.is_set():
+            return ""
+        stuck = await in_thread(_stuck, container)
+        return f"it was sent SIGKILL, but {stuck}" if stuck else ""
 
     async def _carry_out(self, container: Container) -> None:
         sooner = self._sooner[container.meta.id] = asyncio.Event()
@@ -127,6 +137,18 @@ class Stopper:
             if pinned is not None:
                 pinned.send(number)
                 log.info("sent signal %d to container %s", number, container.meta.id)
+
+
+def _stuck(container: Container) -> str:
+    """The first process of a container that no signal reaches, and where in the kernel it waits; "" for none."""
+    init = container.status.process
+    pids = [init.pid] if init is not None and init.boot_id == process.boot_id() else []
+    with contextlib.suppress(OSError):
+        pids += cgroup.pids(container_cgroup(container))
+    for pid in pids:
+        if where := process.stuck(pid):
+            return f"process {pid} is in state D, waiting in {where}"
+    return ""
 
 
 def _survived(init: ProcessRef | None) -> int:

@@ -65,6 +65,35 @@ def state(pid: int) -> str:
     return fields[0].decode() if fields else ""
 
 
+def stuck(pid: int) -> str:
+    """Where in the kernel a thread of the process waits that no signal reaches (state D); "" when none does.
+
+    A function's name as /proc/PID/wchan or the top of /proc/PID/stack has it or, of a kernel that tells neither, the
+    system call's number.
+    """
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return ""
+    for thread in threads:
+        if state(int(thread)) == "D":
+            return _waits_in(thread)
+    return ""
+
+
+def _waits_in(pid: str) -> str:
+    texts = dict.fromkeys(("wchan", "stack", "syscall"), b"")
+    for name in texts:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:
+            texts[name] = file.read(4096)
+    if texts["wchan"].strip(b"0\n"):
+        return os.fsdecode(texts["wchan"].strip())
+    if top := texts["stack"].partition(b"] ")[2].partition(b"+")[0].strip():
+        return os.fsdecode(top)
+    number = texts["syscall"].partition(b" ")[0].strip()
+    return f"system call {os.fsdecode(number)}" if number.isdigit() else "a place that the kernel does not tell"
+
+
 class Pinned:
     """A process held by its pidfd: what is sent goes to it or to nobody."""
 

@@ -3,12 +3,16 @@
 import os
 from dataclasses import dataclass
 
+from holdfast.linux import process
 from holdfast.linux.inject import fault
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One process as it was when it was read; `cgroups` are its paths in all hierarchies, each once."""
+    """One process as it was when it was read; `cgroups` are its paths in all hierarchies, each once.
+
+    `stuck` says where in the kernel it waits when it is in state D.
+    """
 
     pid: int
     start_time: int
@@ -17,6 +21,7 @@ class Listed:
     name: str
     argv: tuple[str, ...]
     cgroups: tuple[str, ...]
+    stuck: str = ""
 
     @property
     def alive(self) -> bool:
@@ -54,6 +59,7 @@ def _read(pid: str) -> Listed:
         name=os.fsdecode(before.partition(b"(")[2]),
         argv=tuple(map(os.fsdecode, argv)),
         cgroups=tuple(path.removesuffix(" (deleted)") for path in cgroups),
+        stuck=process.stuck(int(pid)) if fields[0] == b"D" else "",
     )
 
 

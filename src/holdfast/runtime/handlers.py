@@ -1,12 +1,13 @@
 """Runtime handlers: the name a pod asks for, and the OCI runtime that serves it."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from google.protobuf.message import Message
 from holdfast.linux import cgroup
 from holdfast.model.errors import InvalidArgument, Unavailable
 from holdfast.proto import runc_options_pb2, runtime_options_pb2
+
+log = logging.getLogger(__name__)
 
 PREFERRED: Final = ("crun", "runc")
 UNIFIED_ON_HYBRID: Final = "/sys/fs/cgroup/unified"
@@ -54,17 +57,33 @@ class Handler:
 
 
 class Handlers:
-    """The handlers of this node. "" is the default one."""
+    """The handlers of this node. "" is the default one.
 
-    def __init__(self, handlers: Mapping[str, Handler], default: str) -> None:
+    Pods may run under one whose binary is missing for a while: it has to be known, and it is, but is not offered.
+    """
+
+    def __init__(self, handlers: Mapping[str, Handler], default: str, missing: Mapping[str, Handler]) -> None:
         self.all = dict(handlers)
         self.default = default
+        self._missing = dict(missing)
 
     def get(self, name: str) -> Handler:
         """Raises InvalidArgument for a handler that is not configured."""
-        if (handler := self.all.get(name or self.default)) is None:
+        name = name or self.default
+        handler = self.all.get(name)
+        if handler is None and (missing := self._missing.get(name)) is not None:
+            handler = replace(missing, binary=_program(missing.binary))  # it may be back
+        if handler is None:
             known = ", ".join(sorted(self.all))
             raise InvalidArgument(f"runtime_handler: no runtime handler {name!r} is configured; there are: {known}")
+        return handler
+
+    def usable(self, name: str) -> Handler:
+        """The same for a new pod. Raises Unavailable while a binary is missing."""
+        handler = self.get(name)
+        for binary in filter(None, (handler.shim, handler.binary)):
+            if shutil.which(binary) is None:
+                raise Unavailable(f"cannot use runtime handler {handler.name}: there is no program {binary}")
         return handler
 
 
@@ -74,42 +93,46 @@ def find(
     """Handlers for what is configured and for crun and runc where they are installed.
 
     `configured` maps a name to its table in the configuration; `default` is one of them, or "auto" for the first OCI
-    runtime that really runs a container here. `mode` is the cgroup mode of the host. Raises Unavailable when there is
-    none, InvalidArgument for options of a shim that it does not have.
+    runtime that really runs a container here. `mode` is the cgroup mode of the host. Raises Unavailable when none of
+    those that are there works or the default one is not known, InvalidArgument for options that a shim does not have.
     """
-    names = dict.fromkeys([*configured, *PREFERRED])
-    handlers = {}
-    for name in names:
+    handlers: dict[str, Handler] = {}
+    missing: dict[str, Handler] = {}
+    for name in dict.fromkeys([*configured, *PREFERRED]):
         table = configured.get(name, {})
         if "shim" in table:
-            if (foreign := _foreign(name, table, state, seconds)) is not None:
-                handlers[name] = foreign
-            continue
-        binary = shutil.which(table.get("binary", name))
-        if binary is not None:
+            handler = _foreign(name, table, state, seconds)
+        else:
+            binary = _program(table.get("binary", name))
             hide = (UNIFIED_ON_HYBRID,) if mode == "hybrid" and Path(binary).name == "crun" else ()
-            handlers[name] = Handler(name, binary, str(state / "oci" / name), hide, seconds)
-    if default == "auto":
+            handler = Handler(name, binary, str(state / "oci" / name), hide, seconds)
+        there = all(shutil.which(one) for one in (handler.shim, handler.binary) if one)
+        (handlers if there else missing)[name] = handler
+    if default == "auto" and any(not one.shim for one in handlers.values()):
         default = _first_working(handlers, state)
-    elif default not in handlers:
-        raise Unavailable(f"cannot use default_runtime {default!r}: it is not configured or its binary is missing")
-    return Handlers(handlers, default)
+    elif default == "auto":
+        default = next(name for name, one in missing.items() if not one.shim)
+    elif default not in handlers and default not in missing:
+        raise Unavailable(f"cannot use default_runtime {default!r}: it is not configured")
+    for name in missing.keys() & {default, *configured}:
+        log.warning("cannot use runtime handler %s: there is no program %s", name, missing[name].binary)
+    return Handlers(handlers, default, missing)
 
 
-def _foreign(name: str, table: Mapping[str, Any], state: Path, seconds: float) -> Handler | None:
-    """The handler of a foreign shim; None when its binary, or that of the runtime it needs, is missing.
+def _program(name: str) -> str:
+    """Where it is, or what it is called, while it is missing."""
+    return (shutil.which(name) or name) if name else ""
+
+
+def _foreign(name: str, table: Mapping[str, Any], state: Path, seconds: float) -> Handler:
+    """The handler of a foreign shim.
 
     The runtime's directory is one level below the root that the shim is given, by the namespace, which is the name.
     """
-    shim = shutil.which(table["shim"])
-    if shim is None:
-        return None
+    shim = _program(table["shim"])
     options, binary = dict(table.get("options", {})), table.get("binary", "")
     if Path(shim).name.startswith(RUNC_SHIM):
-        found = shutil.which(binary or options.get("binary_name") or "runc")
-        if found is None:
-            return None
-        binary = found
+        binary = _program(binary or options.get("binary_name") or "runc")
         options = {"root": str(state / "oci"), **options, "binary_name": binary}
         packed = _packed(name, runc_options_pb2.Options, options)
     else:

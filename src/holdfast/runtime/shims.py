@@ -93,7 +93,8 @@ class Shims:
             "init_cgroup": init_cgroup,
         }
         program = self._program(handler.binary)
-        return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id), fds=[program])
+        fds = [program] if program is not None else []
+        return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id), fds=fds)
 
     async def _start_foreign(self, pod_id: str, handler: Handler) -> ProcessRef:
         found = await self.foreign.start(pod_id, handler)
@@ -186,15 +187,27 @@ class Shims:
     def connected(self) -> list[str]:
         return sorted(pod_id for pod_id, client in self._clients.items() if not client.closed)
 
-    def _program(self, binary: str) -> int:
-        """The OCI runtime's binary in sealed memory, copied once; anew when it was replaced on disk."""
-        found = os.stat(binary)
-        version = (found.st_ino, found.st_mtime_ns)
+    def _program(self, binary: str) -> int | None:
+        """The OCI runtime's binary in sealed memory, copied once; anew when it was replaced on disk.
+
+        None for a script, which has to be run by its path, and for one that is missing where it should be: a shim that
+        adopts a pod gets by without, until it has to run something. Raises Unavailable when nobody knows where that is.
+        """
         known = self._programs.get(binary)
+        try:
+            found = os.stat(binary)
+            with open(binary, "rb") as file:
+                if file.read(2) == b"#!":
+                    return None
+        except FileNotFoundError:
+            if not os.path.isabs(binary):
+                raise Unavailable(f"cannot start a shim: there is no program {binary}") from None
+            return known[1] if known is not None else None
+        version = (found.st_ino, found.st_mtime_ns)
         if known is None or known[0] != version:
+            self._programs[binary] = (version, process.sealed_copy(binary))
             if known is not None:
                 os.close(known[1])
-            self._programs[binary] = (version, process.sealed_copy(binary))
         return self._programs[binary][1]
 
     def close(self) -> None:

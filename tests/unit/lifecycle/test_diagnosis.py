@@ -245,3 +245,15 @@ def test_a_logger_is_its_containers(id: str, verdict: Verdict) -> None:
     workers = (*(SURVEY.workers or ()), WorkerInfo("logger", id, 72, 720))
     survey = replace(SURVEY, processes=(*SURVEY.processes, worker(72, 720, "hf-logger")), workers=workers)
     assert [one.verdict for one in plan(survey, ROWS) if one.where.startswith("pid 72 ")] == [verdict]
+
+
+def test_a_container_that_was_told_to_stop_and_is_stuck_in_the_kernel_is_named_with_where() -> None:
+    stuck = replace(SURVEY.processes[5], state="D", stuck="request_wait_answer")
+    assert stuck.pid == INIT.pid
+    survey = replace(SURVEY, processes=(*SURVEY.processes[:5], stuck, *SURVEY.processes[6:]))
+    assert wrong(survey) == [], "one that nobody stops may wait for its disk"
+    stopping = replace(ROWS, containers={CONTAINER: replace(RUNNING, intents=frozenset({"stop"}))})
+    assert wrong(SURVEY, stopping) == []
+    found = only(wrong(survey, stopping))
+    assert found.verdict is Verdict.INCONSISTENT
+    assert found.why == "under way: stop; process 20 is in state D, waiting in request_wait_answer"

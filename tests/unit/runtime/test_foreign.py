@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.any_pb2 import Any
 
-from holdfast.model.errors import Damaged, InvalidArgument
+from holdfast.model.errors import Damaged, InvalidArgument, Unavailable
 from holdfast.proto import containerd_events_pb2 as events
 from holdfast.proto import events_ttrpc_pb2, runc_options_pb2, runtime_options_pb2
 from holdfast.runtime import handlers
@@ -72,8 +72,33 @@ def test_options_that_do_not_fit_are_named(tmp_path: Path, options: dict[str, ob
         foreign(tmp_path, binary="/bin/true", options=options)
 
 
-def test_a_shim_that_is_missing_is_no_handler(tmp_path: Path) -> None:
-    assert handlers._foreign("my", {"shim": "/nowhere"}, tmp_path, 1.0) is None
+def test_a_shim_that_is_missing_is_not_offered_but_known_and_may_come_back(tmp_path: Path) -> None:
+    shim = tmp_path / "shim"
+    found = handlers.find({"my": {"shim": str(shim)}}, "my", tmp_path, "unified", 1.0)
+    assert "my" not in found.all
+    assert found.get("").root == str(tmp_path / "oci" / "my"), "its pods are still its own"
+    with pytest.raises(Unavailable, match=f"no program {shim}"):
+        found.usable("my")
+    shim.write_text("")
+    shim.chmod(0o755)
+    assert found.usable("my").shim == str(shim)
+
+
+def test_an_oci_runtime_that_is_missing_is_not_offered_but_known_and_may_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = handlers.find({}, "auto", tmp_path, "unified")
+    assert (found.all, found.default) == ({}, "crun")
+    with pytest.raises(Unavailable, match="no program crun"):
+        found.usable("")
+    (tmp_path / "crun").write_text("")
+    (tmp_path / "crun").chmod(0o755)
+    assert found.usable("").binary == str(tmp_path / "crun")
+    with pytest.raises(InvalidArgument, match="'nonsense' is configured"):
+        found.get("nonsense")
+    with pytest.raises(Unavailable, match="'nonsense'"):
+        handlers.find({}, "nonsense", tmp_path, "unified")
 
 
 def forwarded(event: object, prefix: str = "") -> events_ttrpc_pb2.ForwardRequest:
