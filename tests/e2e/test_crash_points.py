@@ -52,6 +52,7 @@ class Stage:
         self.node.start()
         self.node.busybox()
         self.inject = Inject(self.node)
+        self.node.remove_pod(self.node.run_pod(handler=FOREIGN))  # what the first one makes for all of them is no trace
         self.archive = self._extra_image(host)
         self.reference = f"{host}/crash:1"
         self.bystander = self.node.run_pod(self.node.pod_config("bystander"))

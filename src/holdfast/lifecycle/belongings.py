@@ -63,6 +63,8 @@ class _Processes:
         }
         inits = self._survey.inits.items()
         self._inits = {(init.pid, init.start_time): id for id, init in inits if init.boot_id == self._survey.boot_id}
+        loggers = self._survey.loggers.items()
+        self._loggers = {(ref.pid, ref.start_time): id for id, ref in loggers if ref.boot_id == self._survey.boot_id}
         ours = [one for one in self._alive if self._is_worker(one)]
         self._keepers = {one.pid for one in ours if one.name == "hf-keeper"}
         self._foreign = {one.pid: id for one in self._alive if (id := self._foreign_pod(one))}
@@ -112,6 +114,8 @@ class _Processes:
         listed = self._workers.get(identity)
         if identity in self._recorded or (listed is not None and listed.kind == "shim"):
             return self._shim(one, listed.id if listed is not None else self._recorded[identity])
+        if identity in self._loggers:
+            return self._logger(one, self._loggers[identity])
         if listed is not None:
             ok = Finding("process", where, Verdict.OK, f"{listed.kind} {listed.id}", NODE)
             if listed.kind == "logger":

@@ -45,7 +45,7 @@ class Foreign:
         await in_thread(self._shims.prepare, self._layout.bundle(pod_id, id), handler)
         if not path and not stdin:
             return "", ""
-        if (left := await self._loggers.find(id)) is not None:  # of an attempt that was cut off
+        if (left := self._loggers.find(pod_id, id)) is not None:  # of an attempt that was cut off
             await self._loggers.finish(pod_id, id)
             await wait_gone(left)
         await self._loggers.start(pod_id, id, path or "/dev/null", stdin)
@@ -78,13 +78,13 @@ class Foreign:
         """The shim has handed over all there is: complete the log. Raises Unavailable; idempotent."""
         if not self.serves(container) or not self._has_log(container):
             return
-        if await self._loggers.find(container.meta.id) is None:
+        if self._loggers.find(container.pod.meta.id, container.meta.id) is None:
             await self._adopt(container)
         await self._loggers.finish(container.pod.meta.id, container.meta.id)
 
     async def _watch(self, container: Container) -> None:
         while container.state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
-            logger = await self._loggers.find(container.meta.id)
+            logger = self._loggers.find(container.pod.meta.id, container.meta.id)
             if logger is None:
                 log.warning("the logger of container %s is gone, starting another one", container.meta.id)
                 logger = await self._adopt(container)

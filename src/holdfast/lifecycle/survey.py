@@ -14,11 +14,14 @@ from holdfast.lifecycle.monitor import read_init
 from holdfast.linux import cgroup, files, mount, table
 from holdfast.linux.mount import MountEntry
 from holdfast.linux.table import Listed
+from holdfast.model.errors import Damaged
 from holdfast.model.spec import is_id
-from holdfast.model.witness import InitRecord
+from holdfast.model.state import ProcessRef
+from holdfast.model.witness import LOGGER_FILE, InitRecord, decode_process
 from holdfast.runtime.keeper import WorkerInfo
 
 EXEC: Final = "exec"
+RECORD_LIMIT: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Survey:
     cgroups: tuple[str, ...]  # directly below ours and below those of pods, whose parent precedes them
     files: dict[str, tuple[Entry, ...]]
     inits: dict[str, InitRecord]  # of bundles without a row, by container id
+    loggers: dict[str, ProcessRef]  # as bundles name them, by container id
     unknown: dict[str, str]
 
     def names(self, directory: str) -> tuple[Entry, ...]:
@@ -86,6 +90,7 @@ def take(place: Place, boot_id: str) -> Survey:
         cgroups=look.cgroups(inits),
         files=look.files,
         inits=inits,
+        loggers=look.loggers(),
         unknown=look.unknown,
     )
 
@@ -146,6 +151,19 @@ class _Look:
                 continue
             if init is not None:
                 found[name] = init
+        return found
+
+    def loggers(self) -> dict[str, ProcessRef]:
+        found = {}
+        for directory, entries in self.files.items():
+            if any(entry.name == LOGGER_FILE for entry in entries):
+                try:
+                    data = files.read_bounded(f"{directory}/{LOGGER_FILE}", RECORD_LIMIT)
+                    found[os.path.basename(directory)] = decode_process(data)
+                except (FileNotFoundError, Damaged):
+                    continue
+                except OSError as exc:
+                    self.unknown[directory] = str(exc)
         return found
 
     def cgroups(self, inits: dict[str, InitRecord]) -> tuple[str, ...]:

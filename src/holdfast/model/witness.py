@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Final, TypeVar
 
 from holdfast.model.errors import Damaged
+from holdfast.model.state import ProcessRef
 
 INIT_FILE: Final = "init.json"
 EXIT_FILE: Final = "exit.json"
+LOGGER_FILE: Final = "logger.json"  # who writes the log of a foreign shim's container, for as long as it does
 SHIM_LOCK: Final = "shim.lock"  # in `<state>/pods/<pod>/`, open in the pod's shim for as long as it lives
 WITNESS_NOBODY: Final = "nobody"  # of an exit that was found out about, but not how
 
@@ -47,7 +49,7 @@ class ExitRecord:
     witness: str
 
 
-def encode(record: InitRecord | ExitRecord) -> bytes:
+def encode(record: InitRecord | ExitRecord | ProcessRef) -> bytes:
     return json.dumps(asdict(record), separators=(",", ":")).encode()
 
 
@@ -59,7 +61,11 @@ def decode_exit(data: bytes) -> ExitRecord:
     return _decode(ExitRecord, data)
 
 
-_T = TypeVar("_T", InitRecord, ExitRecord)
+def decode_process(data: bytes) -> ProcessRef:
+    return _decode(ProcessRef, data)
+
+
+_T = TypeVar("_T", InitRecord, ExitRecord, ProcessRef)
 
 
 def _decode(kind: type[_T], data: bytes) -> _T:

@@ -1,5 +1,6 @@
 """The daemon's side of loggers, one for each container of a foreign shim; a logger outlives the daemon."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
 
-from holdfast.linux import process
-from holdfast.model.errors import Unavailable
+from holdfast.linux import files, process
+from holdfast.model.errors import Damaged, Unavailable
 from holdfast.model.state import ProcessRef
+from holdfast.model.witness import LOGGER_FILE, decode_process
 from holdfast.runtime.keeper import Keeper
 from holdfast.ttrpc.client import Client, ConnectionLost, TtrpcError
 
@@ -20,6 +22,7 @@ SOCKET: Final = "log.sock"
 STREAMS: Final = ("stdout", "stderr")
 SERVICE: Final = "holdfast.v1.Logger"
 CALL_SECONDS: Final = 10.0
+RECORD_LIMIT: Final = 64 * 1024
 
 
 class Loggers:
@@ -51,11 +54,14 @@ class Loggers:
         }  # fmt: skip
         return await self._keeper.fork(KIND, container_id, args, listen=bundle / SOCKET)
 
-    async def find(self, container_id: str) -> ProcessRef | None:
-        """The container's logger, as the keeper knows it. Raises Unavailable when no keeper answers."""
-        for one in await self._keeper.list_workers():
-            if (one.kind, one.id) == (KIND, container_id):
-                return ProcessRef(one.pid, one.start_time, process.boot_id())
+    def find(self, pod_id: str, container_id: str) -> ProcessRef | None:
+        """The container's logger, if it lives: it says so itself, as its keeper may be another one's by now."""
+        with contextlib.suppress(FileNotFoundError, Damaged):
+            path = self._pods / pod_id / container_id / LOGGER_FILE
+            logger = decode_process(files.read_bounded(path, RECORD_LIMIT))
+            with process.pin(logger.pid, logger.start_time) as pinned:
+                if logger.boot_id == process.boot_id() and pinned is not None and pinned.alive():
+                    return logger
         return None
 
     async def reopen(self, pod_id: str, container_id: str) -> None:

@@ -18,6 +18,8 @@ from typing import Final
 from google.protobuf.empty_pb2 import Empty
 
 from holdfast.linux import files, process
+from holdfast.model.state import ProcessRef
+from holdfast.model.witness import LOGGER_FILE, encode
 from holdfast.ttrpc.server import INTERNAL, UNIMPLEMENTED, Call, Server
 from holdfast.workers.context import Context
 from holdfast.workers.shim import crilog
@@ -45,6 +47,8 @@ class Logger:
             self._stdio.open(stdin, log, log)
         for name, descriptor in self._stdio.kept.items():
             context.hold(name, [descriptor])
+        me = ProcessRef(os.getpid(), process.start_time(os.getpid()) or 0, process.boot_id())
+        files.write_atomic(self._stdio.directory / LOGGER_FILE, encode(me), sync=False)
         server = Server(self.loop.selector, context.listener, self._take)
         self.loop.clocks.append(server)
 
@@ -56,6 +60,7 @@ class Logger:
             elif (call.service, call.method) == (SERVICE, "Finish"):
                 self._stdio.finish()
                 self._stdio.close()
+                files.unlink(self._stdio.directory / LOGGER_FILE)
                 self.loop.running = False
             else:
                 call.fail(UNIMPLEMENTED, f"{call.service}/{call.method} is not served")

@@ -78,6 +78,7 @@ SURVEY = Survey(
         "/r/snapshots": directory("1", "2"),
     },
     inits={},
+    loggers={},
     unknown={},
 )
 
@@ -238,6 +239,13 @@ def test_what_a_foreign_shim_runs_is_not_an_orphan() -> None:
     command = listed(71, 710, "runc", "runc", "--root", "/s/oci/x", "delete", parent=70)
     survey = replace(SURVEY, processes=(*SURVEY.processes, foreign_shim(POD), command))
     assert [one.verdict for one in plan(survey, ROWS) if one.where.startswith("pid 71 ")] == [Verdict.OK]
+
+
+@pytest.mark.parametrize(("id", "verdict"), [(CONTAINER, Verdict.OK), (STRAY, Verdict.ORPHAN)])
+def test_a_logger_whose_keeper_is_gone_is_its_containers(id: str, verdict: Verdict) -> None:
+    one = worker(72, 720, "hf-logger", 1)
+    survey = replace(SURVEY, processes=(*SURVEY.processes, one), loggers={id: ProcessRef(72, 720, BOOT)})
+    assert [found.verdict for found in plan(survey, ROWS) if found.where.startswith("pid 72 ")] == [verdict]
 
 
 @pytest.mark.parametrize(("id", "verdict"), [(CONTAINER, Verdict.OK), (STRAY, Verdict.ORPHAN)])
