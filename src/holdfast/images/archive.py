@@ -1,6 +1,5 @@
 """Image archives: OCI layout tars and what `docker save` writes. Members become blobs, never paths."""
 
-import asyncio
 import hashlib
 import lzma
 import tarfile
@@ -12,6 +11,7 @@ from typing import IO, Any, Final
 from holdfast.images import manifest
 from holdfast.images.content import Content, read_chunks
 from holdfast.images.manifest import Descriptor, Index, Manifest
+from holdfast.linux.threads import in_thread
 from holdfast.model.archive import BoundedHeader
 from holdfast.model.errors import InvalidArgument, Unavailable
 
@@ -96,7 +96,7 @@ class Archive:
 
 async def load(path: Path, content: Content, progress: Progress) -> list[Found]:
     """Take every image of an archive that is for this machine into the content store."""
-    archive = await asyncio.to_thread(Archive, path)
+    archive = await in_thread(Archive, path)
     try:
         if archive.has("index.json"):
             return await _oci(archive, content, progress)
@@ -110,7 +110,7 @@ async def load(path: Path, content: Content, progress: Progress) -> list[Found]:
 
 
 async def _oci(archive: Archive, content: Content, progress: Progress) -> list[Found]:
-    index = manifest.parse(await asyncio.to_thread(archive.small, "index.json"))
+    index = manifest.parse(await in_thread(archive.small, "index.json"))
     if not isinstance(index, Index):
         raise InvalidArgument("archive: index.json is not an index")
     found = []
@@ -159,7 +159,7 @@ async def _take(
 async def _docker(archive: Archive, content: Content, progress: Progress) -> list[Found]:
     """`docker save`: manifest.json lists images as names of members; digests are ours to take."""
     try:
-        entries = manifest.load_json(await asyncio.to_thread(archive.small, "manifest.json"))
+        entries = manifest.load_json(await in_thread(archive.small, "manifest.json"))
         return [await _docker_image(archive, content, entry, progress) for entry in entries]
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise InvalidArgument(f"archive: manifest.json is malformed: {exc}") from exc

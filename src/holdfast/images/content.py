@@ -15,6 +15,7 @@ from typing import IO, Final
 from holdfast.images.reference import is_digest
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint, fault
+from holdfast.linux.threads import in_thread
 from holdfast.model.errors import InvalidArgument, Unavailable
 from holdfast.store.quarantine import set_aside
 
@@ -73,7 +74,7 @@ class Content:
 
     async def verify(self, digest: str) -> bool:
         """Whether what is on disk still is what it was taken in as; reads all of it."""
-        return await asyncio.to_thread(_digest_of, self.path(digest)) == digest
+        return await in_thread(_digest_of, self.path(digest)) == digest
 
     def remove(self, digest: str) -> None:
         files.unlink(self.path(digest))
@@ -127,10 +128,10 @@ class Content:
                     done += len(chunk)
                     if done > size:
                         raise Unavailable(f"cannot take in blob {digest}: more than the {size} bytes announced")
-                    await asyncio.to_thread(take, chunk)
+                    await in_thread(take, chunk)
                     if progress is not None:
                         progress(done)
-                await asyncio.to_thread(files.fsync, file.fileno(), part)
+                await in_thread(files.fsync, file.fileno(), part)
             if done != size:
                 raise Unavailable(f"cannot take in blob {digest}: {done} of {size} bytes came")
             if f"sha256:{found.hexdigest()}" != digest:
@@ -139,7 +140,7 @@ class Content:
             files.rename(part, target)
             self._since[digest] = _now()
             crashpoint("blob.renamed")
-            await asyncio.to_thread(files.sync_directory, self._blobs)
+            await in_thread(files.sync_directory, self._blobs)
 
     @contextlib.contextmanager
     def transfer(self, prefix: str = "") -> Iterator[Path]:
@@ -166,7 +167,7 @@ class Content:
 
 async def read_chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
     """A file's content as chunks."""
-    while data := await asyncio.to_thread(file.read, CHUNK):
+    while data := await in_thread(file.read, CHUNK):
         yield data
 
 

@@ -19,6 +19,7 @@ from holdfast.images import archive, manifest, reference, registry
 from holdfast.images.content import Content
 from holdfast.images.manifest import Manifest
 from holdfast.linux.inject import crashpoint
+from holdfast.linux.threads import in_thread
 from holdfast.model.errors import Damaged, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.image import CONFIG_LIMIT, Image, UnpackResult, parse_config
 from holdfast.snapshots.overlay import Snapshots
@@ -171,7 +172,7 @@ class Images:
 
     async def _require(self, what: str) -> None:
         """Raise ResourceExhausted when there is too little room. A disk that hangs holds up nobody else."""
-        await asyncio.to_thread(require, self._root, self._minimum, what)
+        await in_thread(require, self._root, self._minimum, what)
 
     def all(self) -> list[Image]:
         return sorted(self._images.values(), key=lambda image: image.tags or (image.id,))

@@ -73,11 +73,11 @@ class Cleanup:
 
     async def task(self, container: Container) -> None:
         """Delete the container's task: runtime state, mounts, cgroup. What is already gone is fine."""
-        bundle, there = self._bundle(container), self._runtime_state(container).exists()
+        bundle, there = self._bundle(container), await in_thread(self._runtime_state(container).exists)
         if not await self._deleted_by_shim(container):
             await self.kill(container)
             await self._runtime_delete(container)
-        if bundle.exists():
+        if await in_thread(bundle.exists):
             await apart(mount.unmount_tree, bundle / "rootfs")
         await self._foreign.finish(container)
         crashpoint("task.deleted")
@@ -104,7 +104,7 @@ class Cleanup:
         """Delete a task that was created but never started, with every sign that it ever was."""
         await self.task(container)
         for name in (INIT_FILE, EXIT_FILE):
-            files.unlink(self._bundle(container) / name)
+            await in_thread(files.unlink, self._bundle(container) / name)
 
     async def container(self, container: Container) -> None:
         """Remove every trace of a container: what its task has left, bundle, snapshot, and last its row."""
@@ -112,7 +112,7 @@ class Cleanup:
         if await in_thread(self._has_task, container):
             await self.task(container)
         await self._remove_cgroup(container_cgroup(container))  # while somebody else is in it, the row stays
-        if bundle.exists():
+        if await in_thread(bundle.exists):
             await apart(files.remove_tree, bundle)
         crashpoint("remove.bundle")
         await self._snapshots.remove(container.meta.snapshot_key)
@@ -143,7 +143,7 @@ class Cleanup:
     async def pod(self, pod: Pod) -> None:
         """Remove every trace of a stopped pod without containers, and last its row."""
         directory = self._layout.pod(pod.meta.id)
-        if directory.exists():
+        if await in_thread(directory.exists):
             await apart(files.remove_tree, directory)
         crashpoint("rmp.directory")
         await self._world.delete_pod(pod)
@@ -156,7 +156,7 @@ class Cleanup:
         try:
             await (await self._shims.task(container.pod.meta.id)).delete(container.meta.id, seconds=DELETE_SECONDS)
         except NotFound:
-            return not self._runtime_state(container).exists()
+            return not await in_thread(self._runtime_state(container).exists)
         except FailedPrecondition:
             await self.kill(container)  # it is over as far as the record goes, and yet it runs
             raise

@@ -1,13 +1,13 @@
-"""Background work with a name, an owner and an end; and the one door by which blocking calls leave the event loop."""
+"""Background work with a name, an owner and an end; and threads apart, for what is known to hang at times."""
 
 import asyncio
 import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
+from holdfast.linux.threads import in_thread as in_thread  # for those above, who know no kernel
 from holdfast.model.errors import DeadlineExceeded, HoldfastError
 
 log = logging.getLogger(__name__)
@@ -17,8 +17,6 @@ T = TypeVar("T")
 
 RETRY_FIRST: Final = 1.0
 RETRY_LONGEST: Final = 300.0
-BLOCKING_THREADS: Final = 16
-_threads: Final = ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
 
 
 async def apart(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -48,11 +46,6 @@ async def apart(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     threading.Thread(target=run, name=f"apart {getattr(call, '__name__', '')}", daemon=True).start()
     return await done
-
-
-async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run one blocking call away from the event loop."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, lambda: call(*args, **kwargs))
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:

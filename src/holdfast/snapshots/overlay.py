@@ -24,6 +24,7 @@ from pathlib import Path
 
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
+from holdfast.linux.threads import in_thread
 from holdfast.model.errors import AlreadyExists, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.spec import Mount
 from holdfast.snapshots import witness
@@ -122,7 +123,7 @@ class Snapshots:
         row = self._row(key)
         if row.kind != "active":
             raise FailedPrecondition(f"cannot commit snapshot {key}: it is {row.kind}")
-        await asyncio.to_thread(witness.seal_layer, self._place(row), shape)
+        await in_thread(witness.seal_layer, self._place(row), shape)
         self._proofs[row.directory] = asyncio.get_running_loop().create_future()
         self._proofs[row.directory].set_result(True)
         before = self._rows.get(name)
@@ -238,7 +239,7 @@ class Snapshots:
         """Once for each directory, whoever asks; in a thread, since a layer may have many files."""
         proof = self._proofs.get(row.directory)
         if proof is None:
-            look = asyncio.to_thread(witness.is_sealed, self._place(row))
+            look = in_thread(witness.is_sealed, self._place(row))
             proof = asyncio.get_running_loop().create_task(look, name=f"prove layer {row.key}")
             self._proofs[row.directory] = proof
         return await asyncio.shield(proof)
@@ -257,7 +258,7 @@ class Snapshots:
     async def _set_aside(self, place: Path) -> None:
         """By renaming: a container that runs on it runs on."""
         try:
-            await asyncio.to_thread(set_aside, self._directory.parent, place, "its layer is damaged")
+            await in_thread(set_aside, self._directory.parent, place, "its layer is damaged")
         except FileNotFoundError:
             return
         except OSError as exc:  # the sweep finds it: it has no row any more
@@ -266,7 +267,7 @@ class Snapshots:
     async def _delete(self, place: Path) -> bool:
         """Delete a directory, in a thread: there may be a lot in it. What cannot be deleted now is tried again."""
         try:
-            await asyncio.to_thread(files.remove_tree, place)
+            await in_thread(files.remove_tree, place)
         except OSError as exc:
             log.warning("snapshot directory %s is left for later: %s", place, exc)
             self._undeleted.add(place)
