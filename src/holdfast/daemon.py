@@ -46,7 +46,7 @@ from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import World
-from holdfast.linux import cgroup, systemd
+from holdfast.linux import cgroup, sockets, systemd
 from holdfast.model.clock import Clock
 from holdfast.model.errors import HoldfastError, Unavailable
 from holdfast.network.network import LoopbackOnly
@@ -238,6 +238,10 @@ class Daemon:
             if told.kind == "TaskExit" and not told.exec_id:
                 monitor.hint(told.container_id)
 
+        if len(os.fsencode(layout.events)) > sockets.PATH_LIMIT:
+            log.warning(
+                "%s is too long for foreign shims to connect to: their exits are noticed without it", layout.events
+            )
         endpoint = Endpoint(Forwarded(tell).handle)
         await endpoint.listen(layout.events)
         stack.push_async_callback(endpoint.close)

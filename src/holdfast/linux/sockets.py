@@ -12,7 +12,7 @@ from typing import Final
 
 from holdfast.linux.inject import fault
 
-_PATH_LIMIT: Final = 107  # sun_path, unix(7)
+PATH_LIMIT: Final = 107  # sun_path, unix(7)
 _FD_BYTES: Final = array.array("i").itemsize
 
 
@@ -24,7 +24,7 @@ class _Short:
         self._directory = -1
 
     def __enter__(self) -> str:
-        if len(os.fsencode(self._path)) <= _PATH_LIMIT:
+        if len(os.fsencode(self._path)) <= PATH_LIMIT:
             return str(self._path)
         self._directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return f"/proc/self/fd/{self._directory}/{self._path.name}"

@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from holdfast.proto import containerd_events_pb2, events_ttrpc_pb2
-from holdfast.ttrpc.server import INVALID_ARGUMENT, UNIMPLEMENTED, CallError
+from holdfast.ttrpc.server import UNIMPLEMENTED, CallError
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +46,14 @@ class Forwarded:
         self._tell = tell
 
     async def handle(self, service: str, method: str, payload: bytes) -> Message:
-        """What cannot be read is refused; what is not known is taken, lest it be sent again."""
+        """What cannot be read, or is not known, is taken all the same, lest it be sent again."""
         if (service, method) != (SERVICE, "Forward"):
             raise CallError(UNIMPLEMENTED, f"{service}/{method} is not served")
         try:
             told = read(events_ttrpc_pb2.ForwardRequest.FromString(payload))
         except DecodeError as exc:
-            raise CallError(INVALID_ARGUMENT, f"cannot read the event: {exc}") from exc
+            log.warning("a shim has told something that cannot be read: %s", exc)
+            return Empty()
         if told is None:
             log.info("a shim has told something that is not known here")
         else:

@@ -10,7 +10,8 @@ from holdfast.proto import containerd_events_pb2 as events
 from holdfast.proto import events_ttrpc_pb2, runc_options_pb2, runtime_options_pb2
 from holdfast.runtime import handlers
 from holdfast.runtime.foreign import Bootstrap, parse
-from holdfast.runtime.told import Told, read
+from holdfast.runtime.told import SERVICE, Forwarded, Told, read
+from holdfast.ttrpc.server import CallError
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,17 @@ def test_what_is_told() -> None:
     assert read(forwarded(events.TaskOOM(container_id="c"), "types.googleapis.com/")) == Told("TaskOOM", "c")
     assert read(forwarded(events.TaskIO())) is None
     assert read(forwarded(Any())) is None
+
+
+async def test_what_cannot_be_read_is_taken_all_the_same() -> None:
+    heard: list[Told] = []
+    service = Forwarded(heard.append)
+    broken = forwarded(events.TaskExit(container_id="c"))
+    broken.envelope.event.value = b"\xff"
+    for payload in (b"\xff\xff", broken.SerializeToString(), forwarded(events.TaskIO()).SerializeToString()):
+        await service.handle(SERVICE, "Forward", payload)
+    assert not heard
+    await service.handle(SERVICE, "Forward", forwarded(events.TaskExit(container_id="c")).SerializeToString())
+    assert heard == [Told("TaskExit", "c")]
+    with pytest.raises(CallError):
+        await service.handle(SERVICE, "Publish", b"")
