@@ -8,6 +8,7 @@ import pty
 import signal
 import struct
 import subprocess
+import sys
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from kit.containerd import IMAGE, RUNTIME, SECONDS, Containerd
+from kit.node import node as holdfastd
 from kit.node import until
 
 from holdfast.linux import cgroup, files, mount, process
@@ -599,3 +601,18 @@ def over_cri(node: Containerd, container: str, *, verbose: bool = False) -> pb.C
     request = pb.ContainerStatusRequest(container_id=container, verbose=verbose)
     answer: pb.ContainerStatusResponse = node.call("ContainerStatus", request)
     return answer
+
+
+def test_holdfast_too_can_have_it_as_a_foreign_shim() -> None:
+    """The circle closes: the daemon drives by containerd's protocol what containerd drives."""
+    program = str(Path(sys.executable).parent / PROGRAM)
+    with holdfastd("foreign", runtimes={"foreign": {"shim": program}}) as holdfast:
+        pod = holdfast.run_pod()
+        one = holdfast.run(pod, OBEDIENT)
+        assert holdfast.exec(one, ["sh", "-c", "exit 5"]).exit_code == 5
+        holdfast.restart()
+        assert holdfast.status(one).state == pb.CONTAINER_RUNNING
+        os.kill(holdfast.pid(one), signal.SIGTERM)
+        assert holdfast.exited(one).exit_code == 42
+        holdfast.remove_pod(pod)
+        until(lambda: not holdfast.leftovers(), f"nothing to be left, but there is {holdfast.leftovers()}")
