@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from image import build_busybox_image
 
-from holdfast.linux import cgroup, files, mount
+from holdfast.linux import cgroup, files, mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
 from kit.node import until
@@ -173,7 +173,7 @@ runtime_type = "{RUNTIME}"
 
     def processes(self) -> set[int]:
         """Shims, and whoever lives in a container."""
-        return {*cgroup.pids(self.cgroup), *self.shim_pids()}
+        return {*cgroup.pids(self.cgroup), *(pid for pid in self.shim_pids() if process.start_time(pid))}
 
     def stop(self) -> None:
         """End all of it, whether the test has passed or not; returns once nothing is there any more."""

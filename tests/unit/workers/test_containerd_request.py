@@ -8,10 +8,10 @@ import pytest
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
 
-from holdfast.linux import cgroup
+from holdfast.linux import cgroup, sockets
 from holdfast.proto import runc_options_pb2, runtime_options_pb2
 from holdfast.workers.containerd import options
-from holdfast.workers.containerd.group import Group, name_of, read_spec
+from holdfast.workers.containerd.group import Group, name_of, read_spec, sweep
 from holdfast.workers.containerd.request import UsageError, parse, understand
 
 HERE = Path("/bundle")
@@ -86,6 +86,22 @@ def test_members_of_a_group(tmp_path: Path) -> None:
         group.remove()
     assert not group.directory.exists()
     assert group.try_lock() is None
+
+
+def test_only_groups_that_nobody_will_ask_for_are_swept(tmp_path: Path) -> None:
+    state, bundle = tmp_path / "state", tmp_path / "bundle"
+    bundle.mkdir()
+    names = ("lost", "has a bundle", "has a shim", "has a container", "is locked")
+    groups = {name: Group.of(state, "/a", "ns", name) for name in names}
+    for group in groups.values():
+        with group.locked():
+            group.join("one", tmp_path / "gone")
+    with groups["has a bundle"].locked():
+        groups["has a bundle"].join("two", bundle)
+    (groups["has a container"].directory / "oci/one").mkdir(parents=True)
+    with sockets.listen(groups["has a shim"].socket), groups["is locked"].locked():
+        sweep(state)
+    assert [name for name, group in groups.items() if not group.directory.exists()] == ["lost"]
 
 
 def test_a_lock_whose_group_was_removed_meanwhile_is_none(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ TOPICS: Final = {
     events.TaskPaused: "/tasks/paused",
     events.TaskResumed: "/tasks/resumed",
 }
+FORGOTTEN_SECONDS: Final = 60.0  # a Create follows its `start` at once, and a Shutdown its Delete
 LOCK_SECONDS: Final = 3.0
 LOCK_PAUSE: Final = 0.01
 
@@ -41,6 +42,7 @@ class Containerd(Owner):
         self._namespace = namespace
         self._group = group
         self._ooms = Ooms(loop, lambda task: self.tell(events.TaskOOM(container_id=task.id)))
+        self._idle: dict[str, float] = {}  # members without a task, and since when they have been seen so
         self._held: dict[int, list[events.TaskExit]] = {}  # exits of processes that are being started, by id()
 
     def tell(self, event: Message) -> None:
@@ -116,12 +118,16 @@ class Containerd(Owner):
             os.close(descriptor)
 
     async def look_after(self, tasks: Container[str]) -> bool:
-        """Let go of those who have no task, and whose bundle containerd has removed: it has forgotten them.
+        """Let go of those whom containerd has forgotten. Returns whether nobody is left.
 
-        So it is when a `start` was killed after it had begun. Returns whether nobody is left.
+        It was killed between a `start` and its Create, or between Delete and Shutdown: they have no task, and their
+        bundle is gone; or 1.6 has loaded it as a shim's, and asks for nothing more until that shim hangs up.
         """
-        lost = [name for name, bundle in self._group.members.items() if name not in tasks and not os.path.isdir(bundle)]
-        for name in lost:
-            if await self.lets_go(name, idle=True):
+        now = time.monotonic()
+        members = {name: bundle for name, bundle in self._group.members.items() if name not in tasks}
+        self._idle = {name: self._idle.get(name, now) for name in members}
+        for name, bundle in members.items():
+            forgotten = now - self._idle[name] > FORGOTTEN_SECONDS or not os.path.isdir(bundle)
+            if forgotten and await self.lets_go(name, idle=True):
                 return True
         return False

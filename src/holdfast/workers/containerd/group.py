@@ -130,6 +130,26 @@ class Group:
         return found if isinstance(found, dict) else {}
 
 
+def sweep(state: Path) -> None:
+    """Remove groups that nobody will ask for again: without a shim, their bundles gone, nothing known to the runtime.
+
+    Such is left when a shim is killed before containerd has reached it: containerd then forgets the bundle, and no
+    `delete` is run.
+    """
+    for directory in state.iterdir():
+        group = Group(directory)
+        if group.answers() or any(map(os.path.isdir, group.members.values())):
+            continue
+        if (descriptor := group.try_lock()) is None:
+            continue
+        try:
+            lost = not group.answers() and not any(map(os.path.isdir, group.members.values()))
+            if lost and not any(map(os.listdir, directory.glob("oci"))):
+                group.remove()
+        finally:
+            os.close(descriptor)
+
+
 def read_spec(bundle: Path) -> dict[str, Any]:
     """The bundle's config.json; {} when it cannot be read."""
     try:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from holdfast.linux import process
 from holdfast.workers.containerd.events import Containerd
 from holdfast.workers.containerd.forward import Forwarder
-from holdfast.workers.containerd.group import Group
+from holdfast.workers.containerd.group import Group, sweep
 from holdfast.workers.containerd.request import Request
 from holdfast.workers.context import Context
 from holdfast.workers.shim.oci import Runtime
@@ -48,6 +48,7 @@ def serve(request: Request, group: Group, runtime: Mapping[str, Any], listener: 
         shim.loop.timers.add(LOOK_SECONDS, look)
 
     shim.loop.timers.add(LOOK_SECONDS, look)
+    shim.loop.timers.add(LOOK_SECONDS, lambda: sweep(request.state))
     shim.loop.run()
     forwarder.drain(FAREWELL_SECONDS)
     os.close(lock)
