@@ -21,6 +21,7 @@ from kit.node import until
 
 from holdfast.linux import cgroup, files, mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto import task_pb2
 
 FOREVER = "while :; do sleep 0.05; done"
 OBEDIENT = f"trap 'exit 42' TERM; {FOREVER}"
@@ -444,6 +445,39 @@ def test_a_shim_killed_while_containerd_is_down(own: Containerd) -> None:
     until(lambda: list(own.tasks()) == ["two"], "the other one alone")
     own.ctr("task", "kill", "two")
     assert remove(own, "two") == 42
+
+
+def test_a_shim_that_is_stopped_is_worked_around(own: Containerd) -> None:
+    """A containerd that comes back gives it up, and calls our `delete` for each container; the last one ends it."""
+    for name in ("one", "two"):
+        own.run(name, FOREVER, "-d", "--annotation", "io.containerd.runc.v2.group=pod")
+    (shim,) = own.shim_pids()
+    own.kill()
+    os.kill(shim, signal.SIGSTOP)
+    own.start()
+    until(lambda: not leftovers(own), "containerd to clean up", seconds=60)
+    assert process.state(shim) in ("", "Z")
+    for name in ("one", "two"):
+        own.ctr("c", "rm", name)
+
+
+def test_an_exit_that_nobody_has_seen_is_not_made_up(own: Containerd) -> None:
+    """The shim is killed, the container then ends by itself, and containerd has it cleaned up when it is back."""
+    own.run("one", OBEDIENT, "-d")
+    pid = pid_of(own, "one")
+    (shim,) = own.shim_pids()
+    own.kill()
+    os.kill(shim, signal.SIGKILL)
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: process.state(pid) in ("", "Z"), "the container to end")
+    bundle = next((own.base / "state/io.containerd.runtime.v2.task").glob("*/one"))
+    command = ["-namespace", "default", "-address", str(own.socket), "-publish-binary", "/usr/bin/containerd"]
+    command = ["containerd-shim-holdfast-v1", *command, "-id", "one", "-bundle", str(bundle), "delete"]
+    done = subprocess.run(command, env=own.environment, capture_output=True, cwd=bundle, timeout=SECONDS, check=True)
+    reply = task_pb2.DeleteResponse.FromString(done.stdout)
+    # What the kernel still knows of it depends on who has become its parent.
+    assert (reply.pid, reply.exit_status) in ((pid, 42), (pid, 255))
+    own.start()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """`delete`: what is left to do when a container's shim is gone. containerd asks for it after a clean end as well.
 
 Under containerd a container does not outlive its shim: what still runs is killed. How it ended is in exit.json, if the
-shim came so far; what is killed here has ended by SIGKILL. Idempotent.
+shim came so far; what is killed here has ended by SIGKILL; of what had ended before the kernel may know. Idempotent.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from holdfast.workers.containerd.group import ADDRESS, SCHEME, Group, name_of, r
 from holdfast.workers.containerd.request import Request
 
 KILLED: Final = 128 + signal.SIGKILL
+EXIT_LOST: Final = 255  # it has ended and nobody has kept how
 ADDRESS_LIMIT: Final = 4096
 NS: Final = 1_000_000_000
 LENGTH_DELIMITED: Final = 2
@@ -31,19 +32,19 @@ def delete(request: Request) -> bytes:
     """The DeleteResponse, serialized. Raises OSError or Failed when something would not go."""
     group = _group(request)
     record = _read_init(request.bundle)
-    runtime = None
+    runtime, code = None, None
     if group.directory.is_dir():
         with group.locked():
             shim = group.read()
             runtime = shim.get("runtime")
             _settle_shim(group, shim, last=not group.members.keys() - {request.id})
     if request.bundle.is_dir():
-        _clean(request, record, runtime)
+        code = _clean(request, record, runtime)
     if group.directory.is_dir():  # its OCI runtime's state had to be there until now
         with group.locked():
             if group.leave(request.id):
                 group.remove()
-    return _response(request.bundle, record)
+    return _response(request.bundle, record, EXIT_LOST if code is None else code)
 
 
 def _read_init(bundle: Path) -> InitRecord | None:
@@ -85,15 +86,20 @@ def _settle_shim(group: Group, shim: dict[str, Any], *, last: bool) -> None:
             time.sleep(PAUSE)
 
 
-def _clean(request: Request, record: InitRecord | None, runtime: dict[str, Any] | None) -> None:
-    """After a clean end the runtime knows of nothing and there is no cgroup, so nothing to import for either."""
+def _clean(request: Request, record: InitRecord | None, runtime: dict[str, Any] | None) -> int | None:
+    """After a clean end the runtime knows of nothing and there is no cgroup, so nothing to import for either.
+
+    Returns the init's exit code; None when it cannot be told.
+    """
+    code = None
     busy = record is None or not record.cgroup.strip("/") or cgroup.exists(record.cgroup)
     if busy or (runtime is not None and Path(runtime["root"], request.id).exists()):
-        _kill_all(request, record, runtime)
+        code = _kill_all(request, record, runtime)
     mount.unmount_tree(request.bundle / "rootfs")
+    return code
 
 
-def _kill_all(request: Request, record: InitRecord | None, arguments: dict[str, Any] | None) -> None:
+def _kill_all(request: Request, record: InitRecord | None, arguments: dict[str, Any] | None) -> int | None:
     from holdfast.workers.shim import remains
     from holdfast.workers.shim.loop import Failed
     from holdfast.workers.shim.oci import Runtime
@@ -102,14 +108,18 @@ def _kill_all(request: Request, record: InitRecord | None, arguments: dict[str, 
     path = record.cgroup if record is not None else remains.cgroup_of_bundle(request.bundle)
     if path and remains.holds_us(path):
         path = ""
+    code = None
     if record is not None and record.boot_id == process.boot_id():
         with process.pin(record.pid, record.start_time) as pinned:
             if pinned is not None:
+                lived = pinned.alive()
                 pinned.send(signal.SIGKILL)
                 if not _ended(pinned, FROZEN_SECONDS) and runtime is not None:
                     with contextlib.suppress(Failed):
                         runtime.run("resume", request.id)  # the v1 freezer keeps even a killed process
                     _ended(pinned, END_SECONDS)
+                status = pinned.wait_status(record.start_time)
+                code = (KILLED if lived else None) if status is None else _exit_code(status)
     if path:
         cgroup.kill(path)
     if runtime is not None:
@@ -120,6 +130,12 @@ def _kill_all(request: Request, record: InitRecord | None, arguments: dict[str, 
                 raise
     if path:
         cgroup.remove(path)
+    return code
+
+
+def _exit_code(status: int) -> int:
+    """Of a wait status, as shells have it."""
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def _ended(pinned: process.Pinned, seconds: float) -> bool:
@@ -131,8 +147,8 @@ def _ended(pinned: process.Pinned, seconds: float) -> bool:
     return True
 
 
-def _response(bundle: Path, record: InitRecord | None) -> bytes:
-    pid, code, at = (record.pid if record is not None else 0), KILLED, time.time_ns()
+def _response(bundle: Path, record: InitRecord | None, code: int) -> bytes:
+    pid, at = (record.pid if record is not None else 0), time.time_ns()
     with contextlib.suppress(OSError, Damaged):
         found = decode_exit(files.read_bounded(os.path.join(bundle, EXIT_FILE), RECORD_LIMIT))
         if record is None or (found.pid, found.start_time) == (record.pid, record.start_time):
