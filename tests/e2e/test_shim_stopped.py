@@ -173,7 +173,7 @@ def being_executed_in(pod: Pod, hang: Hang) -> None:
     one = pod.run(SLEEP)
     pid = pod.node.pid(one)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(pod.node.exec, one, ["/bin/sh", "-c", f"sleep 1; echo {name}; sleep 5001; exit 4"], 60)
+        answer = pool.submit(pod.node.exec, one, ["/bin/sh", "-c", f"sleep 1; echo {name}; exec sleep 5001"], 60)
         until(lambda: running(1, pid), "the exec to run")
         with hang():
             until(lambda: running(5001, pid), "it to go on")
@@ -184,7 +184,7 @@ def being_executed_in(pod: Pod, hang: Hang) -> None:
         assert isinstance(error, grpc.RpcError)
         until(lambda: not running(5001, pid), "what was executed to be ended")
     else:
-        assert (answer.result().exit_code, answer.result().stdout) == (4, f"{name}\n".encode())
+        assert (answer.result().exit_code, answer.result().stdout) == (137, f"{name}\n".encode())
     assert until(lambda: executed(pod.node, one, ["/bin/echo", "x"]), "exec to work again").stdout == b"x\n"
     assert pod.node.pid(one) == pid
 

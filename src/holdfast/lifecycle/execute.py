@@ -1,6 +1,7 @@
 """ExecSync: one command in a running container, its output bounded, its time limited."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -10,11 +11,11 @@ from typing import Final
 
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
-from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.tasks import in_thread, within
 from holdfast.lifecycle.world import Container
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import DeadlineExceeded, HoldfastError, InvalidArgument
+from holdfast.model.errors import DeadlineExceeded, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
 from holdfast.runtime.shims import Shims
 from holdfast.runtime.task import TaskClient
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 CHUNK: Final = 256 * 1024
 KILL_SECONDS: Final = 1.0
+END_SECONDS: Final = 5.0
 
 
 class Collector:
@@ -91,10 +93,9 @@ class Executor:
             return []
 
     async def end(self, container: Container, exec_id: str) -> None:
-        """End one whose client has gone."""
+        """End one whose client has gone. Raises DeadlineExceeded, Unavailable while the shim does not answer."""
         task = await self._shims.task(container.pod.meta.id)
-        await self._kill(task, container.meta.id, exec_id)
-        await self._forget(task, container.meta.id, exec_id)
+        await within(END_SECONDS, _end(task, container.meta.id, exec_id), f"end exec {exec_id}")
         await in_thread(files.remove_tree, self._bundles.path(container) / "exec" / exec_id)
 
     async def _run(
@@ -138,6 +139,14 @@ class Executor:
                 await task.delete(container_id, exec_id)
         except (HoldfastError, TimeoutError) as exc:
             log.info("exec %s in container %s was not deleted: %s", exec_id, container_id, exc)
+
+
+async def _end(task: TaskClient, container_id: str, exec_id: str) -> None:
+    with contextlib.suppress(NotFound, FailedPrecondition):  # it has ended, or was never started
+        await task.kill(container_id, signal.SIGKILL, exec_id)
+        await task.wait(container_id, exec_id)
+    with contextlib.suppress(NotFound):
+        await task.delete(container_id, exec_id)
 
 
 def _process(spec: dict[str, object]) -> dict[str, object]:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 OBJECT_SECONDS: Final = 10.0
 SWEEP_LONGEST: Final = 300.0  # between attempts to remove an orphan that cannot be removed
 SAVE_LONGEST: Final = 10.0  # between attempts to write the report to a disk that is full
+EXECS_LONGEST: Final = 3.0  # between attempts to end what is executed under a shim that does not answer
 
 
 @dataclass(slots=True)
@@ -231,11 +232,18 @@ class Recovery:
             self._stopper.resume(container)
         elif "stop" in container.intents:
             await self._world.end(container, "stop")
-        if container.state is ContainerState.RUNNING and Action.PROBE not in found.actions:
-            for exec_id in forsaken:
+        if forsaken and Action.PROBE not in found.actions:
+            await self._end_execs(container, forsaken)
+        elif forsaken:  # its shim does not answer
+            self._resume(f"end execs {container.meta.id}", lambda: self._end_execs(container, forsaken), EXECS_LONGEST)
+        return after, found.why
+
+    async def _end_execs(self, container: Container, forsaken: list[str]) -> None:
+        """What is executed for a client that went with an earlier daemon is ended."""
+        for exec_id in forsaken:
+            if container.state is ContainerState.RUNNING:
                 await self._executor.end(container, exec_id)
                 self.report.swept.append(f"exec {exec_id} in container {container.meta.id}")
-        return after, found.why
 
     async def _settle_late(self, container: Container, forsaken: list[str]) -> None:
         if container.meta.id in self._world.containers:
