@@ -1,5 +1,6 @@
 """linux.namespace: new namespaces are pinned and the process that makes them stays where it is."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit.node import until
 
 from holdfast.linux import mount, namespace
 
@@ -22,8 +24,9 @@ def place(tmp_path: Path) -> Iterator[Path]:
 def own() -> dict[str, int]:
     found = {}
     for thread in os.listdir("/proc/self/task"):
-        for kind in (*KINDS, "mnt", "pid"):
-            found[f"{thread}/{kind}"] = namespace.namespace_id(f"/proc/self/task/{thread}/ns/{kind}")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for kind in (*KINDS, "mnt", "pid"):
+                found[f"{thread}/{kind}"] = namespace.namespace_id(f"/proc/self/task/{thread}/ns/{kind}")
     return found
 
 
@@ -36,6 +39,7 @@ def inside(path: Path, script: str) -> str:
 def test_pinned_namespaces_are_new_and_ours_stay(place: Path) -> None:
     before, fds = own(), len(os.listdir("/proc/self/fd"))
     paths = namespace.pin(KINDS, place, "a-host")
+    until(lambda: own().keys() == before.keys(), "the thread that was in them to be gone")
     assert own() == before
     assert len(os.listdir("/proc/self/fd")) == fds
     assert paths == {kind: place / kind for kind in KINDS}
