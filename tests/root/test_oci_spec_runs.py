@@ -13,11 +13,12 @@ import pytest
 from shim_kit import APPLETS, BUSYBOX, UNIFIED
 
 from holdfast.lifecycle import facts
-from holdfast.lifecycle.oci_spec import SpecRequest, build
-from holdfast.lifecycle.users import resolve_user
-from holdfast.lifecycle.validate import validate_container, validate_pod
 from holdfast.linux import cgroup, mount, namespace
 from holdfast.model.image import Image
+from holdfast.oci.build import build
+from holdfast.oci.request import SpecRequest
+from holdfast.oci.users import resolve_user
+from holdfast.oci.validate import validate_container, validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.workers.shim.spawn import hidden
 

@@ -10,14 +10,16 @@ from typing import Any, Final
 from holdfast.images.service import Images
 from holdfast.lifecycle.cleanup import container_cgroup
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.oci_spec import HostFacts, SpecRequest, build, resources_to_oci
 from holdfast.lifecycle.tasks import in_thread
-from holdfast.lifecycle.users import ResolvedUser, resolve_user
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
+from holdfast.oci.build import build
+from holdfast.oci.request import HostFacts, SpecRequest
+from holdfast.oci.resources import resources_to_oci
+from holdfast.oci.users import ResolvedUser, resolve_user
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.snapshots.overlay import Snapshots
 

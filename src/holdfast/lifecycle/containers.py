@@ -20,7 +20,6 @@ from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper, signal_number
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
-from holdfast.lifecycle.validate import validate_container, validate_resources
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
@@ -43,6 +42,8 @@ from holdfast.model.state import (
     PodState,
     ProcessRef,
 )
+from holdfast.oci import resources as limits
+from holdfast.oci.validate import validate_container
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
@@ -221,7 +222,7 @@ class Containers:
 
     async def update_resources(self, container_id: str, resources: pb.LinuxContainerResources) -> None:
         """Apply new resource limits now, and remember them for the status and for a later start."""
-        validate_resources(resources, "linux")
+        limits.check(resources, "linux")
         container = await self._acknowledged(container_id)
         async with container.lock:
             if container.state is ContainerState.CREATED:

@@ -5,9 +5,9 @@ import resource
 import stat
 from pathlib import Path
 
-from holdfast.lifecycle.oci_spec import HostFacts
-from holdfast.lifecycle.validate import CAPABILITIES
 from holdfast.linux import cgroup
+from holdfast.oci.capabilities import CAPABILITIES
+from holdfast.oci.request import HostFacts
 
 CAP_SYS_RESOURCE = CAPABILITIES.index("SYS_RESOURCE")
 

@@ -17,7 +17,6 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
-from holdfast.lifecycle.validate import validate_pod
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
@@ -25,6 +24,7 @@ from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Una
 from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodState, PodStatus
 from holdfast.network.network import Network, NetworkResult
+from holdfast.oci.validate import validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handler, Handlers
 from holdfast.runtime.pathwork import PathWork

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from holdfast.lifecycle.adopt import init_cgroup
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.oci_spec import HostFacts
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace, process
@@ -23,6 +22,7 @@ from holdfast.model.errors import HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import Mount
 from holdfast.model.state import REASON_SANDBOX, ProcessRef
 from holdfast.model.witness import INIT_FILE, InitRecord, decode_init, encode
+from holdfast.oci.request import HostFacts
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import pause
 from holdfast.runtime.handlers import Handler

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from google.protobuf.message import Message
+
 from holdfast.model.errors import InvalidArgument
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -37,6 +39,18 @@ class _Entry:
     gid: int
     home: str = ""
     members: tuple[str, ...] = ()
+
+
+def check(context: Message, field: str, has_user: bool) -> None:
+    """The fields that sandbox and container security contexts have in common."""
+    for name in ("run_as_user", "run_as_group"):
+        if context.HasField(name) and not 0 <= (value := getattr(context, name).value) <= ID_LIMIT:
+            raise InvalidArgument(f"{field}.{name}.value: {value} is out of range")
+    if context.HasField("run_as_group") and not has_user:
+        raise InvalidArgument(f"{field}.run_as_group: it needs a user")
+    for number, group in enumerate(context.supplemental_groups):  # type: ignore[attr-defined]
+        if not 0 <= group <= ID_LIMIT:
+            raise InvalidArgument(f"{field}.supplemental_groups[{number}]: {group} is out of range")
 
 
 def resolve_user(config: pb.ContainerConfig, image_user: str, read: Read) -> ResolvedUser:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.lifecycle.users import FILE_LIMIT, ID_LIMIT, Read, ResolvedUser, resolve_user
 from holdfast.model.errors import InvalidArgument
+from holdfast.oci.users import FILE_LIMIT, ID_LIMIT, Read, ResolvedUser, resolve_user
 from holdfast.proto import runtime_v1_pb2 as pb
 
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh

@@ -8,16 +8,12 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.lifecycle.validate import (
-    CAPABILITIES,
-    capability_name,
-    in_container,
-    sysctl_namespace,
-    validate_container,
-    validate_pod,
-    validate_resources,
-)
 from holdfast.model.errors import HoldfastError, InvalidArgument, Unimplemented
+from holdfast.oci import resources as limits
+from holdfast.oci.capabilities import CAPABILITIES, capability_name
+from holdfast.oci.sysctls import sysctl_namespace
+from holdfast.oci.text import in_container
+from holdfast.oci.validate import validate_container, validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
 
 Change = Callable[[Any], object]
@@ -196,7 +192,7 @@ def test_a_bad_container_is_refused(change: Change, message: str) -> None:
 @pytest.mark.parametrize(("resources", "message"), BAD_RESOURCES)
 def test_bad_resources_are_refused(resources: pb.LinuxContainerResources, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
-        validate_resources(resources, "linux")
+        limits.check(resources, "linux")
 
 
 @pytest.mark.parametrize("key", ["net.core.somaxconn", "kernel.hostname", "kernel.sem", "fs.mqueue.msg_max"])

@@ -8,21 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.lifecycle.oci_spec import (
-    DEFAULT_CAPABILITIES,
-    HostFacts,
-    SpecRequest,
-    arguments,
-    build,
-    capabilities,
-    environment,
-    namespaces,
-    resources_to_oci,
-)
-from holdfast.lifecycle.users import ResolvedUser
-from holdfast.lifecycle.validate import CAPABILITIES, validate_container, validate_pod
 from holdfast.model.errors import InvalidArgument, Unimplemented
 from holdfast.model.image import Image
+from holdfast.oci import capabilities
+from holdfast.oci.build import build
+from holdfast.oci.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
+from holdfast.oci.namespaces import namespaces
+from holdfast.oci.process import arguments, environment
+from holdfast.oci.request import HostFacts, SpecRequest
+from holdfast.oci.resources import resources_to_oci
+from holdfast.oci.users import ResolvedUser
+from holdfast.oci.validate import validate_container, validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
 
 FUSE = ("/dev/fuse", "c", 10, 229)
@@ -286,7 +282,7 @@ ALL = set(CAPABILITIES)
 def test_capabilities(add: list[str], drop: list[str], expected: set[str]) -> None:
     expected -= {"MKNOD"} if "CAP_MKNOD" in drop else set()
     context = pb.LinuxContainerSecurityContext(capabilities=pb.Capability(add_capabilities=add, drop_capabilities=drop))
-    sets = capabilities(context, FACTS)
+    sets = capabilities.sets(context, FACTS.capabilities)
     assert {name.removeprefix("CAP_") for name in sets["bounding"]} == expected
     assert sets["bounding"] == sets["effective"] == sets["permitted"]
     assert sets["inheritable"] == []
@@ -295,16 +291,16 @@ def test_capabilities(add: list[str], drop: list[str], expected: set[str]) -> No
 
 def test_ambient_capabilities_are_in_every_set() -> None:
     asked = pb.Capability(add_ambient_capabilities=["NET_BIND_SERVICE", "BPF"], drop_capabilities=["ALL", "BPF"])
-    sets = capabilities(pb.LinuxContainerSecurityContext(capabilities=asked), FACTS)
+    sets = capabilities.sets(pb.LinuxContainerSecurityContext(capabilities=asked), FACTS.capabilities)
     assert set(map(tuple, sets.values())) == {("CAP_NET_BIND_SERVICE",)}
     assert "ambient" in sets
 
 
 def test_nobody_gets_a_capability_that_the_host_cannot_give() -> None:
-    facts = replace(FACTS, capabilities=frozenset({"KILL", "CHOWN"}))
+    available = frozenset({"KILL", "CHOWN"})
     for asked in ({"add_capabilities": ["ALL"]}, {"add_ambient_capabilities": ["SYS_ADMIN"]}):
         context = pb.LinuxContainerSecurityContext(capabilities=pb.Capability(**asked))
-        assert capabilities(context, facts)["bounding"] == ["CAP_CHOWN", "CAP_KILL"]
+        assert capabilities.sets(context, available)["bounding"] == ["CAP_CHOWN", "CAP_KILL"]
 
 
 def bind(place: str, **fields: Any) -> pb.Mount:
@@ -419,7 +415,7 @@ def test_resources() -> None:
     assert resources_to_oci(asked, v2) == {**both, "hugepageLimits": huge, "unified": {"memory.high": "5"}}
     assert resources_to_oci(asked, FACTS) == {**both, "hugepageLimits": huge}
     assert resources_to_oci(asked, replace(FACTS, hugetlb=False)) == both
-    assert resources_to_oci(pb.LinuxContainerResources(oom_score_adj=3)) == {}
+    assert resources_to_oci(pb.LinuxContainerResources(oom_score_adj=3), FACTS) == {}
 
 
 def test_devices() -> None:
@@ -450,7 +446,7 @@ def test_security_fields_are_passed_on() -> None:
 )
 def test_a_profile_that_cannot_be_applied_is_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(Unimplemented, match=rf"{CONTEXT}\.{named}: Localhost"):
-        build(request(secured(**fields)))
+        validate_container(secured(**fields), pod())
 
 
 def test_profiles_that_ask_for_nothing_are_accepted() -> None:
