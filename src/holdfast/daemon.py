@@ -41,6 +41,7 @@ from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.recover import Recovery
 from holdfast.lifecycle.sandbox import Sandboxes
+from holdfast.lifecycle.stats import Stats
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.sweep import Sweeper
@@ -216,7 +217,9 @@ class Daemon:
             rebuilt,
         )
         node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode), storage)
-        runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)
+        runtime = RuntimeService(
+            world, events, pods, containers, executor, bundles, images, node, Stats(world, snapshots, background)
+        )
         extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config))
         background.start("catch up", world.catch_up())
         background.start("disks", storage.watch())

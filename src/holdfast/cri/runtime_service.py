@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from holdfast import __version__
-from holdfast.cri import convert, filters
+from holdfast.cri import convert, filters, stats
 from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
@@ -16,6 +16,7 @@ from holdfast.lifecycle.events import CRI_KINDS, Events, Gap, Notice
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
+from holdfast.lifecycle.stats import Stats
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container, World
 from holdfast.model.errors import HoldfastError, InvalidArgument, NotFound, ResourceExhausted
@@ -39,6 +40,7 @@ class RuntimeService(RuntimeServiceServicer):
         bundles: Bundles,
         images: Images,
         node: Node,
+        statistics: Stats,
     ) -> None:
         self._world = world
         self._events = events
@@ -48,6 +50,7 @@ class RuntimeService(RuntimeServiceServicer):
         self._bundles = bundles
         self._images = images
         self._node = node
+        self._stats = statistics
 
     async def Version(self, request: pb.VersionRequest, context: Any) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -156,6 +159,28 @@ class RuntimeService(RuntimeServiceServicer):
         container_id = _needed(request.container_id, "container_id")
         out, err, code = await self._executor.exec_sync(container_id, list(request.cmd), request.timeout)
         return pb.ExecSyncResponse(stdout=out, stderr=err, exit_code=code)
+
+    async def ContainerStats(self, request: pb.ContainerStatsRequest, context: Any) -> pb.ContainerStatsResponse:
+        container = self._world.container(_needed(request.container_id, "container_id"))
+        (found,) = await self._stats.containers([container])
+        return pb.ContainerStatsResponse(stats=stats.container_stats(found))
+
+    async def ListContainerStats(
+        self, request: pb.ListContainerStatsRequest, context: Any
+    ) -> pb.ListContainerStatsResponse:
+        wanted = [one for one in self._world.containers.values() if stats.container_wanted(one, request.filter)]
+        found = await self._stats.containers(wanted)
+        return pb.ListContainerStatsResponse(stats=map(stats.container_stats, found))
+
+    async def PodSandboxStats(self, request: pb.PodSandboxStatsRequest, context: Any) -> pb.PodSandboxStatsResponse:
+        (found,) = await self._stats.pods([self._world.pod(_needed(request.pod_sandbox_id, "pod_sandbox_id"))])
+        return pb.PodSandboxStatsResponse(stats=stats.pod_stats(found))
+
+    async def ListPodSandboxStats(
+        self, request: pb.ListPodSandboxStatsRequest, context: Any
+    ) -> pb.ListPodSandboxStatsResponse:
+        wanted = [one for one in self._world.pods.values() if stats.pod_wanted(one, request.filter)]
+        return pb.ListPodSandboxStatsResponse(stats=map(stats.pod_stats, await self._stats.pods(wanted)))
 
     async def GetContainerEvents(
         self, request: pb.GetEventsRequest, context: Any

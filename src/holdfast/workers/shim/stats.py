@@ -1,12 +1,11 @@
 """What a container uses, from its cgroup's files, as the messages that containerd's clients expect."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.message import Message
 
-from holdfast.linux import cgroup
+from holdfast.linux import cgroup, usage
 from holdfast.proto import cgroups_v1_pb2, cgroups_v2_pb2
 
 UNLIMITED: Final = (1 << 64) - 1
@@ -75,9 +74,4 @@ def _numbers(path: Path) -> list[int]:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """A file of "name value" lines."""
-    try:
-        lines: Iterable[str] = path.read_text().splitlines()
-    except OSError:
-        return {}
-    return {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
+    return usage.table(str(path)) or {}

@@ -1,0 +1,190 @@
+"""What cgroups and network namespaces have used, from the kernel's files.
+
+Sources: cgroups(7), and the kernel's cgroup-v1/memory.rst, cgroup-v2.rst and accounting/psi.rst.
+"""
+
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from holdfast.linux import cgroup, namespace
+
+READ_LIMIT: Final = 64 * 1024
+_NO_LIMIT: Final = 1 << 62  # v1 has no word for it: its largest number is rounded down to pages
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Stalls of some of the tasks, or of all: `total` in microseconds, averages in percent over 10, 60 and 300 s."""
+
+    total: int
+    averages: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of one cgroup with all below it. None is what this host does not account, or has no limit for; sizes in bytes."""
+
+    cpu: int | None = None  # ns since it was made
+    memory: int | None = None
+    working_set: int | None = None
+    rss: int | None = None
+    faults: int | None = None
+    major_faults: int | None = None
+    memory_limit: int | None = None
+    swap: int | None = None
+    swap_limit: int | None = None
+    processes: int | None = None
+    pressure: Mapping[str, tuple[Pressure, Pressure]] | None = None  # of "cpu", "memory", "io": (some, full)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """Counters of one network interface since it was made."""
+
+    name: str
+    rx_bytes: int
+    rx_errors: int
+    tx_bytes: int
+    tx_errors: int
+
+
+def of_cgroup(path: str) -> Usage | None:
+    """None when there is no such cgroup. Blocks; a few files are read."""
+    found = cgroup.hierarchies()
+    relative = path.strip("/")
+    if "memory" in found or "cpuacct" in found:
+        return _v1({name: f"{top}/{relative}" for name, top in found.items()})
+    return _v2(f"{found.get('', cgroup.ROOT)}/{relative}")
+
+
+def of_networks(netns: Iterable[Path]) -> dict[Path, list[Interface]]:
+    """Interfaces by network namespace, but for loopback; one that is gone is left out.
+
+    By a thread that enters them one after the other and is seen no more.
+    """
+    found: dict[Path, list[Interface]] = {}
+
+    def visit() -> None:
+        for path in netns:
+            try:
+                namespace.enter(path)
+                text = _text("/proc/thread-self/net/dev")
+            except OSError:
+                continue
+            found[path] = interfaces(text or "")
+
+    thread = threading.Thread(target=visit, name="networks", daemon=True)
+    thread.start()
+    thread.join()
+    return found
+
+
+def interfaces(text: str) -> list[Interface]:
+    """From the words of /proc/net/dev, proc(5): two lines of heads, then 16 counters an interface."""
+    found = []
+    for line in text.splitlines()[2:]:
+        name, _, rest = line.partition(":")
+        if (name := name.strip()) != "lo" and len(numbers := rest.split()) >= 16:
+            found.append(Interface(name, int(numbers[0]), int(numbers[2]), int(numbers[8]), int(numbers[10])))
+    return found
+
+
+def _v1(where: Mapping[str, str]) -> Usage | None:
+    memory, cpu, pids = where.get("memory"), where.get("cpuacct"), where.get("pids")
+    counts = table(f"{memory}/memory.stat") if memory else None
+    spent = _number(f"{cpu}/cpuacct.usage") if cpu else None
+    if counts is None and spent is None:
+        return None
+    counts = counts or {}
+    used, both = _number(f"{memory}/memory.usage_in_bytes"), _number(f"{memory}/memory.memsw.usage_in_bytes")
+    limit, with_swap = _number(f"{memory}/memory.limit_in_bytes"), _number(f"{memory}/memory.memsw.limit_in_bytes")
+    limit = limit if limit is not None and limit < _NO_LIMIT else None
+    with_swap = with_swap if with_swap is not None and with_swap < _NO_LIMIT else None
+    return Usage(
+        cpu=spent,
+        memory=used,
+        working_set=_without(used, counts.get("total_inactive_file")),
+        rss=counts.get("total_rss"),
+        faults=counts.get("total_pgfault"),
+        major_faults=counts.get("total_pgmajfault"),
+        memory_limit=limit,
+        swap=_without(both, used) if both is not None else None,
+        swap_limit=_without(with_swap, limit) if with_swap is not None and limit is not None else None,
+        processes=_number(f"{pids}/pids.current") if pids else None,
+    )
+
+
+def _v2(where: str) -> Usage | None:
+    if not os.path.isdir(where):
+        return None
+    counts, cpu = table(f"{where}/memory.stat") or {}, table(f"{where}/cpu.stat") or {}
+    used = _number(f"{where}/memory.current")
+    spent = cpu.get("usage_usec")
+    return Usage(
+        cpu=spent * 1000 if spent is not None else None,
+        memory=used,
+        working_set=_without(used, counts.get("inactive_file")),
+        rss=counts.get("anon"),
+        faults=counts.get("pgfault"),
+        major_faults=counts.get("pgmajfault"),
+        memory_limit=_number(f"{where}/memory.max"),
+        swap=_number(f"{where}/memory.swap.current"),
+        swap_limit=_number(f"{where}/memory.swap.max"),
+        processes=_number(f"{where}/pids.current"),
+        pressure=_pressures(where),
+    )
+
+
+def _without(whole: int | None, part: int | None) -> int | None:
+    """The rest, which counters that are read one after the other may make negative."""
+    return None if whole is None else max(0, whole - (part or 0))
+
+
+def _pressures(where: str) -> Mapping[str, tuple[Pressure, Pressure]] | None:
+    found = {}
+    for kind in ("cpu", "memory", "io"):
+        if (text := _text(f"{where}/{kind}.pressure")) is not None:
+            found[kind] = pressures(text)
+    return found or None
+
+
+def pressures(text: str) -> tuple[Pressure, Pressure]:
+    """(some, full) from the words of a .pressure file; zeros for a line that is not there."""
+    found = {"some": Pressure(0, (0.0, 0.0, 0.0)), "full": Pressure(0, (0.0, 0.0, 0.0))}
+    for line in text.splitlines():
+        kind, *words = line.split()
+        values = dict(word.split("=", 1) for word in words)
+        averages = (float(values["avg10"]), float(values["avg60"]), float(values["avg300"]))
+        found[kind] = Pressure(int(values["total"]), averages)
+    return found["some"], found["full"]
+
+
+def _text(path: str) -> str | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, READ_LIMIT).decode(errors="replace")
+    except OSError:
+        return None  # it went in between
+    finally:
+        os.close(fd)
+
+
+def _number(path: str) -> int | None:
+    text = (_text(path) or "").strip()
+    return int(text) if text.isdigit() else None
+
+
+def table(path: str) -> dict[str, int] | None:
+    """A file of "name value" lines, as far as the values are numbers; None when it cannot be read."""
+    if (text := _text(path)) is None:
+        return None
+    return {
+        name: int(value) for name, _, value in (line.partition(" ") for line in text.splitlines()) if value.isdigit()
+    }
