@@ -108,7 +108,7 @@ def test_a_shim_that_stands_still_holds_up_no_statistics(life: Node, handler: st
 def test_networks_are_those_of_the_pod(life: Node) -> None:
     pod = life.run_pod(life.pod_config("net", network=pb.POD))
     netns = pod_info(life, pod)["networkNamespace"]
-    for command in ("link add eth0 type dummy", "link add net1 type dummy", "link set eth0 up"):
+    for command in ("link add eth0 type veth peer name net1", "link set eth0 up"):
         subprocess.run(["nsenter", f"--net={netns}", "ip", *command.split()], check=True)
     found = life.call("PodSandboxStats", pb.PodSandboxStatsRequest(pod_sandbox_id=pod)).stats.linux.network
     assert (found.default_interface.name, [one.name for one in found.interfaces]) == ("eth0", ["net1"])

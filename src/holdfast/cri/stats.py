@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from holdfast.cri.convert import pod_metadata
 from holdfast.cri.filters import labels_match
-from holdfast.lifecycle.stats import ContainerSample, Layer, PodSample, Pressure, Sample
+from holdfast.lifecycle.stats import ContainerSample, Layer, PodSample, Pressure, Sample, runs
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -13,7 +13,7 @@ T = TypeVar("T", pb.CpuUsage, pb.MemoryUsage, pb.IoUsage)
 
 def container_wanted(container: Container, wanted: pb.ContainerStatsFilter) -> bool:
     """Among those that run: a list of statistics has no others."""
-    if not container.acknowledged or container.status.process is None or container.status.finished_at:
+    if not container.acknowledged or not runs(container):
         return False
     if not container.meta.id.startswith(wanted.id) or not container.meta.pod_id.startswith(wanted.pod_sandbox_id):
         return False

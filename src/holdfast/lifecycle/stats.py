@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import usage
 from holdfast.linux.usage import Interface, Usage
 from holdfast.linux.usage import Pressure as Pressure  # for those above, who know no kernel
+from holdfast.model.state import ContainerState
 from holdfast.snapshots.overlay import Snapshots
 
 LEAST_RATE: Final = 1_000_000_000  # ns between two samples of which a rate is made
@@ -73,7 +74,10 @@ class Stats:
         samples, layers = await asyncio.gather(
             self._sample([container_cgroup(one) for one in found]), self._layers.look(found)
         )
-        return [ContainerSample(*one) for one in zip(found, samples, layers, strict=True)]
+        return [
+            ContainerSample(one, sample if runs(one) else replace(sample, usage=None, rate=None), layer)
+            for one, sample, layer in zip(found, samples, layers, strict=True)
+        ]
 
     async def pods(self, wanted: Iterable[Pod]) -> list[PodSample]:
         """Of each one, with its running containers."""
@@ -82,7 +86,7 @@ class Stats:
         samples, networks, inside = await asyncio.gather(
             self._sample([pod.meta.cgroup_parent for pod in found]),
             in_thread(usage.of_networks, list(names.values())),
-            self.containers(one for pod in found for one in pod.containers.values() if one.status.process is not None),
+            self.containers(one for pod in found for one in pod.containers.values() if runs(one)),
         )
         by_pod: dict[str, list[ContainerSample]] = {pod.meta.id: [] for pod in found}
         for one in inside:
@@ -156,6 +160,11 @@ class Layers:
             took = time.monotonic() - began
             layer = Layer(place, size, inodes, self._world.clock.now())
             self._known[key] = (time.monotonic() + max(WALK_AGE, 10 * took), layer)
+
+
+def runs(container: Container) -> bool:
+    """Whether it may: one that has ended has a cgroup for a moment still."""
+    return container.state in (ContainerState.RUNNING, ContainerState.UNKNOWN)
 
 
 def walk(top: Path) -> tuple[int, int]:
