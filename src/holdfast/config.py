@@ -73,6 +73,17 @@ def _seconds(key: str, value: Any) -> int:
     return value
 
 
+def _optional(key: str, value: Any) -> str:
+    return "" if value == "" else _text(key, value)
+
+
+def _seccomp(key: str, value: Any) -> str:
+    text = _text(key, value)
+    if text not in ("runtime/default", "docker/default", "unconfined") and not re.fullmatch("localhost/.+", text):
+        raise InvalidArgument(f"{key}: {text!r} is not runtime/default, unconfined, or localhost/ and a file")
+    return text
+
+
 def _hosts(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
         raise InvalidArgument(f"{key}: {value!r} is not a list of host names")
@@ -167,6 +178,17 @@ class Config:
         "", "Where metrics are served over http for Prometheus, e.g. '127.0.0.1:9113'; nowhere by default.",
         parse=_address,
     )  # fmt: skip
+    seccomp_root: Path = setting(
+        Path("/var/lib/kubelet/seccomp"), "Where seccomp profiles are that pods name as Localhost.", parse=_path
+    )
+    unset_seccomp_profile: str = setting(
+        "unconfined",
+        "The seccomp profile of those who name none: runtime/default, unconfined, or localhost/FILE, in seccomp_root.",
+        parse=_seccomp,
+    )
+    apparmor_profile: str = setting(
+        "", "The AppArmor profile that RuntimeDefault is. It must be loaded; none by default.", parse=_optional
+    )
     runtimes: dict[str, dict[str, Any]] = setting(
         {},
         "Runtimes by handler name: [runtimes.crun] binary = '/usr/bin/crun'; or a containerd shim, [runtimes.runc-v2] "

@@ -28,6 +28,7 @@ from holdfast.lifecycle import facts
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.execute import Executor
@@ -157,11 +158,12 @@ class Daemon:
         rebuilt += await images.load()
         adopter = Adopter(world, shims, handlers, background, config.on_shim_death == "adopt")
         foreign = Foreign(shims.foreign, Loggers(layout.pods, keeper), handlers, background, layout)
-        sandboxes = Sandboxes(world, shims, background, layout, host)
+        confinement = Confinement(config.seccomp_root, config.unset_seccomp_profile, config.apparmor_profile)
+        sandboxes = Sandboxes(world, shims, background, layout, host, confinement)
         cleanup = Cleanup(
             world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes
         )
-        bundles = Bundles(snapshots, images, layout, host)
+        bundles = Bundles(snapshots, images, layout, host, confinement)
         paths = PathWork(keeper, config.path_timeout)
         stopper = Stopper(world, cleanup, background)
         ooms = Ooms(world, background, layout)
@@ -216,7 +218,7 @@ class Daemon:
             adopter,
             rebuilt,
         )
-        node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode), storage)
+        node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, facts.report(host)), storage)
         runtime = RuntimeService(
             world, events, pods, containers, executor, bundles, images, node, Stats(world, snapshots, background)
         )
@@ -273,7 +275,7 @@ class Daemon:
         stack.push_async_callback(in_thread, path.unlink, missing_ok=True)
         stack.push_async_callback(server.stop, GRACE_SECONDS)
 
-    def _facts(self, runtime: str, mode: str) -> dict[str, object]:
+    def _facts(self, runtime: str, host: dict[str, object]) -> dict[str, object]:
         """What Status(verbose) tells of this daemon."""
         config = self._config
         return {
@@ -281,7 +283,7 @@ class Daemon:
             "state": str(config.state),
             "cgroup_root": config.cgroup_root,
             "log_root": str(config.log_root),
-            "cgroup_mode": mode,
+            **host,
             "default_runtime": runtime,
             "pid": os.getpid(),
         }

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from holdfast.images.service import Images
 from holdfast.lifecycle.cleanup import container_cgroup
+from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container, Pod
@@ -30,11 +31,14 @@ CONFIG_LIMIT: Final = 8 * 1024 * 1024
 class Bundles:
     """Writes bundles into the pod's volatile directory."""
 
-    def __init__(self, snapshots: Snapshots, images: Images, layout: Layout, facts: HostFacts) -> None:
+    def __init__(
+        self, snapshots: Snapshots, images: Images, layout: Layout, facts: HostFacts, confinement: Confinement
+    ) -> None:
         self._snapshots = snapshots
         self._images = images
         self._layout = layout
         self._facts = facts
+        self._confinement = confinement
 
     def path(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)
@@ -68,7 +72,7 @@ class Bundles:
     def _write(self, container: Container, image: Image, rootfs: Mount) -> None:
         files.make_private(self.path(container))
         request = self._request(container, image, self._user(container, image, rootfs))
-        self._save(container, build(request))
+        self._save(container, build(self._confinement.completed(request)))
 
     def _save(self, container: Container, spec: dict[str, object]) -> None:
         data = json.dumps(spec, separators=(",", ":")).encode()
@@ -114,7 +118,7 @@ class Bundles:
         pinned = self._layout.namespaces(pod.meta.id)
         return {kind: str(pinned / kind) for kind in ("net", "ipc", "uts", "pid") if (pinned / kind).exists()}
 
-    def _files(self, pod: Pod) -> dict[str, str]:
+    def _files(self, pod: Pod) -> dict[str, Any]:
         directory = self._layout.pod(pod.meta.id)
         shm = self._layout.shm(pod.meta.id)
         return {

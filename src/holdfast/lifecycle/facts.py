@@ -1,14 +1,22 @@
 """What this host and this daemon can do, found once at start."""
 
+import contextlib
 import os
+import re
 import resource
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from holdfast.linux import cgroup
 from holdfast.oci.capabilities import CAPABILITIES
 from holdfast.oci.request import HostFacts
 
+SECCOMP_ACTIONS: Final = Path("/proc/sys/kernel/seccomp/actions_avail")  # there with CONFIG_SECCOMP_FILTER
+APPARMOR_ENABLED: Final = Path("/sys/module/apparmor/parameters/enabled")
+SELINUX_ENFORCE: Final = Path("/sys/fs/selinux/enforce")
+SELINUX_CONFIG: Final = Path("/etc/selinux/config")
 CAP_SYS_RESOURCE = CAPABILITIES.index("SYS_RESOURCE")
 
 
@@ -23,7 +31,52 @@ def detect(files: int) -> HostFacts:
         devices=tuple(_devices()),
         hugetlb=_hugetlb(),
         files=(files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+        machine=os.uname().machine,
+        kernel=_version(os.uname().release),
+        seccomp=SECCOMP_ACTIONS.exists(),
+        apparmor=_says(APPARMOR_ENABLED, "Y"),
+        selinux=_selinux(),
     )
+
+
+def report(facts: HostFacts) -> dict[str, object]:
+    """What an administrator is told of it."""
+    return {
+        "cgroup_mode": facts.cgroup_mode,
+        "seccomp": facts.seccomp,
+        "apparmor": facts.apparmor,
+        "selinux": facts.selinux is not None,
+    }
+
+
+def _version(release: str) -> tuple[int, int]:
+    match = re.match(r"([0-9]+)\.([0-9]+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_text().startswith(text)
+    except OSError:
+        return False
+
+
+def _selinux() -> tuple[str, str] | None:
+    """The labels that the host's policy has for containers, lxc_contexts(5); None where SELinux is not enabled."""
+    if not SELINUX_ENFORCE.exists():
+        return None
+    found = {"process": "system_u:system_r:container_t:s0", "file": "system_u:object_r:container_file_t:s0"}
+    with contextlib.suppress(OSError):
+        policy = dict(_assignments(SELINUX_CONFIG)).get("SELINUXTYPE", "targeted")
+        found |= dict(_assignments(SELINUX_CONFIG.parent / policy / "contexts" / "lxc_contexts"))
+    return found["process"], found["file"]
+
+
+def _assignments(path: Path) -> Iterator[tuple[str, str]]:
+    for line in path.read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not name.startswith("#"):
+            yield name.strip(), value.strip().strip('"')
 
 
 def _hugetlb() -> bool:

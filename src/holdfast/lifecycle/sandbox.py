@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.lifecycle.adopt import init_cgroup
+from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
 from holdfast.lifecycle.world import Pod, World
@@ -47,6 +48,7 @@ class Sandboxes:
         background: Background,
         layout: Layout,
         facts: HostFacts,
+        confinement: Confinement,
     ) -> None:
         self._world = world
         self._shims = shims
@@ -54,6 +56,7 @@ class Sandboxes:
         self._background = background
         self._layout = layout
         self._facts = facts
+        self._confinement = confinement
 
     def prepare(self, pod: Pod, handler: Handler, hostname: str) -> None:
         """Write the bundle from which a foreign shim is started, and the program. Blocks. Raises OSError."""
@@ -129,8 +132,10 @@ class Sandboxes:
         await self._world.learn_pod(pod, lambda status: replace(status, ready=False, reason=REASON_SANDBOX))
 
     def _spec(self, pod: Pod, hostname: str) -> dict[str, Any]:
-        """The OCI spec: no rights, nothing to write to, the pod's namespaces."""
-        options = pod.config.linux.security_context.namespace_options
+        """The OCI spec: no rights, nothing to write to, the pod's namespaces and profiles."""
+        context = pod.config.linux.security_context
+        options = context.namespace_options
+        confined, rules = self._confinement.of_sandbox(pod.meta.id, context, (), self._facts)
         pinned = self._layout.namespaces(pod.meta.id)
         namespaces: list[dict[str, str]] = [{"type": "mount"}]
         if options.network != pb.NODE:
@@ -154,6 +159,7 @@ class Sandboxes:
                 "noNewPrivileges": True,
                 "capabilities": {},
                 "oomScoreAdj": max(-998, self._facts.oom_score_adj_min),
+                **confined,
             },
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -166,7 +172,7 @@ class Sandboxes:
                 f"{ANNOTATIONS}.sandbox-namespace": named.namespace,
                 f"{ANNOTATIONS}.sandbox-uid": named.uid,
             },
-            "linux": {"cgroupsPath": init_cgroup(pod.meta), "namespaces": namespaces, "resources": {}},
+            "linux": {"cgroupsPath": init_cgroup(pod.meta), "namespaces": namespaces, "resources": {}, **rules},
         } | ({"hostname": hostname} if options.network != pb.NODE else {})
 
     def _bundle(self, pod: Pod) -> Path:

@@ -3,7 +3,7 @@
 What containerd and CRI-O would make of it is what is made here; each concern has a module of its own.
 """
 
-from holdfast.oci import devices
+from holdfast.oci import capabilities, devices, lsm, seccomp
 from holdfast.oci.masks import masks
 from holdfast.oci.mounts import mounts, rootfs_propagation
 from holdfast.oci.namespaces import namespaces
@@ -53,6 +53,13 @@ def _linux(request: SpecRequest) -> Spec:
         "resources": {**limits, "devices": devices.rules(request)},
         "devices": devices.devices(request),
         **masks(context),
+        **lsm.of_container(request)[1],
+        **seccomp.section(
+            seccomp.wanted(context, seccomp.FIELD, request.unset_seccomp),
+            capabilities.sets(context, request.facts.capabilities)["bounding"],
+            request.facts,
+            request.seccomp_profile,
+        ),
     }
     if propagation := rootfs_propagation(config):
         linux["rootfsPropagation"] = propagation

@@ -4,7 +4,7 @@ from typing import Final
 
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
-from holdfast.oci import capabilities
+from holdfast.oci import capabilities, lsm
 from holdfast.oci.request import Spec, SpecRequest
 from holdfast.oci.text import in_container
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -37,6 +37,7 @@ def process(request: SpecRequest) -> Spec:
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
         "noNewPrivileges": context.no_new_privs,
         "capabilities": capabilities.sets(context, request.facts.capabilities),
+        **lsm.of_container(request)[0],
     }
     wanted = config.linux.resources.oom_score_adj
     found["oomScoreAdj"] = max(wanted, request.facts.oom_score_adj_min)

@@ -21,6 +21,11 @@ class HostFacts:
     devices: tuple[tuple[str, str, int, int], ...] = ()  # (path, "c" or "b", major, minor) of the host's /dev
     hugetlb: bool = True  # whether the OCI runtime finds a hugetlb controller
     files: tuple[int, int] | None = None  # soft and hard limit on open files; runc's own raise the first
+    machine: str = "x86_64"  # as uname(2) names it
+    kernel: tuple[int, int] = (6, 1)
+    seccomp: bool = True  # whether the kernel has filters
+    apparmor: bool = False
+    selinux: tuple[str, str] | None = None  # labels of a container's processes and files, where it is enabled
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +46,7 @@ class SpecRequest:
     hosts: str = ""
     hostname_path: str = ""
     shm: str = ""
+    unset_seccomp: str = ""  # the profile of who names none, see oci.profiles.parse; "" is unconfined
+    seccomp_profile: bytes | None = None  # the file of a Localhost profile
+    apparmor_default: str = ""  # the profile that RuntimeDefault is, if it is loaded
+    apparmor_loaded: frozenset[str] = frozenset()  # profiles that the kernel has

@@ -49,6 +49,8 @@ def validate_pod(config: pb.PodSandboxConfig) -> None:
     resources.check(config.linux.overhead, "config.linux.overhead")
     context = config.linux.security_context
     users.check(context, "config.linux.security_context", context.HasField("run_as_user"))
+    seccomp.check(context, "config.linux.security_context")
+    lsm.check(context, "config.linux.security_context")
     namespaces.check(context.namespace_options, "config.linux.security_context.namespace_options", pod=True)
     for number, mapping in enumerate(config.port_mappings):
         for field in ("container_port", "host_port"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from holdfast.model.errors import InvalidArgument, Unimplemented
 from holdfast.model.image import Image
-from holdfast.oci import capabilities
+from holdfast.oci import capabilities, lsm, seccomp
 from holdfast.oci.build import build
 from holdfast.oci.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
 from holdfast.oci.namespaces import namespaces
@@ -435,26 +435,24 @@ def test_security_fields_are_passed_on() -> None:
     assert (spec["linux"]["maskedPaths"], spec["linux"]["readonlyPaths"]) == (["/proc/kcore"], ["/proc/sys"])
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost)}, "seccomp"),
-        ({"apparmor": pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost)}, "apparmor"),
-        ({"seccomp_profile_path": "localhost//x.json"}, "seccomp"),
-        ({"apparmor_profile": "localhost/x"}, "apparmor"),
-    ],
-)
-def test_a_profile_that_cannot_be_applied_is_refused(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(Unimplemented, match=rf"{CONTEXT}\.{named}: Localhost"):
-        validate_container(secured(**fields), pod())
-
-
-def test_profiles_that_ask_for_nothing_are_accepted() -> None:
-    none = pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
+def test_profiles_go_where_the_runtime_reads_them() -> None:
     default = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
-    for profile in (none, default):
-        assert "seccomp" not in build(request(secured(seccomp=profile, apparmor=profile)))["linux"]
-    assert build(request(secured(seccomp=none, seccomp_profile_path="localhost/x", apparmor_profile="unconfined")))
+    spec = build(
+        request(
+            secured(seccomp=default, apparmor=default),
+            facts=replace(FACTS, apparmor=True, selinux=("u:r:container_t:s0", "u:object_r:container_file_t:s0")),
+            apparmor_default="holdfast",
+            apparmor_loaded=frozenset({"holdfast"}),
+        )
+    )
+    bounding = frozenset(spec["process"]["capabilities"]["bounding"])
+    assert spec["linux"]["seccomp"] == seccomp.default(
+        frozenset(map(capabilities.capability_name, bounding)), FACTS.machine
+    )
+    assert spec["process"]["apparmorProfile"] == "holdfast"
+    level = lsm.level_of("pod1")
+    assert spec["process"]["selinuxLabel"] == f"u:r:container_t:{level}"
+    assert spec["linux"]["mountLabel"] == f"u:object_r:container_file_t:{level}"
 
 
 def test_labels_and_annotations_of_others_never_become_annotations() -> None:
