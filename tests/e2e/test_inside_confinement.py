@@ -62,7 +62,7 @@ def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def life(profiles: Path) -> Iterator[Node]:
-    with node(seccomp_root=str(profiles)) as one:
+    with node(seccomp_root=str(profiles), runtimes={"runc-v2": {"shim": "/usr/bin/containerd-shim-runc-v2"}}) as one:
         yield one
 
 
@@ -189,6 +189,25 @@ def test_a_profile_from_a_file(life: Node, pod: str, profiles: Path) -> None:
         for text in both(life, pod, "mkdir /tmp/x; grep Seccomp: /proc/self/status", **context):
             assert "mkdir: can't create directory '/tmp/x': Permission denied" in text
             assert "Seccomp:\t2" in text
+
+
+@pytest.mark.parametrize(
+    ("profile", "mode"), [(None, "0"), (UNCONFINED, "0"), (DEFAULT, "2"), (local("no-mkdir.json"), "2")]
+)
+def test_a_sandbox_container_has_the_pods_profile(life: Node, profile: pb.SecurityProfile | None, mode: str) -> None:
+    """Under a foreign shim, which knows a pod by that container. Its containers have their own."""
+    config = life.pod_config()
+    if profile is not None:
+        config.linux.security_context.seccomp.CopyFrom(profile)
+    pod = life.run_pod(config, "runc-v2")
+    try:
+        init = json.loads((life.state / "pods" / pod / pod / "init.json").read_bytes())
+        lines = Path(f"/proc/{init['pid']}/status").read_text().splitlines()
+        assert f"Seccomp:\t{mode}" in lines
+        assert [found["Seccomp"] for found in statuses(life, pod, seccomp=DEFAULT)] == ["2", "2"]
+        assert [found["Seccomp"] for found in statuses(life, pod)] == ["0", "0"]
+    finally:
+        life.remove_pod(pod)
 
 
 @pytest.mark.parametrize(
