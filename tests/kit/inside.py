@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.lifecycle.validate import CAPABILITIES
+from holdfast.oci.capabilities import CAPABILITIES
 from holdfast.proto import runtime_v1_pb2 as pb
 from kit.node import Node
 
