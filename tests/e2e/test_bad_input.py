@@ -120,6 +120,16 @@ def test_pod(life: Node, pod: str, change: Callable[[pb.PodSandboxConfig], objec
     assert inventory(life) == before
 
 
+@pytest.mark.parametrize("long", ["x" * 70000, "\U0001f600" * 20000])
+def test_an_error_about_a_long_value_is_heard(life: Node, pod: str, long: str) -> None:
+    config = life.container_config("exit 0", envs=[pb.KeyValue(key=f"{long}=", value="")])
+    with pytest.raises(grpc.RpcError) as failure:
+        life.create(pod, config)
+    assert failure.value.code() is INVALID
+    assert failure.value.details().startswith("config.envs[0].key: ")
+    assert failure.value.details().endswith("=' is not a name")
+
+
 def test_unknown_runtime_handler(life: Node) -> None:
     request = pb.RunPodSandboxRequest(config=life.pod_config(), runtime_handler="no-such")
     with pytest.raises(grpc.RpcError) as failure:

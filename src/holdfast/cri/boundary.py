@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, NoReturn
+from urllib.parse import quote
 
 import grpc
 
@@ -33,6 +34,9 @@ STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
 HOST_FAILS: Final = frozenset(
     {errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EROFS}
 )
+DETAILS_BYTES: Final = 6000  # gRPC begins to refuse headers of more than 8 KiB
+DETAILS_ENDS: Final = 240  # characters, of at most 12 bytes there
+PLAIN: Final = "".join(char for char in map(chr, range(0x20, 0x7F)) if char != "%")
 ALWAYS_SERVED: Final = frozenset({"Version", "Status", "Recovery", "Config"})
 ENDS_WITH_CLIENT: Final = frozenset({"ExecSync"})
 QUIET: Final = frozenset({"Version", "Status", "RuntimeConfig", "ImageFsInfo"})
@@ -49,6 +53,18 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
         return grpc.StatusCode.UNAVAILABLE, str(error)
     foreseen = isinstance(error, errors.HoldfastError)
     return grpc.StatusCode.UNKNOWN, str(error) if foreseen else f"{type(error).__name__}: {error}"
+
+
+def sayable(text: str) -> str:
+    """A text that gRPC can send as the details of an error: they travel in a header, percent-encoded.
+
+    Of one that quotes a long value the beginning is kept, with the field, and the end, with what is wrong: a header
+    that is too long would be lost whole, and the code with it.
+    """
+    text = text.encode(errors="backslashreplace").decode()
+    if len(quote(text, safe=PLAIN)) <= DETAILS_BYTES:
+        return text
+    return f"{text[:DETAILS_ENDS]} ... {text[-DETAILS_ENDS:]}"
 
 
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
@@ -129,6 +145,7 @@ def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 
 async def _abort(name: str, request: Any, context: Any, error: Exception, began: float) -> NoReturn:
     code, text = status_of(error)
+    text = sayable(text)
     foreseen = code is not grpc.StatusCode.UNKNOWN or isinstance(error, errors.HoldfastError)
     unforeseen = None if foreseen else error
     log.log(

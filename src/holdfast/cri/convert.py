@@ -94,7 +94,7 @@ def container_status(container: Container, image_ref: str) -> pb.ContainerStatus
         started_at=status.started_at,
         finished_at=status.finished_at,
         exit_code=status.exit_code,
-        image=pb.ImageSpec(image=container.meta.image_ref),
+        image=_image_spec(container),
         image_ref=image_ref,
         image_id=container.meta.image_id,
         reason=status.reason,
@@ -105,6 +105,14 @@ def container_status(container: Container, image_ref: str) -> pb.ContainerStatus
         log_path=container.meta.log_path,
         resources=pb.ContainerResources(linux=linux),
     )
+
+
+def _image_spec(container: Container) -> pb.ImageSpec:
+    """What the client has said about the image, under the name that its user gave it."""
+    spec = pb.ImageSpec()
+    spec.CopyFrom(container.config.image)
+    spec.image = container.meta.image_ref
+    return spec
 
 
 def container_info(container: Container, spec: dict[str, object] | None) -> dict[str, str]:

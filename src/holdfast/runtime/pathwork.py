@@ -1,6 +1,7 @@
 """Work on paths that are a user's, in a worker that is killed when it takes too long."""
 
 import asyncio
+import errno
 import json
 import secrets
 import signal
@@ -8,11 +9,14 @@ import socket
 from typing import Final
 
 from holdfast.linux import process
-from holdfast.model.errors import DeadlineExceeded, Unavailable
+from holdfast.model.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from holdfast.model.state import ProcessRef
 from holdfast.runtime.keeper import Keeper
 
 REPLY_BYTES: Final = 4096
+THE_PATHS_FAULT: Final = frozenset(
+    {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+)
 
 
 class PathWork:
@@ -25,7 +29,7 @@ class PathWork:
     async def make_directory(self, path: str, field: str) -> None:
         """Make a directory and its parents, as far as they are not there.
 
-        Raises DeadlineExceeded that names path and field, and OSError with what the filesystem has said.
+        Raises DeadlineExceeded or InvalidArgument that names path and field, and OSError for what is the host's fault.
         """
         ours, theirs = socket.socketpair()
         with ours:
@@ -43,6 +47,8 @@ class PathWork:
         if not said:
             raise Unavailable(f"cannot use {field} {path}: the process that looked at it has died")
         if problem := json.loads(said):
+            if problem["errno"] in THE_PATHS_FAULT:
+                raise InvalidArgument(f"{field}: cannot make {path}: {problem['message']}")
             raise OSError(problem["errno"], problem["message"], path)
 
 

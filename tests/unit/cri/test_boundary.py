@@ -1,11 +1,12 @@
 """Which gRPC code an error becomes on its way out, and which error a shim's code becomes on its way in."""
 
 import errno
+from urllib.parse import quote
 
 import grpc
 import pytest
 
-from holdfast.cri.boundary import status_of
+from holdfast.cri.boundary import sayable, status_of
 from holdfast.model import errors
 from holdfast.runtime.task import _translated
 from holdfast.ttrpc.client import ConnectionLost, TtrpcError
@@ -62,3 +63,21 @@ def test_a_shim_that_says_nothing() -> None:
         raise ConnectionLost("gone")
     with pytest.raises(errors.DeadlineExceeded), _translated("Start", "id"):
         raise TimeoutError
+
+
+@pytest.mark.parametrize("text", ["", "config.hostname: 'x' is not a host name", "é" * 1000, "%" * 2000, "x" * 6000])
+def test_an_error_is_told_as_it_is(text: str) -> None:
+    assert sayable(text) == text
+
+
+@pytest.mark.parametrize("long", ["x" * 70000, "%" * 3000, "é" * 1001, "\U0001f600" * 501, "\n" * 3000])
+def test_one_that_is_too_long_keeps_its_ends(long: str) -> None:
+    said = sayable(f"config.command[1]: {long} is no good")
+    assert said.startswith("config.command[1]: ")
+    assert said.endswith(" is no good")
+    assert " ... " in said
+    assert len(quote(said)) < 8192
+
+
+def test_what_is_no_text_can_be_said_as_well() -> None:
+    assert sayable("a\udcffb") == "a\\udcffb"
