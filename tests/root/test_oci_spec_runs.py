@@ -13,6 +13,7 @@ import pytest
 from shim_kit import APPLETS, BUSYBOX, UNIFIED
 
 from holdfast.lifecycle import facts
+from holdfast.lifecycle.devices import Devices
 from holdfast.linux import cgroup, mount, namespace
 from holdfast.model.image import Image
 from holdfast.oci.build import build
@@ -20,6 +21,7 @@ from holdfast.oci.request import SpecRequest
 from holdfast.oci.users import resolve_user
 from holdfast.oci.validate import validate_container, validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.handlers import Handler
 from holdfast.workers.shim.spawn import hidden
 
 COMMANDS = (*APPLETS, "id", "env", "hostname", "pwd", "ls", "mount", "grep", "touch", "stat", "mkdir")
@@ -58,6 +60,7 @@ class Runner:
             image=Image(id="sha256:0", config=b"{}", size=1, env=("FROM=image",), workdir="/data"),
             user=resolve_user(config, "", read),
             cgroups_path=f"{self.parent}/c1",
+            **Devices([]).found(config, Handler("", self.binary, "")),
             hostname="pod-1",
             facts=self.facts,
         )
@@ -151,8 +154,8 @@ def test_a_privileged_container_has_the_hosts_devices_and_capabilities(runner: R
     held = Path("/proc/self/status").read_text().split("CapBnd:")[1].split()[0]
     assert output.splitlines()[0].split()[1] == held
     present = set(output.split())
-    for path, *_ in runner.facts.devices:
-        assert Path(path).relative_to("/dev").parts[0] in present
+    for node in runner.request(config, pod).host_devices:
+        assert Path(node.path).relative_to("/dev").parts[0] in present
     assert any(" on /sys type sysfs (rw" in line for line in output.splitlines())
 
 

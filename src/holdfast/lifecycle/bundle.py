@@ -4,13 +4,15 @@ import errno
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from holdfast.images.service import Images
 from holdfast.lifecycle.cleanup import container_cgroup
+from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
 from holdfast.model.errors import InvalidArgument
@@ -21,16 +23,28 @@ from holdfast.oci.request import HostFacts, SpecRequest
 from holdfast.oci.resources import resources_to_oci
 from holdfast.oci.users import ResolvedUser, resolve_user
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.handlers import Handlers
 from holdfast.snapshots.overlay import Snapshots
 
 CONFIG_FILE: Final = "config.json"
 CONFIG_LIMIT: Final = 8 * 1024 * 1024
+LOOK_SECONDS: Final = 10.0  # that the host's devices may take to be looked at
 
 
 class Bundles:
     """Writes bundles into the pod's volatile directory."""
 
-    def __init__(self, snapshots: Snapshots, images: Images, layout: Layout, facts: HostFacts) -> None:
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        images: Images,
+        layout: Layout,
+        facts: HostFacts,
+        handlers: Handlers,
+        devices: Devices,
+    ) -> None:
+        self._handlers = handlers
+        self._devices = devices
         self._snapshots = snapshots
         self._images = images
         self._layout = layout
@@ -39,10 +53,19 @@ class Bundles:
     def path(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)
 
-    async def write(self, container: Container, image: Image) -> None:
-        """Make the bundle's directory and config.json. Raises InvalidArgument that names the field."""
+    async def write(self, container: Container, image: Image) -> pb.ContainerUser:
+        """Make the bundle's directory and config.json. Returns who the process will be.
+
+        Raises InvalidArgument that names the field.
+        """
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
-        await in_thread(self._write, container, image, mounts[0])
+        found: dict[str, Any] = {}
+        if self._devices.wanted(container.config):
+            look = apart(self._devices.found, container.config, self._handlers.get(container.pod.meta.handler))
+            found = await within(LOOK_SECONDS, look, "look at config.devices")
+        user = await in_thread(self._write, container, image, mounts[0], found)
+        linux = pb.LinuxContainerUser(uid=user["uid"], gid=user["gid"], supplemental_groups=user["additionalGids"])
+        return pb.ContainerUser(linux=linux)
 
     async def ensure(self, container: Container) -> None:
         """Make the bundle unless it is there; the state directory may have been lost since it was written.
@@ -65,10 +88,13 @@ class Bundles:
         spec: dict[str, object] = json.loads(files.read_bounded(self.path(container) / CONFIG_FILE, CONFIG_LIMIT))
         return spec
 
-    def _write(self, container: Container, image: Image, rootfs: Mount) -> None:
+    def _write(self, container: Container, image: Image, rootfs: Mount, found: dict[str, Any]) -> dict[str, Any]:
         files.make_private(self.path(container))
-        request = self._request(container, image, self._user(container, image, rootfs))
-        self._save(container, build(request))
+        user = self._user(container, image, rootfs)
+        spec = build(replace(self._request(container, image, user), **found))
+        self._save(container, spec)
+        process_user: dict[str, Any] = spec["process"]["user"]
+        return process_user
 
     def _save(self, container: Container, spec: dict[str, object]) -> None:
         data = json.dumps(spec, separators=(",", ":")).encode()
@@ -114,7 +140,7 @@ class Bundles:
         pinned = self._layout.namespaces(pod.meta.id)
         return {kind: str(pinned / kind) for kind in ("net", "ipc", "uts", "pid") if (pinned / kind).exists()}
 
-    def _files(self, pod: Pod) -> dict[str, str]:
+    def _files(self, pod: Pod) -> dict[str, Any]:
         directory = self._layout.pod(pod.meta.id)
         shm = self._layout.shm(pod.meta.id)
         return {

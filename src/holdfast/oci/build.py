@@ -3,7 +3,7 @@
 What containerd and CRI-O would make of it is what is made here; each concern has a module of its own.
 """
 
-from holdfast.oci import devices
+from holdfast.oci import cdi, devices
 from holdfast.oci.masks import masks
 from holdfast.oci.mounts import mounts, rootfs_propagation
 from holdfast.oci.namespaces import namespaces
@@ -27,6 +27,7 @@ def build(request: SpecRequest) -> Spec:
     }
     if "uts" in request.namespaces:
         spec["hostname"] = request.hostname
+    cdi.apply(spec, request.cdi)
     return spec
 
 
