@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.images.service import Images
+from holdfast.lifecycle import target
 from holdfast.lifecycle.cleanup import container_cgroup
 from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.layout import Layout
@@ -127,7 +128,7 @@ class Bundles:
             pod=pod.config,
             container=container.config,
             image=image,
-            namespaces=self._namespaces(pod),
+            namespaces=self._namespaces(pod) | {"target_pid": str(self.path(container) / target.PIN)},
             cgroups_path=container_cgroup(container),
             hostname=hostname(pod.config),
             user=user,

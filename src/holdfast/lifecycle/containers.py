@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from holdfast.images.service import Images
+from holdfast.lifecycle import target
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
@@ -103,6 +104,7 @@ class Containers:
         if pod.state is not PodState.READY or not pod.acknowledged:
             raise FailedPrecondition(f"cannot create container in pod sandbox {pod.meta.id}: it is not ready")
         validate_container(config, pod.config)
+        target.find(pod, config)
 
         def same(made: Container) -> bool:
             return made.state is ContainerState.CREATED and not made.intents and made.config == config
@@ -285,12 +287,13 @@ class Containers:
             stderr=stderr,
             options=self._foreign.options(container),
         )
-        try:
-            pid = await make()
-        except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
-            await self._cleanup.discard(container)
-            container.cleaned.clear()
-            pid = await make()
+        async with target.held(container, bundle):
+            try:
+                pid = await make()
+            except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
+                await self._cleanup.discard(container)
+                container.cleaned.clear()
+                pid = await make()
         crashpoint("start.created")
         if foreign:
             await self._foreign.created(container, pid)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import files, mount
+from holdfast.linux import files, mount, process
 from holdfast.linux.inject import fault
 from holdfast.linux.libc import check, libc
 
@@ -91,6 +91,24 @@ def pin_existing(source: str, path: Path) -> None:
     except OSError:
         os.unlink(path)
         raise
+
+
+def pin_of(pid: int, started: int, kind: str, path: Path) -> None:
+    """Pin a namespace of that very process: its start time is looked at once the namespace is open.
+
+    Raises ProcessLookupError when it has ended.
+    """
+    try:
+        descriptor = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from exc
+    try:
+        with process.pin(pid, started) as pinned:
+            if pinned is None or not pinned.alive():
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        pin_existing(f"/proc/self/fd/{descriptor}", path)
+    finally:
+        os.close(descriptor)
 
 
 def unpin(path: Path) -> None:

@@ -398,7 +398,7 @@ def test_namespaces(pid: pb.NamespaceMode, pinned: dict[str, str], mode: str, ex
 
 
 def test_a_target_that_is_not_known_is_refused() -> None:
-    with pytest.raises(Unimplemented, match=rf"{CONTEXT}\.namespace_options\.pid: TARGET"):
+    with pytest.raises(InvalidArgument, match=rf"{CONTEXT}\.namespace_options\.target_id: it is not known"):
         build(request(secured(namespace_options=pb.NamespaceOption(pid=pb.TARGET, target_id="c0"))))
 
 
