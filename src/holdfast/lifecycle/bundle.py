@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from holdfast.snapshots.overlay import Snapshots
 
 CONFIG_FILE: Final = "config.json"
 CONFIG_LIMIT: Final = 8 * 1024 * 1024
+LABEL_LENGTH: Final = 63  # of a host name that nobody has chosen, RFC 1123
 LOOK_SECONDS: Final = 10.0  # that the host's devices may take to be looked at
 
 
@@ -177,4 +179,6 @@ def read_in(root: int, path: str, limit: int) -> bytes | None:
 def hostname(config: pb.PodSandboxConfig) -> str:
     """The pod's own host name; that of the host for a pod on its network."""
     options = config.linux.security_context.namespace_options
-    return os.uname().nodename if options.network == pb.NODE else config.hostname or config.metadata.name[:63]
+    if options.network == pb.NODE:
+        return os.uname().nodename
+    return config.hostname or re.sub("[^A-Za-z0-9.-]", "-", config.metadata.name)[:LABEL_LENGTH].strip("-.") or "pod"

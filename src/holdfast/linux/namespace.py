@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -126,6 +126,40 @@ def unpin(path: Path) -> None:
 def namespace_id(path: str | os.PathLike[str]) -> int:
     """The inode number that identifies a namespace."""
     return os.stat(path).st_ino
+
+
+def set_sysctls(values: Mapping[str, str], namespaces: Iterable[Path]) -> None:
+    """Write kernel parameters, by their files in /proc/sys, as whoever is in these pinned namespaces sees them.
+
+    Raises OSError with the file's name.
+    """
+    failure: list[OSError] = []
+
+    def write() -> None:
+        try:
+            for path in namespaces:
+                enter(path)
+            for name, value in values.items():
+                _write_sysctl(name, value)
+        except OSError as exc:
+            failure.append(exc)
+
+    thread = threading.Thread(target=write, name="set-sysctls")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    fault("write", name)
+    descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    except OSError as exc:
+        raise OSError(exc.errno, os.strerror(exc.errno or errno.EIO), name) from exc
+    finally:
+        os.close(descriptor)
 
 
 def set_loopback_up() -> None:

@@ -10,7 +10,6 @@ from holdfast.oci.namespaces import namespaces
 from holdfast.oci.process import check_image, process
 from holdfast.oci.request import Spec, SpecRequest
 from holdfast.oci.resources import resources_to_oci
-from holdfast.oci.sysctls import sysctls
 
 
 def build(request: SpecRequest) -> Spec:
@@ -57,6 +56,4 @@ def _linux(request: SpecRequest) -> Spec:
     }
     if propagation := rootfs_propagation(config):
         linux["rootfsPropagation"] = propagation
-    if found := sysctls(request.pod, request.namespaces):
-        linux["sysctl"] = found
     return linux

@@ -402,13 +402,6 @@ def test_a_target_that_is_not_known_is_refused() -> None:
         build(request(secured(namespace_options=pb.NamespaceOption(pid=pb.TARGET, target_id="c0"))))
 
 
-def test_sysctls_go_to_namespaces_of_the_pods_own() -> None:
-    one = request(pod=pod(sysctls={"net/core/somaxconn": "9", "kernel.sem": "1 2 3 4"}), namespaces=PINNED)
-    assert build(one)["linux"]["sysctl"] == {"net.core.somaxconn": "9", "kernel.sem": "1 2 3 4"}
-    with pytest.raises(InvalidArgument, match=r"config\.linux\.sysctls: 'net\.core\.somaxconn' would change the host"):
-        build(replace(one, namespaces={"ipc": "/run/ns/ipc"}))
-
-
 def test_resources() -> None:
     asked = pb.LinuxContainerResources(
         cpu_period=100000, cpu_quota=-1, cpu_shares=2, cpuset_cpus="0-1", cpuset_mems="0",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from holdfast.model.errors import HoldfastError, InvalidArgument, Unimplemented
 from holdfast.oci import resources as limits
+from holdfast.oci import sysctls
 from holdfast.oci.capabilities import CAPABILITIES, capability_name
 from holdfast.oci.sysctls import sysctl_namespace
 from holdfast.oci.text import in_container
@@ -68,6 +69,7 @@ BAD_PODS: list[tuple[Change, str]] = [
     (lambda p: p.linux.sysctls.update({"net.a..b": "1"}), "config.linux.sysctls: 'net.a..b' is not a sysctl"),
     (lambda p: p.linux.sysctls.update({"net.a\n": "1"}), "config.linux.sysctls: .* is not a sysctl"),
     (lambda p: p.linux.sysctls.update({"kernel.panic": "1"}), "'kernel.panic' would change the host"),
+    (lambda p: p.linux.sysctls.update({"kernel/hostname": "x"}), "'kernel/hostname' is what config.hostname is for"),
     (lambda p: p.linux.sysctls.update({"vm/swappiness": "1"}), "'vm/swappiness' would change the host"),
     (lambda p: setattr(p.linux.resources, "cpu_shares", -2), "config.linux.resources.cpu_shares: -2 is negative"),
     (lambda p: setattr(p.linux.overhead, "cpu_period", -2), "config.linux.overhead.cpu_period: -2 is negative"),
@@ -198,7 +200,7 @@ def test_bad_resources_are_refused(resources: pb.LinuxContainerResources, messag
         limits.check(resources, "linux")
 
 
-@pytest.mark.parametrize("key", ["net.core.somaxconn", "kernel.hostname", "kernel.sem", "fs.mqueue.msg_max"])
+@pytest.mark.parametrize("key", ["net.core.somaxconn", "kernel.domainname", "kernel.sem", "fs.mqueue.msg_max"])
 def test_sysctls_of_a_namespace_that_is_the_hosts_are_refused(key: str) -> None:
     config = pod()
     config.linux.sysctls[key] = "1"
@@ -239,8 +241,17 @@ def test_capabilities_are_those_of_the_kernel_in_its_order() -> None:
     assert capability_name("cap_Kill") == capability_name("KILL") == "KILL"
 
 
-def test_sysctls_of_the_host_belong_to_no_namespace() -> None:
-    assert [sysctl_namespace(key) for key in ("vm.swappiness", "fs.file-max", "kernel.panic")] == ["", "", ""]
+@pytest.mark.parametrize("key", ["vm.swappiness", "fs.file-max", "kernel.panic", "kernel.shm_next_id", "kernel.semi"])
+def test_sysctls_of_the_host_belong_to_no_namespace(key: str) -> None:
+    assert sysctl_namespace(key) == ""
+
+
+def test_the_files_of_sysctls() -> None:
+    config = pod()
+    asked = ("net.core.a", "net/core/b", "net.ipv4.conf.eth0/100.c", "net/ipv4/conf/eth0.100/d", "kernel/sem")
+    config.linux.sysctls.update(dict.fromkeys(asked, "1"))
+    paths = ("kernel/sem", "net/core/a", "net/ipv4/conf/eth0.100/c", "net/core/b", "net/ipv4/conf/eth0.100/d")
+    assert list(sysctls.files(config)) == [f"/proc/sys/{path}" for path in paths]
 
 
 @given(data=st.binary(max_size=300))
