@@ -20,6 +20,7 @@ from holdfast.linux import files, mount
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
+from holdfast.oci import process
 from holdfast.oci.build import build
 from holdfast.oci.request import HostFacts, SpecRequest
 from holdfast.oci.resources import resources_to_oci
@@ -118,6 +119,7 @@ class Bundles:
         """Who the process will be, looked up in the image's own files through a mount that nobody else sees."""
         descriptor = mount.open_detached(rootfs)
         try:
+            check_directory(descriptor, container.config.working_dir or image.workdir)
             return resolve_user(container.config, image.user, lambda path, limit: read_in(descriptor, path, limit))
         finally:
             os.close(descriptor)
@@ -152,6 +154,14 @@ class Bundles:
             "hostname_path": str(directory / "hostname"),
             "shm": str(shm) if shm.exists() else "/dev/shm",
         }
+
+
+def check_directory(root: int, asked: str) -> None:
+    """Refuse a working directory that leads out of an image, whatever links it has. Raises InvalidArgument."""
+    try:
+        process.check_directory(asked, files.follow(root, asked))
+    except (OSError, ValueError) as exc:
+        raise InvalidArgument(f"config.working_dir: {asked!r} cannot be followed: {exc}") from exc
 
 
 def read_in(root: int, path: str, limit: int) -> bytes | None:

@@ -252,7 +252,6 @@ class Pods:
         if kinds:
             namespace.pin(kinds, directory, hostname=hostname(pod.config))
             crashpoint("run.namespaces")
-            set_sysctls(pod.config, [directory / kind for kind in kinds])
         if options.ipc != pb.NODE:
             shm = self._layout.shm(pod.meta.id)
             files.mkdir(shm, 0o1777)
@@ -260,6 +259,7 @@ class Pods:
             mount.mount(
                 "shm", shm, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC, f"mode=1777,size={SHM_BYTES}"
             )
+        set_sysctls(pod.config, [directory / kind for kind in kinds])
         write_pod_files(self._layout.pod(pod.meta.id), pod.config)
         crashpoint("run.files")
 
