@@ -17,7 +17,10 @@ LONGEST: Final = 100  # below that at which the daemon gives up a call to a shim
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]i?B?|B)?", re.ASCII | re.IGNORECASE)
 _HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")  # it names a directory, and RuntimeClasses refer to it
 _UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_RUNTIME_KEYS: Final = frozenset({"binary", "shim", "options", "sandbox_container"})
+_RUNTIME_FLAGS: Final = (
+    "sandbox_container", "privileged_without_host_devices", "privileged_without_host_devices_all_devices_allowed",
+)  # fmt: skip
+_RUNTIME_KEYS: Final = frozenset({"binary", "shim", "options", *_RUNTIME_FLAGS})
 
 
 def setting(
@@ -98,6 +101,18 @@ def _address(key: str, value: Any) -> str:
     return text
 
 
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{key}: {value!r} is not true or false")
+    return value
+
+
+def _directories(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidArgument(f"{key}: {value!r} is not a list of directories")
+    return tuple(str(_path(key, one)) for one in value)
+
+
 def _runtimes(key: str, value: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(value, Mapping):
         raise InvalidArgument(f"{key}: {value!r} is not a table")
@@ -117,10 +132,8 @@ def _runtimes(key: str, value: Any) -> dict[str, dict[str, Any]]:
                 raise InvalidArgument(f"{key}.{name}.{setting}: it is for a shim only, and none is named")
         if not isinstance(table.get("options", {}), Mapping):
             raise InvalidArgument(f"{key}.{name}.options: {table['options']!r} is not a table")
-        if not isinstance(table.get("sandbox_container", True), bool):
-            raise InvalidArgument(
-                f"{key}.{name}.sandbox_container: {table['sandbox_container']!r} is not true or false"
-            )
+        for setting in _RUNTIME_FLAGS:
+            _flag(f"{key}.{name}.{setting}", table.get(setting, False))
     return {name: dict(table) for name, table in value.items()}
 
 
@@ -189,10 +202,20 @@ class Config:
     apparmor_profile: str = setting(
         "", "The AppArmor profile that RuntimeDefault is. It must be loaded; none by default.", parse=_optional
     )
+    cdi_spec_dirs: tuple[str, ...] = setting(
+        ("/etc/cdi", "/var/run/cdi"),
+        "Where the spec files of CDI devices are; a later directory wins over an earlier one.",
+        parse=_directories,
+    )
+    device_ownership_from_security_context: bool = setting(
+        False, "Whether run_as_user and run_as_group own the device nodes that a container asks for.", parse=_flag
+    )
     runtimes: dict[str, dict[str, Any]] = setting(
         {},
         "Runtimes by handler name: [runtimes.crun] binary = '/usr/bin/crun'; or a containerd shim, [runtimes.runc-v2] "
-        "shim = '/usr/bin/containerd-shim-runc-v2', with its `options` and `sandbox_container` (true by default).",
+        "shim = '/usr/bin/containerd-shim-runc-v2', with its `options` and `sandbox_container` (true by default). With "
+        "`privileged_without_host_devices` privileged containers get no devices of the host; with "
+        "`privileged_without_host_devices_all_devices_allowed` as well they may use and make them all the same.",
         parse=_runtimes,
     )
 

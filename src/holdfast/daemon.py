@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -30,6 +31,7 @@ from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.foreign import Foreign
@@ -163,7 +165,8 @@ class Daemon:
         cleanup = Cleanup(
             world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes
         )
-        bundles = Bundles(snapshots, images, layout, host, confinement)
+        devices = Devices([*map(Path, config.cdi_spec_dirs)], owned=config.device_ownership_from_security_context)
+        bundles = Bundles(snapshots, images, layout, host, confinement, handlers, devices)
         paths = PathWork(keeper, config.path_timeout)
         stopper = Stopper(world, cleanup, background)
         ooms = Ooms(world, background, layout)

@@ -201,6 +201,18 @@ class Start(Operation):
         assert stage.node.exited(target.container).exit_code == 3
 
 
+class Share(Start):
+    """A container that is to see another one's processes."""
+
+    def prepare(self, stage: Stage) -> Target:
+        target = Operation.prepare(self, stage).with_pod()
+        other = stage.node.run(target.pod, "sleep 1000", "target")
+        config = target.container_config()
+        config.linux.security_context.namespace_options.MergeFrom(pb.NamespaceOption(pid=pb.TARGET, target_id=other))
+        target.container = stage.node.create(target.pod, config)
+        return target
+
+
 class Exec(Operation):
     def prepare(self, stage: Stage) -> Target:
         return super().prepare(stage).running()
@@ -410,8 +422,8 @@ class ForeignRemovePod(RemovePod):
 
 
 OPERATIONS: dict[str, Operation] = {
-    "run": Run(), "create": Create(), "start": Start(), "exec": Exec(), "stop": Stop(), "kill": Kill(),
-    "exit": Exit(), "adopt": Adopt(), "adopted-exit": AdoptedExit(),
+    "run": Run(), "create": Create(), "start": Start(), "share": Share(), "exec": Exec(), "stop": Stop(),
+    "kill": Kill(), "exit": Exit(), "adopt": Adopt(), "adopted-exit": AdoptedExit(),
     "remove": Remove(), "stop-pod": StopPod(),
     "remove-pod": RemovePod(), "pull": Pull(), "import": Import(), "remove-image": RemoveImage(), "recover": Recover(),
     "salvage": Salvage(), "foreign-run": ForeignRun(), "foreign-start": ForeignStart(), "foreign-exit": ForeignExit(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kit.node import until
 
-from holdfast.linux import mount, namespace
+from holdfast.linux import mount, namespace, process
 
 KINDS = ("net", "ipc", "uts")
 
@@ -95,3 +95,31 @@ def test_unpin_of_a_stacked_pin(place: Path) -> None:
     mount.bind("/proc/self/ns/uts", path)
     namespace.unpin(path)
     assert os.listdir(place) == []
+
+
+def test_kernel_parameters_are_set_in_pinned_namespaces_only(place: Path) -> None:
+    name = "/proc/sys/net/core/somaxconn"
+    paths, before = namespace.pin(["net"], place), Path(name).read_text()
+    namespace.set_sysctls({name: "77"}, paths.values())
+    assert inside(paths["net"], f"print(open({name!r}).read())") == "77"
+    assert Path(name).read_text() == before
+    for wrong in ("x", "99999999999999999999"):
+        with pytest.raises(OSError, match="Invalid argument") as failure:
+            namespace.set_sysctls({name: wrong}, paths.values())
+        assert failure.value.filename == name
+
+
+def test_a_namespace_is_pinned_of_that_very_process(place: Path) -> None:
+    with subprocess.Popen(["sleep", "100"]) as other:
+        try:
+            started = process.start_time(other.pid)
+            assert started is not None
+            namespace.pin_of(other.pid, started, "pid", place / "pid")
+            assert namespace.namespace_id(place / "pid") == namespace.namespace_id("/proc/self/ns/pid")
+            with pytest.raises(ProcessLookupError):
+                namespace.pin_of(other.pid, started + 1, "pid", place / "other")
+        finally:
+            other.kill()
+    with pytest.raises(ProcessLookupError):
+        namespace.pin_of(other.pid, started, "pid", place / "other")
+    assert os.listdir(place) == ["pid"]

@@ -13,13 +13,17 @@ import pytest
 from shim_kit import APPLETS, BUSYBOX, UNIFIED
 
 from holdfast.lifecycle import facts
+from holdfast.lifecycle.devices import Devices
+from holdfast.lifecycle.pods import set_sysctls
 from holdfast.linux import cgroup, mount, namespace
 from holdfast.model.image import Image
+from holdfast.oci import sysctls
 from holdfast.oci.build import build
 from holdfast.oci.request import SpecRequest
 from holdfast.oci.users import resolve_user
 from holdfast.oci.validate import validate_container, validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.handlers import Handler
 from holdfast.workers.shim.spawn import hidden
 
 COMMANDS = (*APPLETS, "id", "env", "hostname", "pwd", "ls", "mount", "grep", "touch", "stat", "mkdir")
@@ -58,6 +62,7 @@ class Runner:
             image=Image(id="sha256:0", config=b"{}", size=1, env=("FROM=image",), workdir="/data"),
             user=resolve_user(config, "", read),
             cgroups_path=f"{self.parent}/c1",
+            **Devices([]).found(config, Handler("", self.binary, "")),
             hostname="pod-1",
             facts=self.facts,
         )
@@ -151,8 +156,8 @@ def test_a_privileged_container_has_the_hosts_devices_and_capabilities(runner: R
     held = Path("/proc/self/status").read_text().split("CapBnd:")[1].split()[0]
     assert output.splitlines()[0].split()[1] == held
     present = set(output.split())
-    for path, *_ in runner.facts.devices:
-        assert Path(path).relative_to("/dev").parts[0] in present
+    for node in runner.request(config, pod).host_devices:
+        assert Path(node.path).relative_to("/dev").parts[0] in present
     assert any(" on /sys type sysfs (rw" in line for line in output.splitlines())
 
 
@@ -240,13 +245,14 @@ def test_the_pods_namespaces_with_its_sysctls(runner: Runner) -> None:
     pinned.mkdir()
     namespace.pin(("net", "ipc", "uts"), pinned, hostname="pod-1")
     try:
-        sysctls = {"net.ipv4.ip_unprivileged_port_start": "80", "kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "9"}
-        places = [f"/proc/sys/{key.replace('.', '/')}" for key in sysctls]
-        script = f"cat {' '.join(places)}; hostname; stat -L -c %i /proc/self/ns/net"
+        asked = {"net.ipv4.ip_unprivileged_port_start": "80", "kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "9"}
+        pod = pod_config(sysctls=asked)
+        set_sysctls(pod, [pinned / kind for kind in ("net", "ipc", "uts")])
+        script = f"cat {' '.join(sysctls.files(pod))}; hostname; stat -L -c %i /proc/self/ns/net"
         paths = {kind: str(pinned / kind) for kind in ("net", "ipc", "uts")}
-        request = replace(runner.request(container_config(script), pod_config(sysctls=sysctls)), namespaces=paths)
+        request = replace(runner.request(container_config(script), pod), namespaces=paths)
         lines = runner.run(request).splitlines()
-        assert lines[:4] == ["80", "1", "9", "pod-1"]
+        assert lines[:4] == ["9", "1", "80", "pod-1"]
         assert int(lines[4]) == os.stat(pinned / "net").st_ino
     finally:
         for kind in ("net", "ipc", "uts"):

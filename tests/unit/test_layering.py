@@ -26,9 +26,11 @@ MAY: dict[str, set[str]] = {
     "runtime": {"ttrpc", "linux", "model", *MESSAGES},
     "images": {"snapshots", "store", "linux", "model", "httpx"},
     "oci": {"model", *MESSAGES},
-    "lifecycle": {"oci", "images", "network", "snapshots", "runtime", "store", "linux", "model", "apsw", *MESSAGES},
+    "lifecycle": {
+        "oci", "images", "network", "snapshots", "runtime", "store", "linux", "model", "apsw", "yaml", *MESSAGES,
+    },
     "streaming": {"lifecycle", "images", "runtime", "model"},
-    "cri": {"lifecycle", "images", "model", "proto", *EDGE},
+    "cri": {"lifecycle", "images", "oci", "model", "proto", *EDGE},
     "agent": {"proto", "config", "model", "linux", *EDGE},
     "cli": {"proto", "config", "model", "linux", "click", "rich", "yaml", *EDGE},
     "workers": {"ttrpc", "linux", "model", "zstandard", *MESSAGES},

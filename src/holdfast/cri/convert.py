@@ -7,6 +7,7 @@ from holdfast.lifecycle.pods import network_result
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.model.image import Image
 from holdfast.model.state import ContainerState, PodState
+from holdfast.oci import signals
 from holdfast.proto import node_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -104,6 +105,8 @@ def container_status(container: Container, image_ref: str) -> pb.ContainerStatus
         mounts=config.mounts,
         log_path=container.meta.log_path,
         resources=pb.ContainerResources(linux=linux),
+        user=pb.ContainerUser.FromString(status.user) if status.user else None,
+        stop_signal=config.stop_signal or signals.cri_signal(container.meta.stop_signal),
     )
 
 

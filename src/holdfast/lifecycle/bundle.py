@@ -3,37 +3,54 @@
 import errno
 import json
 import os
+import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from holdfast.images.service import Images
+from holdfast.lifecycle import target
 from holdfast.lifecycle.cleanup import container_cgroup
 from holdfast.lifecycle.confinement import Confinement
+from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
+from holdfast.oci import process
 from holdfast.oci.build import build
 from holdfast.oci.request import HostFacts, SpecRequest
 from holdfast.oci.resources import resources_to_oci
 from holdfast.oci.users import ResolvedUser, resolve_user
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.handlers import Handlers
 from holdfast.snapshots.overlay import Snapshots
 
 CONFIG_FILE: Final = "config.json"
 CONFIG_LIMIT: Final = 8 * 1024 * 1024
+LABEL_LENGTH: Final = 63  # of a host name that nobody has chosen, RFC 1123
+LOOK_SECONDS: Final = 10.0  # that the host's devices may take to be looked at
 
 
 class Bundles:
     """Writes bundles into the pod's volatile directory."""
 
     def __init__(
-        self, snapshots: Snapshots, images: Images, layout: Layout, facts: HostFacts, confinement: Confinement
+        self,
+        snapshots: Snapshots,
+        images: Images,
+        layout: Layout,
+        facts: HostFacts,
+        confinement: Confinement,
+        handlers: Handlers,
+        devices: Devices,
     ) -> None:
+        self._handlers = handlers
+        self._devices = devices
         self._snapshots = snapshots
         self._images = images
         self._layout = layout
@@ -43,10 +60,19 @@ class Bundles:
     def path(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)
 
-    async def write(self, container: Container, image: Image) -> None:
-        """Make the bundle's directory and config.json. Raises InvalidArgument that names the field."""
+    async def write(self, container: Container, image: Image) -> pb.ContainerUser:
+        """Make the bundle's directory and config.json. Returns who the process will be.
+
+        Raises InvalidArgument that names the field.
+        """
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
-        await in_thread(self._write, container, image, mounts[0])
+        found: dict[str, Any] = {}
+        if self._devices.wanted(container.config):
+            look = apart(self._devices.found, container.config, self._handlers.get(container.pod.meta.handler))
+            found = await within(LOOK_SECONDS, look, "look at config.devices")
+        user = await in_thread(self._write, container, image, mounts[0], found)
+        linux = pb.LinuxContainerUser(uid=user["uid"], gid=user["gid"], supplemental_groups=user["additionalGids"])
+        return pb.ContainerUser(linux=linux)
 
     async def ensure(self, container: Container) -> None:
         """Make the bundle unless it is there; the state directory may have been lost since it was written.
@@ -69,10 +95,13 @@ class Bundles:
         spec: dict[str, object] = json.loads(files.read_bounded(self.path(container) / CONFIG_FILE, CONFIG_LIMIT))
         return spec
 
-    def _write(self, container: Container, image: Image, rootfs: Mount) -> None:
+    def _write(self, container: Container, image: Image, rootfs: Mount, found: dict[str, Any]) -> dict[str, Any]:
         files.make_private(self.path(container))
-        request = self._request(container, image, self._user(container, image, rootfs))
-        self._save(container, build(self._confinement.completed(request)))
+        user = self._user(container, image, rootfs)
+        spec = build(self._confinement.completed(replace(self._request(container, image, user), **found)))
+        self._save(container, spec)
+        process_user: dict[str, Any] = spec["process"]["user"]
+        return process_user
 
     def _save(self, container: Container, spec: dict[str, object]) -> None:
         data = json.dumps(spec, separators=(",", ":")).encode()
@@ -93,6 +122,7 @@ class Bundles:
         """Who the process will be, looked up in the image's own files through a mount that nobody else sees."""
         descriptor = mount.open_detached(rootfs)
         try:
+            check_directory(descriptor, container.config.working_dir or image.workdir)
             return resolve_user(container.config, image.user, lambda path, limit: read_in(descriptor, path, limit))
         finally:
             os.close(descriptor)
@@ -105,7 +135,7 @@ class Bundles:
             pod=pod.config,
             container=container.config,
             image=image,
-            namespaces=self._namespaces(pod),
+            namespaces=self._namespaces(pod) | {"target_pid": str(self.path(container) / target.PIN)},
             cgroups_path=container_cgroup(container),
             hostname=hostname(pod.config),
             user=user,
@@ -127,6 +157,14 @@ class Bundles:
             "hostname_path": str(directory / "hostname"),
             "shm": str(shm) if shm.exists() else "/dev/shm",
         }
+
+
+def check_directory(root: int, asked: str) -> None:
+    """Refuse a working directory that leads out of an image, whatever links it has. Raises InvalidArgument."""
+    try:
+        process.check_directory(asked, files.follow(root, asked))
+    except (OSError, ValueError) as exc:
+        raise InvalidArgument(f"config.working_dir: {asked!r} cannot be followed: {exc}") from exc
 
 
 def read_in(root: int, path: str, limit: int) -> bytes | None:
@@ -154,4 +192,6 @@ def read_in(root: int, path: str, limit: int) -> bytes | None:
 def hostname(config: pb.PodSandboxConfig) -> str:
     """The pod's own host name; that of the host for a pod on its network."""
     options = config.linux.security_context.namespace_options
-    return os.uname().nodename if options.network == pb.NODE else config.hostname or config.metadata.name[:63]
+    if options.network == pb.NODE:
+        return os.uname().nodename
+    return config.hostname or re.sub("[^A-Za-z0-9.-]", "-", config.metadata.name)[:LABEL_LENGTH].strip("-.") or "pod"

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from holdfast.lifecycle import target
 from holdfast.lifecycle.adopt import Adopter, init_cgroup
 from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.foreign import Foreign
@@ -113,7 +114,7 @@ class Cleanup:
             await self.task(container)
         await self._remove_cgroup(container_cgroup(container))  # while somebody else is in it, the row stays
         if await in_thread(bundle.exists):
-            await apart(files.remove_tree, bundle)
+            await apart(_remove_bundle, bundle)
         crashpoint("remove.bundle")
         await self._snapshots.remove(container.meta.snapshot_key)
         crashpoint("remove.snapshot")
@@ -217,3 +218,9 @@ class Cleanup:
 
     def _bundle(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)
+
+
+def _remove_bundle(bundle: Path) -> None:
+    """With what was held for a start that was cut off."""
+    namespace.unpin(bundle / target.PIN)
+    files.remove_tree(bundle)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from holdfast.images.service import Images
+from holdfast.lifecycle import target
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
@@ -17,7 +18,7 @@ from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import Monitor, read_init
-from holdfast.lifecycle.stop import Stopper, signal_number
+from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.world import Container, Pod, World
@@ -43,6 +44,7 @@ from holdfast.model.state import (
     ProcessRef,
 )
 from holdfast.oci import resources as limits
+from holdfast.oci.signals import stop_signal
 from holdfast.oci.validate import validate_container
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.pathwork import PathWork
@@ -102,6 +104,7 @@ class Containers:
         if pod.state is not PodState.READY or not pod.acknowledged:
             raise FailedPrecondition(f"cannot create container in pod sandbox {pod.meta.id}: it is not ready")
         validate_container(config, pod.config)
+        target.find(pod, config)
 
         def same(made: Container) -> bool:
             return made.state is ContainerState.CREATED and not made.intents and made.config == config
@@ -118,7 +121,7 @@ class Containers:
             return await self._make(pod, config, image)
 
     async def _make(self, pod: Pod, config: pb.ContainerConfig, image: Image) -> Container:
-        meta = self._metadata(pod, config, image.id, image.stop_signal)
+        meta = self._metadata(pod, config, image)
         intent = Intent(meta.id, "create", self._world.clock.now(), {})
         container = await self._world.insert_container(meta, ContainerStatus(), intent)
         container.stage = "preparing its writable layer"
@@ -128,9 +131,9 @@ class Containers:
             await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
             crashpoint("create.snapshot")
             container.stage = "writing its bundle"
-            await self._bundles.write(container, image)
+            user = (await self._bundles.write(container, image)).SerializeToString()
             crashpoint("create.bundle")
-            await self._world.end(container, "create")
+            await self._world.update_container(container, lambda status: replace(status, user=user), end="create")
             crashpoint("create.done")
             undo.pop_all()
         container.settled.set()
@@ -284,12 +287,13 @@ class Containers:
             stderr=stderr,
             options=self._foreign.options(container),
         )
-        try:
-            pid = await make()
-        except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
-            await self._cleanup.discard(container)
-            container.cleaned.clear()
-            pid = await make()
+        async with target.held(container, bundle):
+            try:
+                pid = await make()
+            except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
+                await self._cleanup.discard(container)
+                container.cleaned.clear()
+                pid = await make()
         crashpoint("start.created")
         if foreign:
             await self._foreign.created(container, pid)
@@ -330,9 +334,7 @@ class Containers:
         except HoldfastError:
             await self._monitor.settle_soon(container)
 
-    def _metadata(self, pod: Pod, config: pb.ContainerConfig, image_id: str, image_signal: str) -> ContainerMetadata:
-        stop_signal = pb.Signal.Name(config.stop_signal) if config.stop_signal else image_signal
-        signal_number(stop_signal)
+    def _metadata(self, pod: Pod, config: pb.ContainerConfig, image: Image) -> ContainerMetadata:
         container_id = new_id()
         directory = pod.config.log_directory
         return ContainerMetadata(
@@ -342,9 +344,9 @@ class Containers:
             attempt=config.metadata.attempt,
             config=config.SerializeToString(),
             image_ref=config.image.user_specified_image or config.image.image,
-            image_id=image_id,
+            image_id=image.id,
             snapshot_key=container_id,
             log_path=os.path.join(directory, config.log_path) if directory and config.log_path else "",
-            stop_signal=stop_signal,
+            stop_signal=stop_signal(config, image),
             created_at=self._world.clock.now(),
         )

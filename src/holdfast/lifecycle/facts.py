@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import resource
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -28,7 +27,6 @@ def detect(files: int) -> HostFacts:
         cgroup_mode=cgroup.mode(),
         oom_score_adj_min=lowest,
         capabilities=frozenset(name for number, name in enumerate(CAPABILITIES) if held >> number & 1),
-        devices=tuple(_devices()),
         hugetlb=_hugetlb(),
         files=(files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         machine=os.uname().machine,
@@ -90,17 +88,3 @@ def _hugetlb() -> bool:
 def _bounding_set() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1], 16) for line in lines if line.startswith("CapBnd:"))
-
-
-def _devices() -> list[tuple[str, str, int, int]]:
-    """Device nodes below /dev, but for terminals, shared memory and message queues, which containers get anew."""
-    found = []
-    for directory, names, files in os.walk("/dev"):
-        names[:] = [name for name in names if name not in ("pts", "shm", "mqueue", "fd")]
-        for name in files:
-            path = os.path.join(directory, name)
-            status = os.lstat(path)
-            if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-                kind = "c" if stat.S_ISCHR(status.st_mode) else "b"
-                found.append((path, kind, os.major(status.st_rdev), os.minor(status.st_rdev)))
-    return sorted(found)

@@ -20,10 +20,11 @@ from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Unavailable
+from holdfast.model.errors import DeadlineExceeded, HoldfastError, InvalidArgument, NotFound, Unavailable
 from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodState, PodStatus
 from holdfast.network.network import Network, NetworkResult
+from holdfast.oci import sysctls
 from holdfast.oci.validate import validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handler, Handlers
@@ -258,6 +259,7 @@ class Pods:
             mount.mount(
                 "shm", shm, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC, f"mode=1777,size={SHM_BYTES}"
             )
+        set_sysctls(pod.config, [directory / kind for kind in kinds])
         write_pod_files(self._layout.pod(pod.meta.id), pod.config)
         crashpoint("run.files")
 
@@ -280,6 +282,20 @@ class Pods:
 
 def network_result(pod: Pod) -> NetworkResult:
     return NetworkResult.from_json(pod.status.network) if pod.status.network else NetworkResult()
+
+
+def set_sysctls(config: pb.PodSandboxConfig, namespaces: list[Path]) -> None:
+    """Raises InvalidArgument for one that this kernel does not know, or whose value it does not take."""
+    wanted = sysctls.files(config)
+    if not wanted:
+        return
+    try:
+        namespace.set_sysctls({name: value for name, (value, _) in wanted.items()}, namespaces)
+    except OSError as exc:
+        if exc.filename not in wanted:
+            raise
+        value, key = wanted[exc.filename]
+        raise InvalidArgument(f"config.linux.sysctls: cannot set {key!r} to {value!r}: {exc.strerror}") from exc
 
 
 def write_pod_files(directory: Path, config: pb.PodSandboxConfig) -> None:

@@ -23,32 +23,15 @@ from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import Container, World
 from holdfast.linux import cgroup, process
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import DeadlineExceeded, InvalidArgument
+from holdfast.model.errors import DeadlineExceeded
 from holdfast.model.spec import Intent
 from holdfast.model.state import ContainerState, ProcessRef
+from holdfast.oci.signals import signal_number
 
 log = logging.getLogger(__name__)
 
 KILL_SECONDS: Final = 10.0  # how long a client waits after SIGKILL before it is told that the process does not die
 NS: Final = 1_000_000_000
-
-
-def signal_number(name: str) -> int:
-    """The number of "SIGTERM", "TERM", "15", "SIGRTMIN+3" or the CRI's "SIGRTMINPLUS3"; "" is SIGTERM.
-
-    Raises InvalidArgument.
-    """
-    text = name.upper().removeprefix("SIG").replace("PLUS", "+").replace("MINUS", "-") or "TERM"
-    base, plus, offset = text.replace("-", "+-").partition("+")
-    try:
-        if text.isdigit():
-            return int(signal.Signals(int(text)))
-        number = int(signal.Signals[f"SIG{base}"]) + (int(offset) if plus else 0)
-        if not 0 < number <= signal.SIGRTMAX:
-            raise ValueError(number)
-    except (KeyError, ValueError) as exc:
-        raise InvalidArgument(f"stop_signal: {name!r} is not a signal") from exc
-    return number
 
 
 class Stopper:

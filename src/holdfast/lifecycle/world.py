@@ -31,7 +31,7 @@ from holdfast.model.state import (
 )
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.store import pods as rows
-from holdfast.store.copies import ContainerCopy, Copies, Copy, PodCopy
+from holdfast.store.copies import ContainerCopy, Copies, PodCopy
 from holdfast.store.db import Store
 
 log = logging.getLogger(__name__)
@@ -241,6 +241,8 @@ class World:
             self._unwritten.pop(container.meta.id, None)
             container.written.set()
         _remember(container.intents, begin, end)
+        if end == "create":
+            self._events.add(Kind.CREATED, container.pod, container)
 
     async def learn(
         self, container: Container, change: Callable[[ContainerStatus], ContainerStatus], end: str = ""
@@ -318,16 +320,10 @@ class World:
             log.warning("cannot record how far %s of %s is, going on: %s", op, owner.meta.id, exc)
 
     async def end(self, owner: Pod | Container, op: str) -> None:
+        """Of an operation whose result is no change of the status."""
         if op in owner.intents:
-
-            def keep(_: None, generation: int) -> None:
-                if op in ("run", "create"):
-                    self._copies.keep(_copy(owner, generation))
-
-            await self._store.write(lambda tx: rows.clear_intent(tx, owner.meta.id, op), keep)
+            await self._store.write(lambda tx: rows.clear_intent(tx, owner.meta.id, op))
             owner.intents.pop(op, None)
-            if op == "create" and isinstance(owner, Container):
-                self._events.add(Kind.CREATED, owner.pod, owner)
 
     def tell(self, kind: Kind, pod: Pod, container: Container | None = None) -> None:
         """Tell whoever follows events of what is no change of state."""
@@ -425,12 +421,6 @@ def load_rows(tx: apsw.Connection) -> tuple[Pods, Containers]:
     pods = rows.load_pods(tx, lambda meta: pb.PodSandboxConfig.FromString(meta.config))
     known = {meta.id for meta, _ in pods}
     return pods, rows.load_containers(tx, lambda meta: _check_container(meta, known))
-
-
-def _copy(owner: Pod | Container, generation: int) -> Copy:
-    if isinstance(owner, Pod):
-        return PodCopy(generation, owner.meta, owner.status)
-    return ContainerCopy(generation, owner.meta, owner.status)
 
 
 def _check_container(meta: ContainerMetadata, pods: set[str]) -> None:

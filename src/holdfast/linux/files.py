@@ -23,6 +23,7 @@ RESOLVE_IN_ROOT: Final = 0x10
 
 _PAGE: Final = 4096
 _TEMPORARY: Final = re.compile(r"\..+\.([0-9a-f]{16})[0-9a-f]{8}")
+_LINKS: Final = 40  # as many as path_resolution(7) allows
 _OPEN_LEVELS: Final = 64  # of a tree that is being removed
 
 Path_ = str | os.PathLike[str]
@@ -49,6 +50,40 @@ def open_beneath(directory: int, path: Path_, flags: int, mode: int = 0, *, in_r
     """
     resolve = (RESOLVE_IN_ROOT if in_root else RESOLVE_BENEATH) | RESOLVE_NO_MAGICLINKS
     return openat2(directory, path, flags, resolve, mode)
+
+
+def follow(root: int, path: str) -> str:
+    """Where a path leads for whoever has `root` for its root: absolute, without links, .. and what is double.
+
+    From the first name that is not there on it is taken as it is written. Raises OSError; ELOOP for too many links.
+    """
+    pending = path.split("/")[::-1]
+    found: list[str] = []
+    links = 0
+    while pending:
+        name = pending.pop()
+        if name == "..":
+            del found[-1:]
+        elif name not in ("", "."):
+            found.append(name)
+            if (link := _link_at(root, "/".join(found))) is not None:
+                if (links := links + 1) > _LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                found = [] if link.startswith("/") else found[:-1]
+                pending += link.split("/")[::-1]
+    return "/" + "/".join(found)
+
+
+def _link_at(root: int, path: str) -> str | None:
+    """What a link says; None for anything else, and for nothing."""
+    try:
+        descriptor = open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW, in_root=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return os.readlink("", dir_fd=descriptor) if stat.S_ISLNK(os.fstat(descriptor).st_mode) else None
+    finally:
+        os.close(descriptor)
 
 
 def read_bounded(path: Path_, limit: int) -> bytes:

@@ -6,11 +6,11 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import files, mount
+from holdfast.linux import files, mount, process
 from holdfast.linux.inject import fault
 from holdfast.linux.libc import check, libc
 
@@ -93,6 +93,24 @@ def pin_existing(source: str, path: Path) -> None:
         raise
 
 
+def pin_of(pid: int, started: int, kind: str, path: Path) -> None:
+    """Pin a namespace of that very process: its start time is looked at once the namespace is open.
+
+    Raises ProcessLookupError when it has ended.
+    """
+    try:
+        descriptor = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from exc
+    try:
+        with process.pin(pid, started) as pinned:
+            if pinned is None or not pinned.alive():
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        pin_existing(f"/proc/self/fd/{descriptor}", path)
+    finally:
+        os.close(descriptor)
+
+
 def unpin(path: Path) -> None:
     """Let a pinned namespace go. Idempotent."""
     while True:
@@ -108,6 +126,40 @@ def unpin(path: Path) -> None:
 def namespace_id(path: str | os.PathLike[str]) -> int:
     """The inode number that identifies a namespace."""
     return os.stat(path).st_ino
+
+
+def set_sysctls(values: Mapping[str, str], namespaces: Iterable[Path]) -> None:
+    """Write kernel parameters, by their files in /proc/sys, as whoever is in these pinned namespaces sees them.
+
+    Raises OSError with the file's name.
+    """
+    failure: list[OSError] = []
+
+    def write() -> None:
+        try:
+            for path in namespaces:
+                enter(path)
+            for name, value in values.items():
+                _write_sysctl(name, value)
+        except OSError as exc:
+            failure.append(exc)
+
+    thread = threading.Thread(target=write, name="set-sysctls")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    fault("write", name)
+    descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    except OSError as exc:
+        raise OSError(exc.errno, os.strerror(exc.errno or errno.EIO), name) from exc
+    finally:
+        os.close(descriptor)
 
 
 def set_loopback_up() -> None:

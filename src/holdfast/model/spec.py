@@ -67,6 +67,19 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceNode:
+    """A device node of this host, or as a container is to have it. `type` is "b", "c" or "p"."""
+
+    path: str
+    type: str
+    major: int
+    minor: int
+    mode: int = 0o666
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """A multi-step operation that was begun: written before the first step, cleared with the result.
 

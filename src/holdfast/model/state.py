@@ -71,6 +71,7 @@ class ContainerStatus:
     oom_kills: int = 0  # of its processes: while it runs, those that its init has outlived; then all of them
     unknown: bool = False
     resources: bytes = b""  # serialized runtime.v1.LinuxContainerResources of the last update, or empty
+    user: bytes = b""  # serialized runtime.v1.ContainerUser: who its process is; empty from a release that kept none
 
 
 @dataclass(frozen=True, slots=True)

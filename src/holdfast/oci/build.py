@@ -3,14 +3,13 @@
 What containerd and CRI-O would make of it is what is made here; each concern has a module of its own.
 """
 
-from holdfast.oci import capabilities, devices, lsm, seccomp
+from holdfast.oci import capabilities, cdi, devices, lsm, seccomp
 from holdfast.oci.masks import masks
 from holdfast.oci.mounts import mounts, rootfs_propagation
 from holdfast.oci.namespaces import namespaces
 from holdfast.oci.process import check_image, process
 from holdfast.oci.request import Spec, SpecRequest
 from holdfast.oci.resources import resources_to_oci
-from holdfast.oci.sysctls import sysctls
 
 
 def build(request: SpecRequest) -> Spec:
@@ -27,6 +26,7 @@ def build(request: SpecRequest) -> Spec:
     }
     if "uts" in request.namespaces:
         spec["hostname"] = request.hostname
+    cdi.apply(spec, request.cdi)
     return spec
 
 
@@ -63,6 +63,4 @@ def _linux(request: SpecRequest) -> Spec:
     }
     if propagation := rootfs_propagation(config):
         linux["rootfsPropagation"] = propagation
-    if found := sysctls(request.pod, request.namespaces):
-        linux["sysctl"] = found
     return linux

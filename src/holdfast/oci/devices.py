@@ -1,9 +1,12 @@
 """Device nodes, and the device cgroup."""
 
+from dataclasses import replace
 from typing import Final
 
 from holdfast.model.errors import InvalidArgument
-from holdfast.oci.request import HostFacts, Spec, SpecRequest
+from holdfast.model.spec import DeviceNode
+from holdfast.oci.request import Spec, SpecRequest
+from holdfast.oci.text import in_container
 from holdfast.proto import runtime_v1_pb2 as pb
 
 # major and minor of null, zero, full, random, urandom, tty, ptmx and all of pts (runtime-spec, config-linux.md)
@@ -12,25 +15,36 @@ _STANDARD: Final = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136
 
 def check(device: pb.Device, field: str) -> None:
     for name in ("container_path", "host_path"):
-        if not getattr(device, name).startswith("/"):
-            raise InvalidArgument(f"{field}.{name}: {getattr(device, name)!r} is not absolute")
+        path = getattr(device, name)
+        if not path.startswith("/") and (path or name == "host_path"):
+            raise InvalidArgument(f"{field}.{name}: {path!r} is not absolute")
     if set(device.permissions) - set("rwm"):
         raise InvalidArgument(f"{field}.permissions: {device.permissions!r} is not made of r, w and m")
 
 
+def inside(device: pb.Device, found: DeviceNode, below: str = "") -> DeviceNode:
+    """A node of the host as the container is to have it; `below` is its name in a directory that was asked for."""
+    path = device.container_path or device.host_path
+    return replace(found, path=in_container(f"{path}/{below}"))
+
+
+def owned(node: DeviceNode, context: pb.LinuxContainerSecurityContext) -> DeviceNode:
+    """The same, belonging to the user and group that the config says, but never to root for that."""
+    uid, gid = context.run_as_user.value, context.run_as_group.value
+    return replace(node, uid=uid or node.uid, gid=gid or node.gid)
+
+
 def devices(request: SpecRequest) -> list[Spec]:
-    """Device nodes beyond the standard ones: all of the host's for a privileged container."""
-    if request.container.linux.security_context.privileged:
-        return [
-            {"path": path, "type": kind, "major": major, "minor": minor}
-            for path, kind, major, minor in request.facts.devices
-        ]
-    return [_device(device, number, request.facts) for number, device in enumerate(request.container.devices)]
+    """Device nodes beyond the standard ones: those asked for, and all of the host's for a privileged container."""
+    found: dict[str, Spec] = {}
+    for node in (*(one for nodes in request.devices for one in nodes), *request.host_devices):
+        found.setdefault(node.path, _node(node))
+    return list(found.values())
 
 
 def rules(request: SpecRequest) -> list[Spec]:
     """The device cgroup: everything for a privileged container, else the standard devices and those asked for."""
-    if request.container.linux.security_context.privileged:
+    if request.container.linux.security_context.privileged and request.all_devices:
         return [{"allow": True, "access": "rwm"}]
     found: list[Spec] = [{"allow": False, "access": "rwm"}]
     found += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
@@ -38,17 +52,17 @@ def rules(request: SpecRequest) -> list[Spec]:
         found.append(
             {"allow": True, "type": "c", "major": major, "access": "rwm"} | ({} if minor is None else {"minor": minor})
         )
-    for number, device in enumerate(request.container.devices):
-        one = _device(device, number, request.facts)
+    for device, nodes in zip(request.container.devices, request.devices, strict=True):
         access = device.permissions or "rwm"
-        found.append(
-            {"allow": True, "type": one["type"], "major": one["major"], "minor": one["minor"], "access": access}
-        )
+        found += [
+            {"allow": True, "type": node.type, "major": node.major, "minor": node.minor, "access": access}
+            for node in nodes
+        ]
     return found
 
 
-def _device(device: pb.Device, number: int, facts: HostFacts) -> Spec:
-    for path, kind, major, minor in facts.devices:
-        if path == device.host_path:
-            return {"path": device.container_path, "type": kind, "major": major, "minor": minor}
-    raise InvalidArgument(f"config.devices[{number}].host_path: {device.host_path!r} is not a device of this host")
+def _node(node: DeviceNode) -> Spec:
+    return {
+        "path": node.path, "type": node.type, "major": node.major, "minor": node.minor,
+        "fileMode": node.mode, "uid": node.uid, "gid": node.gid,
+    }  # fmt: skip

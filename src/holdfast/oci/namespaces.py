@@ -33,7 +33,7 @@ def namespaces(request: SpecRequest) -> list[Spec]:
         found.append({"type": "pid", "path": request.namespaces["pid"]})
     elif options.pid == pb.TARGET:
         if "target_pid" not in request.namespaces:
-            raise Unimplemented("config.linux.security_context.namespace_options.pid: TARGET cannot be used yet")
+            raise InvalidArgument("config.linux.security_context.namespace_options.target_id: it is not known")
         found.append({"type": "pid", "path": request.namespaces["target_pid"]})
     if request.facts.cgroup_mode == "v2" and not request.container.linux.security_context.privileged:
         found.append({"type": "cgroup"})

@@ -27,6 +27,12 @@ def check_image(image: Image) -> None:
         raise InvalidArgument(f"config.image.image: the config of image {image.id} has a NUL in it")
 
 
+def check_directory(asked: str, leads_to: str) -> None:
+    """/proc has ways out of the root, to whatever the runtime has open (CVE-2024-21626)."""
+    if (leads_to + "/").startswith("/proc/"):
+        raise InvalidArgument(f"config.working_dir: {asked!r} leads to {leads_to!r}, where nothing can work")
+
+
 def process(request: SpecRequest) -> Spec:
     config, context, user = request.container, request.container.linux.security_context, request.user
     found: Spec = {

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.model.image import Image
+from holdfast.model.spec import DeviceNode
 from holdfast.oci.capabilities import CAPABILITIES
+from holdfast.oci.cdi import Edits
 from holdfast.oci.users import ResolvedUser
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -18,7 +20,6 @@ class HostFacts:
     cgroup_mode: str = "v2"  # "v1", "hybrid" or "v2"
     oom_score_adj_min: int = -1000  # without CAP_SYS_RESOURCE it cannot be lowered below our own
     capabilities: frozenset[str] = frozenset(CAPABILITIES)  # what we could give away
-    devices: tuple[tuple[str, str, int, int], ...] = ()  # (path, "c" or "b", major, minor) of the host's /dev
     hugetlb: bool = True  # whether the OCI runtime finds a hugetlb controller
     files: tuple[int, int] | None = None  # soft and hard limit on open files; runc's own raise the first
     machine: str = "x86_64"  # as uname(2) names it
@@ -50,3 +51,7 @@ class SpecRequest:
     seccomp_profile: bytes | None = None  # the file of a Localhost profile
     apparmor_default: str = ""  # the profile that RuntimeDefault is, if it is loaded
     apparmor_loaded: frozenset[str] = frozenset()  # profiles that the kernel has
+    devices: tuple[tuple[DeviceNode, ...], ...] = ()  # for each of the config's, with the paths they have inside
+    host_devices: tuple[DeviceNode, ...] = ()  # all of them, for a privileged container
+    all_devices: bool = True  # whether a privileged container may use and make any device
+    cdi: Edits = field(default_factory=Edits)

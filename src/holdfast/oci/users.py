@@ -61,15 +61,9 @@ def resolve_user(config: pb.ContainerConfig, image_user: str, read: Read) -> Res
     context = config.linux.security_context
     users = _Users(read)
     if context.HasField("run_as_user"):
-        entry = users.by_uid(context.run_as_user.value)
-        uid, gid = context.run_as_user.value, entry.gid if entry else 0
-    elif context.run_as_username:
-        entry = users.by_name(context.run_as_username)
-        if entry is None:
-            raise InvalidArgument(
-                f"config.linux.security_context.run_as_username: {context.run_as_username!r} is not in the image"
-            )
-        uid, gid = entry.uid, entry.gid
+        uid, gid, entry = _numbered(context.run_as_user.value, users)
+    elif name := context.run_as_username:
+        uid, gid, entry = _user(name, users, "config.linux.security_context.run_as_username: user")
     else:
         uid, gid, entry = _image_user(image_user, users)
     if context.HasField("run_as_group"):
@@ -84,23 +78,30 @@ def resolve_user(config: pb.ContainerConfig, image_user: str, read: Read) -> Res
 def _image_user(text: str, users: "_Users") -> tuple[int, int, _Entry | None]:
     """uid, gid and passwd entry for an image's "user[:group]", each by name or by number."""
     name, colon, group = text.partition(":")
-    if _is_number(name) or not name:
-        uid = _checked(name or "0", "user")
-        entry = users.by_uid(uid)
-        gid = entry.gid if entry else 0
-    else:
-        entry = users.by_name(name)
-        if entry is None:
-            raise InvalidArgument(f"image: its user {name!r} is not in its own /etc/passwd")
-        uid, gid = entry.uid, entry.gid
+    uid, gid, entry = _user(name or "0", users, "image: its user")
     if colon and group:
-        gid = _checked(group, "group") if _is_number(group) else users.group(group)
+        gid = _checked(group, "image: its group") if _is_number(group) else users.group(group)
     return uid, gid, entry
+
+
+def _user(name: str, users: "_Users", what: str) -> tuple[int, int, _Entry | None]:
+    """A number is a uid and never a name: an image cannot make 1000 mean root."""
+    if _is_number(name):
+        return _numbered(_checked(name, what), users)
+    if (entry := users.by_name(name)) is None:
+        raise InvalidArgument(f"{what} {name!r} is not in the image's /etc/passwd")
+    return entry.uid, entry.gid, entry
+
+
+def _numbered(uid: int, users: "_Users") -> tuple[int, int, _Entry | None]:
+    """One that the image does not know is in root's group."""
+    entry = users.by_uid(uid)
+    return uid, entry.gid if entry else 0, entry
 
 
 def _checked(text: str, what: str) -> int:
     if not _is_id(text):
-        raise InvalidArgument(f"image: its {what} {text[:32]} is out of range")
+        raise InvalidArgument(f"{what} {text[:32]} is out of range")
     return int(text)
 
 

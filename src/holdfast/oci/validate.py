@@ -4,9 +4,10 @@ import posixpath
 import re
 from typing import Final
 
-from holdfast.model.errors import InvalidArgument, Unimplemented
+from holdfast.model.errors import InvalidArgument
 from holdfast.oci import (
     capabilities,
+    cdi,
     devices,
     lsm,
     masks,
@@ -68,8 +69,7 @@ def validate_container(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> 
     if not config.image.image:
         raise InvalidArgument("config.image.image: must not be empty")
     check_sound(config, "config")
-    if config.CDI_devices:
-        raise Unimplemented("config.CDI_devices: CDI devices cannot be used yet")
+    cdi.check(config)
     process.check(config)
     for number, mount in enumerate(config.mounts):
         mounts.check(mount, f"config.mounts[{number}]")

@@ -33,7 +33,8 @@ class Handler:
     """One OCI runtime. `hide` are mounts it must not see; crun refuses hosts with both cgroup versions.
 
     With `shim` its containers are those of a foreign shim, which gets `options`, a google.protobuf.Any; the runtime is
-    the one behind it then. With `sandbox` a pod under it begins with a container of its own that only waits.
+    the one behind it then. With `sandbox` a pod under it begins with a container of its own that only waits. Without
+    `host_devices` a privileged container gets no devices of the host, and with `all_devices` may use any all the same.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Handler:
     shim: str = ""
     options: bytes = b""
     sandbox: bool = False
+    host_devices: bool = True
+    all_devices: bool = False
 
     def waits(self, container_id: str) -> bool:
         """Whether the container's init still waits to be started: crun and runc have it wait at a FIFO till then."""
@@ -106,6 +109,11 @@ def find(
             binary = _program(table.get("binary", name))
             hide = (UNIFIED_ON_HYBRID,) if mode == "hybrid" and Path(binary).name == "crun" else ()
             handler = Handler(name, binary, str(state / "oci" / name), hide, seconds)
+        handler = replace(
+            handler,
+            host_devices=not table.get("privileged_without_host_devices", False),
+            all_devices=table.get("privileged_without_host_devices_all_devices_allowed", False),
+        )
         there = all(shutil.which(one) for one in (handler.shim, handler.binary) if one)
         (handlers if there else missing)[name] = handler
     if default == "auto" and any(not one.shim for one in handlers.values()):

@@ -11,6 +11,7 @@ written, or was lost with the power, is older than its row or missing, and is wr
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from base64 import b64decode, b64encode
@@ -155,8 +156,15 @@ def _copy(fields: dict[str, Any]) -> Copy:
     reference = "shim" if fields["kind"] == KINDS[PodCopy] else "process"
     status[reference] = ProcessRef(**status[reference]) if status[reference] else None
     if fields["kind"] == KINDS[PodCopy]:
-        return PodCopy(generation, PodMetadata(**meta), PodStatus(**status))
-    return ContainerCopy(generation, ContainerMetadata(**meta), ContainerStatus(**status))
+        return PodCopy(generation, PodMetadata(**_known(PodMetadata, meta)), PodStatus(**_known(PodStatus, status)))
+    known = ContainerMetadata(**_known(ContainerMetadata, meta)), ContainerStatus(**_known(ContainerStatus, status))
+    return ContainerCopy(generation, *known)
+
+
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """What a later release has added is nothing to this one."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def seal(data: object) -> bytes:

@@ -68,4 +68,6 @@ CREATE TABLE quarantine (id INTEGER PRIMARY KEY, origin TEXT NOT NULL, key TEXT 
                          reason TEXT NOT NULL) STRICT;
 """
 
-MIGRATIONS: Final = (_PODS + images.SCHEMA,)
+_USER: Final = "ALTER TABLE containers ADD COLUMN user BLOB NOT NULL DEFAULT x''"
+
+MIGRATIONS: Final = (_PODS + images.SCHEMA, _USER)

@@ -30,7 +30,7 @@ _POD_STATUS: Final = (
 )  # fmt: skip
 _CONTAINER_STATUS: Final = (
     "started_at", "finished_at", "exit_code", "reason", "message",
-    "pid", "start_time", "boot_id", "oom_kills", "unknown", "resources",
+    "pid", "start_time", "boot_id", "oom_kills", "unknown", "resources", "user",
 )  # fmt: skip
 
 
@@ -252,12 +252,13 @@ def _pod_status(row: Row) -> PodStatus:
 
 def _container_columns(status: ContainerStatus) -> tuple[Any, ...]:
     before = (status.started_at, status.finished_at, status.exit_code, status.reason, status.message)
-    return (*before, *_ref_columns(status.process), status.oom_kills, status.unknown, status.resources)
+    return (*before, *_ref_columns(status.process), status.oom_kills, status.unknown, status.resources, status.user)
 
 
 def _container_status(row: Row) -> ContainerStatus:
-    started_at, finished_at, exit_code, reason, message, pid, start_time, boot_id, oom_kills, unknown, resources = row
+    started_at, finished_at, exit_code, reason, message, *rest = row
+    pid, start_time, boot_id, oom_kills, unknown, resources, user = rest
     ref = _ref(pid, start_time, boot_id)
     return ContainerStatus(
-        started_at, finished_at, exit_code, reason, message, ref, oom_kills, bool(unknown), resources
+        started_at, finished_at, exit_code, reason, message, ref, oom_kills, bool(unknown), resources, user
     )

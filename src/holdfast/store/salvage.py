@@ -129,7 +129,9 @@ def _carry_over(path: Path, target: apsw.Connection) -> list[str]:
 
 
 def _copy_table(source: apsw.Connection, target: apsw.Connection, table: str) -> list[str]:
-    columns = [str(row[1]) for row in target.execute(f"PRAGMA table_info({table})")]
+    columns, there = (_columns(one, table) for one in (target, source))
+    if there:  # what an older release has not got comes with its default, what a newer one has added stays behind
+        columns = [name for name in columns if name in there]
     keyed = "WITHOUT ROWID" in str(target.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).get)
     names, places = ", ".join(columns), ", ".join("?" * len(columns))
     insert = f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({places})"
@@ -144,6 +146,10 @@ def _copy_table(source: apsw.Connection, target: apsw.Connection, table: str) ->
     if not problems:
         return []
     return [f"{count} rows of {table} could be read; {problems[0]}"]
+
+
+def _columns(connection: apsw.Connection, table: str) -> list[str]:
+    return [str(row[1]) for row in connection.execute(f"PRAGMA table_info({table})")]
 
 
 def _by_key(source: apsw.Connection, table: str, names: str, problems: list[str]) -> Iterator[Row]:

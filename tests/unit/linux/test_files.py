@@ -283,3 +283,28 @@ def test_filesystem(tmp_path: Path) -> None:
     found = files.filesystem(tmp_path)
     assert found.device == tmp_path.stat().st_dev
     assert 0 < found.free_bytes <= found.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("", "/"), ("/", "/"), ("/a/./b//c/", "/a/b/c"), ("/../../etc", "/etc"), ("/there/../x", "/x"),
+        ("/absolute", "/proc/self/fd/7"), ("/absolute/../8", "/proc/self/fd/8"), ("/there/relative/y", "/up/y"),
+        ("/chain", "/proc/self/fd/7"), ("/file/x", "/file/x"), ("/there/out", "/etc"),
+    ],
+)  # fmt: skip
+def test_where_a_path_leads_in_a_root(tmp_path: Path, path: str, expected: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    for name, link in [
+        ("absolute", "/proc/self/fd/7"), ("chain", "./absolute"), ("there/relative", "../up"),
+        ("there/out", "../../../../etc"), ("loop", "loop"),
+    ]:  # fmt: skip
+        (tmp_path / name).symlink_to(link)
+    root = os.open(tmp_path, os.O_PATH)
+    try:
+        assert files.follow(root, path) == expected
+        with pytest.raises(OSError, match="Too many levels"):
+            files.follow(root, "/loop")
+    finally:
+        os.close(root)

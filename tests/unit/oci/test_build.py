@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from holdfast.model.errors import InvalidArgument, Unimplemented
 from holdfast.model.image import Image
+from holdfast.model.spec import DeviceNode
 from holdfast.oci import capabilities, lsm, seccomp
 from holdfast.oci.build import build
 from holdfast.oci.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
+from holdfast.oci.devices import inside, owned
 from holdfast.oci.namespaces import namespaces
 from holdfast.oci.process import arguments, environment
 from holdfast.oci.request import HostFacts, SpecRequest
@@ -21,8 +23,9 @@ from holdfast.oci.users import ResolvedUser
 from holdfast.oci.validate import validate_container, validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
 
-FUSE = ("/dev/fuse", "c", 10, 229)
-FACTS = HostFacts(cgroup_mode="v1", devices=(("/dev/null", "c", 1, 3), FUSE, ("/dev/vda", "b", 254, 0)))
+FUSE = DeviceNode("/dev/fuse", "c", 10, 229, 0o660, 0, 104)
+HOST = (DeviceNode("/dev/null", "c", 1, 3), FUSE, DeviceNode("/dev/vda", "b", 254, 0, 0o660, 0, 6))
+FACTS = HostFacts(cgroup_mode="v1")
 PINNED = {"net": "/run/ns/net", "ipc": "/run/ns/ipc", "uts": "/run/ns/uts"}
 CONTEXT = r"config\.linux\.security_context"
 
@@ -58,6 +61,7 @@ def request(config: pb.ContainerConfig | None = None, **fields: Any) -> SpecRequ
         cgroups_path="/pods/c1",
         hostname="web-0",
         facts=FACTS,
+        devices=((),) * len(config.devices if config else ()),
     )
     return replace(one, **fields)
 
@@ -81,6 +85,11 @@ PTS = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
 
 def mount(place: str, kind: str, source: str, *options: str) -> dict[str, Any]:
     return {"destination": place, "type": kind, "source": source, "options": list(options)}
+
+
+def node(path: str, kind: str, major: int, minor: int, mode: int = 0o666, gid: int = 0) -> dict[str, Any]:
+    numbers = {"path": path, "type": kind, "major": major, "minor": minor}
+    return numbers | {"fileMode": mode, "uid": 0, "gid": gid}
 
 
 def standard(major: int, minor: int | None) -> dict[str, Any]:
@@ -157,7 +166,7 @@ def test_the_whole_spec_of_a_privileged_container_on_the_hosts_namespaces() -> N
     )
     caps = [f"CAP_{name}" for name in CAPABILITIES if name != "SYS_RESOURCE"]
     facts = replace(FACTS, cgroup_mode="v2", capabilities=frozenset(CAPABILITIES) - {"SYS_RESOURCE"})
-    assert build(request(config, facts=facts, user=ResolvedUser(5, 6, (6,)))) == {
+    assert build(request(config, facts=facts, user=ResolvedUser(5, 6, (6,)), host_devices=HOST)) == {
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": False},
         "process": {
@@ -187,9 +196,9 @@ def test_the_whole_spec_of_a_privileged_container_on_the_hosts_namespaces() -> N
             "cgroupsPath": "/pods/c1",
             "namespaces": [{"type": "mount"}],
             "devices": [
-                {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
-                {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
-                {"path": "/dev/vda", "type": "b", "major": 254, "minor": 0},
+                node("/dev/null", "c", 1, 3),
+                node("/dev/fuse", "c", 10, 229, 0o660, 104),
+                node("/dev/vda", "b", 254, 0, 0o660, 6),
             ],
             "resources": {"devices": [{"allow": True, "access": "rwm"}]},
         },
@@ -389,15 +398,8 @@ def test_namespaces(pid: pb.NamespaceMode, pinned: dict[str, str], mode: str, ex
 
 
 def test_a_target_that_is_not_known_is_refused() -> None:
-    with pytest.raises(Unimplemented, match=rf"{CONTEXT}\.namespace_options\.pid: TARGET"):
+    with pytest.raises(InvalidArgument, match=rf"{CONTEXT}\.namespace_options\.target_id: it is not known"):
         build(request(secured(namespace_options=pb.NamespaceOption(pid=pb.TARGET, target_id="c0"))))
-
-
-def test_sysctls_go_to_namespaces_of_the_pods_own() -> None:
-    one = request(pod=pod(sysctls={"net/core/somaxconn": "9", "kernel.sem": "1 2 3 4"}), namespaces=PINNED)
-    assert build(one)["linux"]["sysctl"] == {"net.core.somaxconn": "9", "kernel.sem": "1 2 3 4"}
-    with pytest.raises(InvalidArgument, match=r"config\.linux\.sysctls: 'net\.core\.somaxconn' would change the host"):
-        build(replace(one, namespaces={"ipc": "/run/ns/ipc"}))
 
 
 def test_resources() -> None:
@@ -420,11 +422,39 @@ def test_resources() -> None:
 
 def test_devices() -> None:
     config = container(devices=[pb.Device(host_path="/dev/fuse", container_path="/dev/f", permissions="r")])
-    linux = build(request(config))["linux"]
-    assert linux["devices"] == [{"path": "/dev/f", "type": "c", "major": 10, "minor": 229}]
+    linux = build(request(config, devices=((inside(config.devices[0], FUSE),),)))["linux"]
+    assert linux["devices"] == [node("/dev/f", "c", 10, 229, 0o660, 104)]
     assert linux["resources"]["devices"][-1] == {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "r"}
-    with pytest.raises(InvalidArgument, match=r"config\.devices\[0\]\.host_path: '/dev/no' is not a device"):
-        build(request(container(devices=[pb.Device(host_path="/dev/no", container_path="/dev/no")])))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_privileged_container_without_the_hosts_devices(allowed: bool) -> None:
+    linux = build(request(secured(privileged=True), host_devices=(), all_devices=allowed))["linux"]
+    assert not linux["devices"]
+    assert (linux["resources"]["devices"][0] == {"allow": True, "access": "rwm"}) is allowed
+
+
+def test_what_was_asked_for_comes_before_what_the_host_has() -> None:
+    config = secured(privileged=True)
+    config.devices.add(host_path="/dev/fuse", container_path="/dev/null")
+    one = request(config, devices=((inside(config.devices[0], FUSE),),), host_devices=HOST)
+    assert [(each["path"], each["major"]) for each in build(one)["linux"]["devices"]] == [
+        ("/dev/null", 10), ("/dev/fuse", 10), ("/dev/vda", 254),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("container_path", "below", "expected"),
+    [("/dev/x", "", "/dev/x"), ("", "", "/dev/fuse"), ("/d/../e/", "sub/y", "/e/sub/y"), ("", "y", "/dev/fuse/y")],
+)
+def test_where_a_device_is_inside(container_path: str, below: str, expected: str) -> None:
+    assert inside(pb.Device(host_path="/dev/fuse", container_path=container_path), FUSE, below).path == expected
+
+
+def test_whom_a_device_belongs_to() -> None:
+    context = pb.LinuxContainerSecurityContext(run_as_user=pb.Int64Value(value=7))
+    assert (owned(FUSE, context).uid, owned(FUSE, context).gid) == (7, 104)
+    assert owned(FUSE, pb.LinuxContainerSecurityContext()) == FUSE
 
 
 def test_security_fields_are_passed_on() -> None:

@@ -95,7 +95,7 @@ def test_an_image_without_files(files: Read) -> None:
 @pytest.mark.parametrize(
     ("image_user", "message"),
     [
-        ("nobody", "user 'nobody' is not in its own /etc/passwd"),
+        ("nobody", "user 'nobody' is not in the image's /etc/passwd"),
         ("app:nogroup", "group 'nogroup' is not in its own /etc/group"),
         ("app:video:x", "group 'video:x' is not in"),
         ("2147483648", "user 2147483648 is out of range"),
@@ -115,10 +115,20 @@ def test_a_bad_image_user_is_refused(image_user: str, message: str) -> None:
         resolve_user(config(), image_user, reader())
 
 
-@pytest.mark.parametrize("name", ["nobody", "0", "app\n", "app:x", " "])
+@pytest.mark.parametrize("name", ["nobody", "-0", "0x0", "app\n", "app:x", " "])
 def test_a_username_must_be_in_the_image(name: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^config\.linux\.security_context\.run_as_username: .* is not in"):
         resolve_user(config(run_as_username=name), "", reader())
+
+
+def test_a_username_that_is_a_number_is_never_looked_up_as_a_name() -> None:
+    hostile = reader(b"1000:x:0:0::/root:\napp:x:1000:100::/home/app:\n")
+    for found in (resolve_user(config(run_as_username="1000"), "", hostile), resolve_user(config(), "1000", hostile)):
+        assert (found.uid, found.gid, found.home) == (1000, 100, "/home/app")
+    assert resolve_user(config(run_as_username="4242"), "", hostile) == ResolvedUser(4242, 0, (0,))
+    for name in ("2147483648", "4294967296", "9" * 5000):  # CVE-2024-40635
+        with pytest.raises(InvalidArgument, match="run_as_username: user [29 4].* is out of range"):
+            resolve_user(config(run_as_username=name), "", hostile)
 
 
 @pytest.mark.parametrize(("passwd", "group"), [(b"#" * (FILE_LIMIT + 1), b""), (b"", b"\n" * (FILE_LIMIT + 1))])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from holdfast.model.errors import HoldfastError, InvalidArgument, Unimplemented
 from holdfast.oci import resources as limits
+from holdfast.oci import sysctls
 from holdfast.oci.capabilities import CAPABILITIES, capability_name
 from holdfast.oci.sysctls import sysctl_namespace
 from holdfast.oci.text import in_container
@@ -68,6 +69,7 @@ BAD_PODS: list[tuple[Change, str]] = [
     (lambda p: p.linux.sysctls.update({"net.a..b": "1"}), "config.linux.sysctls: 'net.a..b' is not a sysctl"),
     (lambda p: p.linux.sysctls.update({"net.a\n": "1"}), "config.linux.sysctls: .* is not a sysctl"),
     (lambda p: p.linux.sysctls.update({"kernel.panic": "1"}), "'kernel.panic' would change the host"),
+    (lambda p: p.linux.sysctls.update({"kernel/hostname": "x"}), "'kernel/hostname' is what config.hostname is for"),
     (lambda p: p.linux.sysctls.update({"vm/swappiness": "1"}), "'vm/swappiness' would change the host"),
     (lambda p: setattr(p.linux.resources, "cpu_shares", -2), "config.linux.resources.cpu_shares: -2 is negative"),
     (lambda p: setattr(p.linux.overhead, "cpu_period", -2), "config.linux.overhead.cpu_period: -2 is negative"),
@@ -104,7 +106,10 @@ BAD_CONTAINERS: list[tuple[Change, str]] = [
     (lambda c: mount(c, recursive_read_only=True), r"config.mounts\[0\].recursive_read_only: it needs readonly"),
     (lambda c: mount(c, recursive_read_only=True, readonly=True, propagation=1), "recursive_read_only: it needs"),
     (lambda c: device(c, host_path="x"), r"config.devices\[0\].host_path: 'x' is not absolute"),
-    (lambda c: device(c, container_path=""), r"config.devices\[0\].container_path: '' is not absolute"),
+    (lambda c: device(c, container_path="x"), r"config.devices\[0\].container_path: 'x' is not absolute"),
+    (lambda c: device(c, host_path=""), r"config.devices\[0\].host_path: '' is not absolute"),
+    (lambda c: c.CDI_devices.add(name="gpu"), r"config.CDI_devices\[0\].name: 'gpu' is not of the form"),
+    (lambda c: c.annotations.update({"cdi.k8s.io/x": "v.com/c=a,?"}), r"config.annotations\[cdi.k8s.io/x\]: '\?' is"),
     (lambda c: device(c, permissions="rx"), r"config.devices\[0\].permissions: 'rx' is not made of"),
     (lambda c: setattr(c, "working_dir", "x"), "config.working_dir: 'x' is not absolute"),
     (lambda c: setattr(c, "log_path", "/etc/x"), "config.log_path: '/etc/x' leaves the log directory"),
@@ -195,7 +200,7 @@ def test_bad_resources_are_refused(resources: pb.LinuxContainerResources, messag
         limits.check(resources, "linux")
 
 
-@pytest.mark.parametrize("key", ["net.core.somaxconn", "kernel.hostname", "kernel.sem", "fs.mqueue.msg_max"])
+@pytest.mark.parametrize("key", ["net.core.somaxconn", "kernel.domainname", "kernel.sem", "fs.mqueue.msg_max"])
 def test_sysctls_of_a_namespace_that_is_the_hosts_are_refused(key: str) -> None:
     config = pod()
     config.linux.sysctls[key] = "1"
@@ -214,10 +219,6 @@ def test_no_confinement_that_was_asked_for_is_left_out_silently() -> None:
     one = container()
     one.linux.security_context.namespace_options.userns_options.mode = pb.POD
     with pytest.raises(Unimplemented, match="userns_options: user namespaces"):
-        validate_container(one, pod())
-    one = container()
-    one.CDI_devices.add(name="vendor.com/gpu=1")
-    with pytest.raises(Unimplemented, match="config.CDI_devices"):
         validate_container(one, pod())
 
 
@@ -240,8 +241,17 @@ def test_capabilities_are_those_of_the_kernel_in_its_order() -> None:
     assert capability_name("cap_Kill") == capability_name("KILL") == "KILL"
 
 
-def test_sysctls_of_the_host_belong_to_no_namespace() -> None:
-    assert [sysctl_namespace(key) for key in ("vm.swappiness", "fs.file-max", "kernel.panic")] == ["", "", ""]
+@pytest.mark.parametrize("key", ["vm.swappiness", "fs.file-max", "kernel.panic", "kernel.shm_next_id", "kernel.semi"])
+def test_sysctls_of_the_host_belong_to_no_namespace(key: str) -> None:
+    assert sysctl_namespace(key) == ""
+
+
+def test_the_files_of_sysctls() -> None:
+    config = pod()
+    asked = ("net.core.a", "net/core/b", "net.ipv4.conf.eth0/100.c", "net/ipv4/conf/eth0.100/d", "kernel/sem")
+    config.linux.sysctls.update(dict.fromkeys(asked, "1"))
+    paths = ("kernel/sem", "net/core/a", "net/ipv4/conf/eth0.100/c", "net/core/b", "net/ipv4/conf/eth0.100/d")
+    assert list(sysctls.files(config)) == [f"/proc/sys/{path}" for path in paths]
 
 
 @given(data=st.binary(max_size=300))

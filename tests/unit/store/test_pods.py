@@ -25,14 +25,15 @@ POD = st.builds(
 POD_STATUS = st.builds(PodStatus, st.booleans(), NUMBER, TEXT, TEXT, PROCESS, TEXT)
 CONTAINER_STATUS = st.builds(
     ContainerStatus, NUMBER, NUMBER, st.integers(0, 255), TEXT, TEXT, PROCESS, NUMBER, st.booleans(),
-    st.binary(max_size=50),
+    st.binary(max_size=50), st.binary(max_size=50),
 )  # fmt: skip
 
 
 def database() -> apsw.Connection:
     tx = apsw.Connection(":memory:")
     tx.execute("PRAGMA foreign_keys = ON")
-    tx.execute(MIGRATIONS[0])
+    for step in MIGRATIONS:
+        tx.execute(step)
     return tx
 
 
