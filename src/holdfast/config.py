@@ -87,6 +87,12 @@ def _seccomp(key: str, value: Any) -> str:
     return text
 
 
+def _cves(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(re.fullmatch("CVE-[0-9]+-[0-9]+", str(one)) for one in value):
+        raise InvalidArgument(f"{key}: {value!r} is not a list such as ['CVE-2024-21626']")
+    return tuple(value)
+
+
 def _hosts(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
         raise InvalidArgument(f"{key}: {value!r} is not a list of host names")
@@ -209,6 +215,13 @@ class Config:
     )
     device_ownership_from_security_context: bool = setting(
         False, "Whether run_as_user and run_as_group own the device nodes that a container asks for.", parse=_flag
+    )
+    known_escapes: str = setting(
+        "warn", "New pods under an OCI runtime with known escapes: warn of it at the start, or refuse them.",
+        parse=_word("warn", "refuse"),
+    )  # fmt: skip
+    fixed_escapes: tuple[str, ...] = setting(
+        (), "CVEs that are fixed in the OCI runtimes here although neither version nor package shows it.", parse=_cves
     )
     runtimes: dict[str, dict[str, Any]] = setting(
         {},

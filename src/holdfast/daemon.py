@@ -35,6 +35,7 @@ from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.foreign import Foreign
+from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.live import Live
 from holdfast.lifecycle.monitor import Monitor
@@ -188,6 +189,7 @@ class Daemon:
             storage,
             foreign,
         )
+        gate = Gate(lambda: handlers.all, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
         pods = Pods(
             world,
             shims,
@@ -202,6 +204,7 @@ class Daemon:
             paths,
             storage,
             sandboxes,
+            gate,
         )
         adopter.stop_pod = pods.finish_stop
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
@@ -221,13 +224,16 @@ class Daemon:
             adopter,
             rebuilt,
         )
-        node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, facts.report(host)), storage)
+        node = Node(
+            tuple(handlers.all), network.ready, self._facts(handlers.default, facts.report(host)), storage, gate
+        )
         runtime = RuntimeService(
             world, events, pods, containers, executor, bundles, images, node, Stats(world, snapshots, background)
         )
-        extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config))
+        extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config), gate)
         background.start("catch up", world.catch_up())
         background.start("disks", storage.watch())
+        background.start("known escapes", gate.warn())
         if config.metrics_address:
             from holdfast.metrics import Metrics, serve  # nobody else is to pay for it
 

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from typing import Any
 from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.launch import take_lock
+from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.rows import Rows, of_store
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import in_thread
-from holdfast.linux import files
+from holdfast.linux import cgroup, files
 from holdfast.model.errors import FailedPrecondition, HoldfastError
+from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime import keeper
 from holdfast.runtime.keeper import Keeper, WorkerInfo
 from holdfast.runtime.shims import Shims
@@ -80,7 +83,10 @@ async def doctor(config: Config, *, fix: bool = False) -> dict[str, Any]:
     shims = Shims(layout.pods, Keeper(config.state / keeper.SOCKET), layout.events)
     found = await Sweeper(layout, config.cgroup_root, rows, workers, shims).examine(fix=fix)
     shims.close()
-    return found.as_data("down")
+    handlers = runtime_handlers.known(config.runtimes, config.state, cgroup.mode())
+    there = {name: one for name, one in handlers.items() if shutil.which(one.binary)}
+    gate = Gate(lambda: there, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
+    return found.as_data("down") | {"runtimes": [one.as_data() for one in await gate.examine()]}
 
 
 async def recovery(config: Config) -> dict[str, Any]:

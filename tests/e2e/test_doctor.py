@@ -230,6 +230,11 @@ def wrong(found: dict[str, Any]) -> dict[tuple[str, str], str]:
     return {(one["kind"], one["where"]): one["why"] for one in found["findings"] if one["verdict"] != "ok"}
 
 
+def without_runtimes(text: str) -> list[str]:
+    """Its lines, but for what is known of the OCI runtimes, which depends on which ones this host has."""
+    return [line for line in text.splitlines() if not line.startswith("runtime ")]
+
+
 def test_a_healthy_node_has_nothing_to_show(ward: Ward) -> None:
     found = doctor(ward.node)
     assert found["counts"].keys() == {"ok"}, found
@@ -238,10 +243,9 @@ def test_a_healthy_node_has_nothing_to_show(ward: Ward) -> None:
     assert kinds >= {"snapshot", "snapshot directory", "blob", "image", "pod", "container", "file"}
     owners = {one["owner"] for one in found["findings"] if one["kind"] == "shim"}
     assert owners == {"pod test/pod-1", "pod test/pod-2"}
-    text = ward.node.cli("doctor").stdout
-    assert text.count("\n") == 1 and "with the daemon up" in text
-    everything = ward.node.cli("doctor", "--all").stdout
-    assert everything.count("\n") == len(found["findings"]) + 2
+    text = without_runtimes(ward.node.cli("doctor").stdout)
+    assert len(text) == 1 and "with the daemon up" in text[0]
+    assert len(without_runtimes(ward.node.cli("doctor", "--all").stdout)) == len(found["findings"]) + 2
 
 
 @pytest.mark.parametrize("daemon", ["up", "down"])

@@ -32,6 +32,8 @@ def doctor_command(ctx: click.Context, fix: bool, everything: bool, output: str,
     is Holdfast's and has no owner; what is inconsistent does not agree with its owner's row; what is unknown could not
     be looked at, or is not known to be Holdfast's. Nothing is changed without --fix, which removes orphans only.
 
+    Known escapes of the OCI runtimes are told as well, and change nothing about the exit status.
+
     With the daemon down its store is read. Where it was started with another configuration than the default one, and
     its state directory is gone, say which with --config. With --fix no daemon can start meanwhile.
 
@@ -71,6 +73,11 @@ def _print(found: dict[str, Any], everything: bool) -> None:
         click.echo(f"removed: {text}")
     for text in found["problems"]:
         click.echo(f"problem: {text}")
+    for one in found.get("runtimes", ()):
+        if one["note"]:
+            known = ", ".join(escape["cve"] for escape in one["escapes"])
+            what = f"{one['version']} has known escapes: {known}; {one['note']}" if known else one["note"]
+            click.echo(f"runtime {one['handler']}: {what}")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in found["counts"].items())
     click.echo(f"looked at {len(found['findings'])} things with the daemon {found['daemon']}: {counts or 'none'}")
 

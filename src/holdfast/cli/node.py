@@ -35,7 +35,7 @@ def version_command(ctx: click.Context, output: str) -> None:
 @output_option
 @click.pass_context
 def info_command(ctx: click.Context, output: str) -> None:
-    """Show the state of the runtime: conditions, handlers, places, disk use.
+    """Show the state of the runtime: conditions, handlers, places, disk use, OCI runtimes and what is known of them.
 
     \b
     holdfast info
@@ -45,8 +45,10 @@ def info_command(ctx: click.Context, output: str) -> None:
     status = daemon.call(daemon.runtime.Status, pb.StatusRequest(verbose=True))
     disk = daemon.call(daemon.images.ImageFsInfo, pb.ImageFsInfoRequest()).image_filesystems[0]
     config = json.loads(status.info["config"])
+    runtimes = json.loads(status.info.get("runtimes", "[]"))
     if output != "table":
-        show({"status": as_dict(status.status), "config": config, "images": as_dict(disk)}, output)
+        found = {"status": as_dict(status.status), "config": config, "runtimes": runtimes, "images": as_dict(disk)}
+        show(found, output)
         return
     rows = [(one.type, str(one.status).lower(), one.reason or "-", one.message) for one in status.status.conditions]
     table(("CONDITION", "STATUS", "REASON", "MESSAGE"), rows)
@@ -58,6 +60,18 @@ def info_command(ctx: click.Context, output: str) -> None:
         "images": f"{size(disk.used_bytes.value)}, {disk.inodes_used.value} inodes",
     }
     table(("SETTING", "VALUE"), [(key, str(value)) for key, value in facts.items()])
+    if runtimes:
+        click.echo()
+        rows = [
+            (
+                one["handler"],
+                one["version"],
+                " ".join(each["cve"] for each in one["escapes"]) or "-",
+                one["note"] or "-",
+            )
+            for one in runtimes
+        ]
+        table(("RUNTIME", "VERSION", "KNOWN ESCAPES", "NOTE"), rows)
 
 
 @click.group("config")

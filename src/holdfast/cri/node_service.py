@@ -9,6 +9,7 @@ from typing import Any, Final
 from holdfast.cri import convert
 from holdfast.images.service import Images
 from holdfast.lifecycle.events import Events
+from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.model.errors import InvalidArgument
@@ -24,8 +25,15 @@ class NodeService(NodeServicer):
     """Recovery report, doctor, events, configuration, and image transfers with progress."""
 
     def __init__(
-        self, images: Images, sweeper: Sweeper, events: Events, report: Callable[[], str], config: Callable[[], str]
+        self,
+        images: Images,
+        sweeper: Sweeper,
+        events: Events,
+        report: Callable[[], str],
+        config: Callable[[], str],
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._images = images
         self._events = events
         self._sweeper = sweeper
@@ -37,7 +45,8 @@ class NodeService(NodeServicer):
 
     async def Doctor(self, request: pb.DoctorRequest, context: Any) -> pb.DoctorReply:
         found = await self._sweeper.examine(fix=request.fix)
-        return pb.DoctorReply(json=json.dumps(found.as_data("up")))
+        runtimes = [one.as_data() for one in await self._gate.examine()]
+        return pb.DoctorReply(json=json.dumps(found.as_data("up") | {"runtimes": runtimes}))
 
     async def Config(self, request: pb.ConfigRequest, context: Any) -> pb.ConfigReply:
         return pb.ConfigReply(toml=self._config())

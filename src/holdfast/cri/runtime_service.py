@@ -71,10 +71,14 @@ class RuntimeService(RuntimeServiceServicer):
         names = dict.fromkeys(["", *self._node.handlers])
         return pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
-            info={"config": json.dumps(self._node.facts)} if request.verbose else {},
+            info=await self._info() if request.verbose else {},
             runtime_handlers=[pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in names],
             features=pb.RuntimeFeatures(supplemental_groups_policy=True),
         )
+
+    async def _info(self) -> dict[str, str]:
+        runtimes = [found.as_data() for found in await self._node.gate.examine()]
+        return {"config": json.dumps(self._node.facts), "runtimes": json.dumps(runtimes)}
 
     async def RuntimeConfig(self, request: pb.RuntimeConfigRequest, context: Any) -> pb.RuntimeConfigResponse:
         return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))

@@ -12,6 +12,7 @@ from holdfast.lifecycle.adopt import Adopter, init_cgroup
 from holdfast.lifecycle.bundle import hostname
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.sandbox import Sandboxes
@@ -58,7 +59,9 @@ class Pods:
         paths: PathWork,
         storage: Storage,
         sandboxes: Sandboxes,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._sandboxes = sandboxes
         self._storage = storage
         self._joins = Joins[Pod](world.pods.get, world.clock.now, SETTLE_SECONDS)
@@ -87,6 +90,7 @@ class Pods:
         return await self._joins.once(key, request, lambda: self._run(config, handler), same)
 
     async def _run(self, config: pb.PodSandboxConfig, handler: Handler) -> Pod:
+        await self._gate.require(handler)
         named = config.metadata
         what, taken = f"run pod sandbox {named.name}", (named.name, named.namespace, named.uid, named.attempt)
         held = (pod.meta for pod in self._world.pods.values())

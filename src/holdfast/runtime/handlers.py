@@ -101,19 +101,7 @@ def find(
     """
     handlers: dict[str, Handler] = {}
     missing: dict[str, Handler] = {}
-    for name in dict.fromkeys([*configured, *PREFERRED]):
-        table = configured.get(name, {})
-        if "shim" in table:
-            handler = _foreign(name, table, state, seconds)
-        else:
-            binary = _program(table.get("binary", name))
-            hide = (UNIFIED_ON_HYBRID,) if mode == "hybrid" and Path(binary).name == "crun" else ()
-            handler = Handler(name, binary, str(state / "oci" / name), hide, seconds)
-        handler = replace(
-            handler,
-            host_devices=not table.get("privileged_without_host_devices", False),
-            all_devices=table.get("privileged_without_host_devices_all_devices_allowed", False),
-        )
+    for name, handler in known(configured, state, mode, seconds).items():
         there = all(shutil.which(one) for one in (handler.shim, handler.binary) if one)
         (handlers if there else missing)[name] = handler
     if default == "auto" and any(not one.shim for one in handlers.values()):
@@ -125,6 +113,27 @@ def find(
     for name in missing.keys() & {default, *configured}:
         log.warning("cannot use runtime handler %s: there is no program %s", name, missing[name].binary)
     return Handlers(handlers, default, missing)
+
+
+def known(
+    configured: Mapping[str, Mapping[str, Any]], state: Path, mode: str, seconds: float = 100.0
+) -> dict[str, Handler]:
+    """Handlers by name, whether their programs are there or not. Raises InvalidArgument as `find` does."""
+    found: dict[str, Handler] = {}
+    for name in dict.fromkeys([*configured, *PREFERRED]):
+        table = configured.get(name, {})
+        if "shim" in table:
+            handler = _foreign(name, table, state, seconds)
+        else:
+            binary = _program(table.get("binary", name))
+            hide = (UNIFIED_ON_HYBRID,) if mode == "hybrid" and Path(binary).name == "crun" else ()
+            handler = Handler(name, binary, str(state / "oci" / name), hide, seconds)
+        found[name] = replace(
+            handler,
+            host_devices=not table.get("privileged_without_host_devices", False),
+            all_devices=table.get("privileged_without_host_devices_all_devices_allowed", False),
+        )
+    return found
 
 
 def _program(name: str) -> str:
