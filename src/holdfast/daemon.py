@@ -45,6 +45,7 @@ from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import Background, in_thread
+from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, sockets, systemd
 from holdfast.model.clock import Clock
@@ -55,6 +56,7 @@ from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_serve
 from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime import keeper as keeper_client
 from holdfast.runtime import unpack
+from holdfast.runtime.features import RuntimeFeatures
 from holdfast.runtime.keepers import Keepers
 from holdfast.runtime.loggers import Loggers
 from holdfast.runtime.pathwork import PathWork
@@ -157,11 +159,13 @@ class Daemon:
         adopter = Adopter(world, shims, handlers, background, config.on_shim_death == "adopt")
         foreign = Foreign(shims.foreign, Loggers(layout.pods, keeper), handlers, background, layout)
         sandboxes = Sandboxes(world, shims, background, layout, host)
-        cleanup = Cleanup(
-            world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes
-        )
-        bundles = Bundles(snapshots, images, layout, host)
         paths = PathWork(keeper, config.path_timeout)
+        features = RuntimeFeatures()
+        volumes = Volumes(images, snapshots, paths, handlers, features, layout)
+        cleanup = Cleanup(
+            world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes, volumes
+        )
+        bundles = Bundles(snapshots, images, layout, host, volumes)
         stopper = Stopper(world, cleanup, background)
         ooms = Ooms(world, background, layout)
         stack.callback(ooms.close)
@@ -181,6 +185,7 @@ class Daemon:
             paths,
             storage,
             foreign,
+            volumes,
         )
         pods = Pods(
             world,
@@ -215,7 +220,7 @@ class Daemon:
             adopter,
             rebuilt,
         )
-        node = Node(tuple(handlers.all), network.ready, self._facts(handlers.default, mode), storage)
+        node = Node(handlers, features, network.ready, self._facts(handlers.default, mode), storage)
         runtime = RuntimeService(world, events, pods, containers, executor, bundles, images, node)
         extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config))
         background.start("catch up", world.catch_up())

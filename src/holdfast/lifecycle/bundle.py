@@ -11,13 +11,14 @@ from holdfast.images.service import Images
 from holdfast.lifecycle.cleanup import container_cgroup
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
 from holdfast.oci.build import build
-from holdfast.oci.request import HostFacts, SpecRequest
+from holdfast.oci.request import HostFacts, Sources, SpecRequest
 from holdfast.oci.resources import resources_to_oci
 from holdfast.oci.users import ResolvedUser, resolve_user
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -30,7 +31,10 @@ CONFIG_LIMIT: Final = 8 * 1024 * 1024
 class Bundles:
     """Writes bundles into the pod's volatile directory."""
 
-    def __init__(self, snapshots: Snapshots, images: Images, layout: Layout, facts: HostFacts) -> None:
+    def __init__(
+        self, snapshots: Snapshots, images: Images, layout: Layout, facts: HostFacts, volumes: Volumes
+    ) -> None:
+        self._volumes = volumes
         self._snapshots = snapshots
         self._images = images
         self._layout = layout
@@ -41,8 +45,9 @@ class Bundles:
 
     async def write(self, container: Container, image: Image) -> None:
         """Make the bundle's directory and config.json. Raises InvalidArgument that names the field."""
+        sources = await self._volumes.prepare(container)
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
-        await in_thread(self._write, container, image, mounts[0])
+        await in_thread(self._write, container, image, mounts[0], sources)
 
     async def ensure(self, container: Container) -> None:
         """Make the bundle unless it is there; the state directory may have been lost since it was written.
@@ -65,9 +70,9 @@ class Bundles:
         spec: dict[str, object] = json.loads(files.read_bounded(self.path(container) / CONFIG_FILE, CONFIG_LIMIT))
         return spec
 
-    def _write(self, container: Container, image: Image, rootfs: Mount) -> None:
+    def _write(self, container: Container, image: Image, rootfs: Mount, sources: Sources) -> None:
         files.make_private(self.path(container))
-        request = self._request(container, image, self._user(container, image, rootfs))
+        request = self._request(container, image, self._user(container, image, rootfs), sources)
         self._save(container, build(request))
 
     def _save(self, container: Container, spec: dict[str, object]) -> None:
@@ -89,11 +94,12 @@ class Bundles:
         """Who the process will be, looked up in the image's own files through a mount that nobody else sees."""
         descriptor = mount.open_detached(rootfs)
         try:
+            have_directories(descriptor)
             return resolve_user(container.config, image.user, lambda path, limit: read_in(descriptor, path, limit))
         finally:
             os.close(descriptor)
 
-    def _request(self, container: Container, image: Image, user: ResolvedUser) -> SpecRequest:
+    def _request(self, container: Container, image: Image, user: ResolvedUser, sources: Sources) -> SpecRequest:
         pod = container.pod
         return SpecRequest(
             pod_id=pod.meta.id,
@@ -106,6 +112,7 @@ class Bundles:
             hostname=hostname(pod.config),
             user=user,
             facts=self._facts,
+            sources=sources,
             **self._files(pod),
         )
 
@@ -123,6 +130,22 @@ class Bundles:
             "hostname_path": str(directory / "hostname"),
             "shm": str(shm) if shm.exists() else "/dev/shm",
         }
+
+
+def have_directories(root: int) -> None:
+    """Put directories in the place of whatever else an image has where the OCI runtime mounts what is the kernel's.
+
+    Runtimes have written to the host through links there: crun before 1.28 and runc before 1.3.6 through /dev
+    (CVE-2026-47766, CVE-2026-41579). What is directly below the root is the same for whoever looks at it.
+    """
+    for name in ("dev", "proc", "sys"):
+        try:
+            found = os.stat(name, dir_fd=root, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            os.unlink(name, dir_fd=root)
+            os.mkdir(name, 0o755, dir_fd=root)
 
 
 def read_in(root: int, path: str, limit: int) -> bytes | None:

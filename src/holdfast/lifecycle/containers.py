@@ -20,6 +20,7 @@ from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper, signal_number
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
+from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
@@ -76,7 +77,9 @@ class Containers:
         paths: PathWork,
         storage: Storage,
         foreign: Foreign,
+        volumes: Volumes,
     ) -> None:
+        self._volumes = volumes
         self._foreign = foreign
         self._storage = storage
         self._joins = Joins[Container](world.containers.get, world.clock.now, SETTLE_SECONDS)
@@ -127,7 +130,7 @@ class Containers:
             undo.push_async_callback(self._give_up, container)
             await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
             crashpoint("create.snapshot")
-            container.stage = "writing its bundle"
+            container.stage = "preparing its mounts and its bundle"
             await self._bundles.write(container, image)
             crashpoint("create.bundle")
             await self._world.end(container, "create")
@@ -273,7 +276,7 @@ class Containers:
         with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there all the same
             await self._images.whole(container.meta.image_id)
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
-        make = functools.partial(
+        create = functools.partial(
             task.create,
             container.meta.id,
             bundle=bundle,
@@ -285,11 +288,13 @@ class Containers:
             options=self._foreign.options(container),
         )
         try:
-            pid = await make()
+            async with self._volumes.staged(container):
+                pid = await create()
         except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
             await self._cleanup.discard(container)
             container.cleaned.clear()
-            pid = await make()
+            async with self._volumes.staged(container):
+                pid = await create()
         crashpoint("start.created")
         if foreign:
             await self._foreign.created(container, pid)

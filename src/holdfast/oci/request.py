@@ -24,6 +24,17 @@ class HostFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """Of the config's mounts, in their order: paths of the host that were looked at, and exist.
+
+    `recursive_read_only` is whether the OCI runtime makes such mounts itself.
+    """
+
+    paths: tuple[str, ...]
+    recursive_read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SpecRequest:
     """Everything a spec is made from. Paths are the host's; a namespace without a path is made or not as CRI says."""
 
@@ -41,3 +52,4 @@ class SpecRequest:
     hosts: str = ""
     hostname_path: str = ""
     shm: str = ""
+    sources: Sources = Sources(())
