@@ -189,6 +189,10 @@ def _mappings(one: pb.Mount) -> tuple[Mappings, Mappings]:
 
 def _named(error: PathError) -> HoldfastError:
     """As an error that names the field."""
+    if error.of_ids:
+        field = error.field.replace("host_path", "uidMappings")
+        why = f"ids cannot be mapped on the filesystem of {error.filename}: {error.strerror}"
+        return FailedPrecondition(f"{field}: {why}")
     kind = InvalidArgument if error.errno in _BAD_PATH else FailedPrecondition
     return kind(f"{error.field}: cannot use {error.filename}: {error.strerror}")
 

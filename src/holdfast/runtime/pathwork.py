@@ -53,11 +53,12 @@ class Stage:
 
 
 class PathError(OSError):
-    """What a filesystem has said of the path of a field."""
+    """What a filesystem has said of the path of a field, or with `of_ids` of the mapping that was asked for it."""
 
-    def __init__(self, number: int, message: str, path: str, field: str) -> None:
+    def __init__(self, number: int, message: str, path: str, field: str, of_ids: bool) -> None:
         super().__init__(number, message, path)
         self.field = field
+        self.of_ids = of_ids
 
 
 class PathWork:
@@ -100,7 +101,7 @@ class PathWork:
                 raise DeadlineExceeded(f"cannot use {item.field} {item.path}: {why}") from exc
         if found and "errno" in found[-1]:
             item, said = items[len(found) - 1], found[-1]
-            raise PathError(said["errno"], said["message"], item.path, item.field)
+            raise PathError(said["errno"], said["message"], item.path, item.field, said["of_ids"])
         if len(found) < len(items):
             item = items[len(found)]
             raise Unavailable(f"cannot use {item.field} {item.path}: the process that looked at it has died")

@@ -1,7 +1,7 @@
 """Work on paths that are a user's: on a network filesystem whose server has gone that may take for ever.
 
 So it is done by a process that somebody else can give up and kill, and that has nothing else to lose. It is given a
-list of things and says of each, in a line of JSON, what came of it; after an {"errno", "message"} it says no more.
+list of things and says of each, in a line of JSON, what came of it; after an {"errno", "message", "of_ids"} no more.
 
     directory  {path}                      made, with its parents, as far as it is not there -> {}
     source     {path, label, uids, gids}   the same; what it is -> {path, propagation, place}, see runtime.pathwork
@@ -24,6 +24,10 @@ from holdfast.workers.context import Context
 UMASK: Final = 0o022  # what is made for a container is 0755, whatever our own umask is
 
 
+class NotMapped(OSError):
+    """Not the path is at fault, but the mapping of ids that was asked for it."""
+
+
 def main(context: Context) -> None:
     """fds: a socket on which the list comes in, and goes out what there is to say."""
     (result_fd,) = context.fds
@@ -36,6 +40,7 @@ def main(context: Context) -> None:
                 said = work(item)
             except OSError as exc:
                 said = {"errno": exc.errno or errno.EIO, "message": exc.strerror or str(exc)}
+                said["of_ids"] = isinstance(exc, NotMapped)
             result.sendall(json.dumps(said).encode() + b"\n")
             if "errno" in said:
                 return
@@ -49,7 +54,9 @@ def make_directory(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def look_at(item: Mapping[str, Any]) -> dict[str, Any]:
     """As containerd: what is missing becomes a directory, and links are followed once, here."""
-    if not os.path.exists(item["path"]):
+    try:
+        os.stat(item["path"])
+    except FileNotFoundError:
         make_directory(item)
     path = os.path.realpath(item["path"], strict=True)
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -90,11 +97,18 @@ def _cloned(path: str, item: Mapping[str, Any]) -> Iterator[int]:
         if item.get("recursive_read_only"):
             mount.set_attributes(descriptor, mount.MS_RDONLY, recursive=True)
         if item["uids"]:
-            with idmap.user_namespace(item["uids"], item["gids"]) as namespace:
-                mount.set_attributes(descriptor, 0, user_namespace=namespace)
+            _map_ids(descriptor, item)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _map_ids(descriptor: int, item: Mapping[str, Any]) -> None:
+    try:
+        with idmap.user_namespace(item["uids"], item["gids"]) as namespace:
+            mount.set_attributes(descriptor, 0, user_namespace=namespace)
+    except OSError as exc:
+        raise NotMapped(exc.errno, exc.strerror) from exc
 
 
 WORK: Final = {"directory": make_directory, "source": look_at, "stage": stage}
