@@ -50,6 +50,7 @@ from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import Background, in_thread
+from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, sockets, systemd
 from holdfast.model.clock import Clock
@@ -60,6 +61,7 @@ from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_serve
 from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime import keeper as keeper_client
 from holdfast.runtime import unpack
+from holdfast.runtime.features import RuntimeFeatures
 from holdfast.runtime.keepers import Keepers
 from holdfast.runtime.loggers import Loggers
 from holdfast.runtime.pathwork import PathWork
@@ -163,12 +165,14 @@ class Daemon:
         foreign = Foreign(shims.foreign, Loggers(layout.pods, keeper), handlers, background, layout)
         confinement = Confinement(config.seccomp_root, config.unset_seccomp_profile, config.apparmor_profile)
         sandboxes = Sandboxes(world, shims, background, layout, host, confinement)
-        cleanup = Cleanup(
-            world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes
-        )
         devices = Devices([*map(Path, config.cdi_spec_dirs)], owned=config.device_ownership_from_security_context)
-        bundles = Bundles(snapshots, images, layout, host, confinement, handlers, devices)
         paths = PathWork(keeper, config.path_timeout)
+        features = RuntimeFeatures()
+        volumes = Volumes(images, snapshots, paths, handlers, features, layout)
+        cleanup = Cleanup(
+            world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes, volumes
+        )
+        bundles = Bundles(snapshots, images, layout, host, confinement, handlers, devices, volumes)
         stopper = Stopper(world, cleanup, background)
         ooms = Ooms(world, background, layout)
         stack.callback(ooms.close)
@@ -188,6 +192,7 @@ class Daemon:
             paths,
             storage,
             foreign,
+            volumes,
         )
         gate = Gate(lambda: handlers.all, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
         pods = Pods(
@@ -224,9 +229,7 @@ class Daemon:
             adopter,
             rebuilt,
         )
-        node = Node(
-            tuple(handlers.all), network.ready, self._facts(handlers.default, facts.report(host)), storage, gate
-        )
+        node = Node(handlers, features, network.ready, self._facts(handlers.default, facts.report(host)), storage, gate)
         runtime = RuntimeService(
             world, events, pods, containers, executor, bundles, images, node, Stats(world, snapshots, background)
         )

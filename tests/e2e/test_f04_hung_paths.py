@@ -74,18 +74,35 @@ def test_f04_a_volume_that_never_answers(
     life: Node, dead: Hung, clients: concurrent.futures.ThreadPoolExecutor
 ) -> None:
     pod = life.run_pod()
-    beside = life.run(pod, "while :; do sleep 0.02; done", "beside")
-    mount = pb.Mount(host_path=str(dead.path / "data"), container_path="/data")
-    sick = life.create(pod, life.container_config("exit 0", "sick", mounts=[mount]))
-    start = clients.submit(failure, lambda: life.start_container(sick))
+    mounts = [pb.Mount(host_path=str(path), container_path=f"/{path.name}") for path in (life.base, dead.path / "data")]
+    config = life.container_config("exit 0", "sick", mounts=mounts)
+    create = clients.submit(failure, lambda: life.create(pod, config))
     until(lambda: dead.waiting, "somebody to wait for the path")
     is_well(life)
-    assert life.exec(beside, ["/bin/echo", "here"]).stdout == b"here\n"
-    life.restart()
-    is_well(life)
-    assert start.result()[0] in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-    assert life.status(beside).state == pb.CONTAINER_RUNNING
-    dead.release()
+    code, told = create.result()
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert told == f"cannot use config.mounts[1].host_path {dead.path}/data: no answer after {PATH_SECONDS} s"
+    assert life.containers() == []
+    del config.mounts[1]
+    assert life.exited(life.run(pod, "exit 5", "sick", mounts=config.mounts)).exit_code == 5, "its name is free"
+    life.remove_pod(pod)
+
+
+def test_f04_a_volume_that_does_not_answer_any_more(life: Node, clients: concurrent.futures.ThreadPoolExecutor) -> None:
+    pod, place = life.run_pod(), life.base / "dying"
+    (place / "data").mkdir(parents=True)
+    beside = life.run(pod, "while :; do sleep 0.02; done", "beside")
+    mount = pb.Mount(host_path=str(place / "data"), container_path="/data")
+    sick = life.create(pod, life.container_config("exit 0", "sick", mounts=[mount]))
+    with hung(place) as dead:
+        start = clients.submit(failure, lambda: life.start_container(sick))
+        until(lambda: dead.waiting, "somebody to wait for the path")
+        is_well(life)
+        assert life.exec(beside, ["/bin/echo", "here"]).stdout == b"here\n"
+        life.restart()
+        is_well(life)
+        assert start.result()[0] in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert life.status(beside).state == pb.CONTAINER_RUNNING
     until(lambda: life.status(sick).state != pb.CONTAINER_UNKNOWN, "the sick one to settle")
     life.stop_container(beside)
     life.remove_pod(pod)
@@ -95,10 +112,10 @@ def test_f04_a_volume_that_never_answers(
 def test_f04_a_volume_that_answers_again_can_be_used(life: Node) -> None:
     place = life.base / "again"
     (place / "data").mkdir(parents=True)
+    pod = life.run_pod()
+    mount = pb.Mount(host_path=str(place / "data"), container_path="/data")
+    one = life.create(pod, life.container_config("exit 0", "one", mounts=[mount]))
     with hung(place):
-        pod = life.run_pod()
-        mount = pb.Mount(host_path=str(place / "data"), container_path="/data")
-        one = life.create(pod, life.container_config("exit 0", "one", mounts=[mount]))
         code, told = failure(lambda: life.start_container(one))
         assert code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
         assert f"no end after {RUNTIME_SECONDS}" in told

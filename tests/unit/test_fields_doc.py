@@ -91,14 +91,10 @@ EXAMPLES: list[tuple[str, Setting, *tuple[Setting, ...]]] = [
     *((INVALID, (f"{CONTAINER}.envs.key", bad)) for bad in ("", "a=b")),
     *((INVALID, (f"{CONTAINER}.mounts.container_path", bad)) for bad in ("a", "", "/", "/a/..")),
     *((INVALID, (f"{CONTAINER}.mounts.host_path", bad)) for bad in ("a", "")),
-    (UNIMPLEMENTED, (f"{CONTAINER}.mounts.uidMappings", pb.IDMapping())),
-    (INVALID, (f"{CONTAINER}.mounts.recursive_read_only", True), (f"{CONTAINER}.mounts.readonly", True)),
-    (UNIMPLEMENTED, (f"{CONTAINER}.mounts.image", pb.ImageSpec(image="i"))),
-    *(
-        (UNIMPLEMENTED, (f"{CONTAINER}.mounts.image.{name}", value))
-        for name, value in [("image", "i"), ("annotations", {"a": "b"}), ("user_specified_image", "i"),
-                            ("runtime_handler", "crun"), ("image_ref", "i")]
-    ),
+    *((INVALID, (f"{CONTAINER}.mounts.{name}Mappings", pb.IDMapping(length=1))) for name in ("uid", "gid")),
+    (INVALID, (f"{CONTAINER}.mounts.recursive_read_only", True)),
+    (INVALID, (f"{CONTAINER}.mounts.image_sub_path", "a")),
+    (INVALID, (f"{CONTAINER}.mounts.image.image", "")),
     *((INVALID, (f"{CONTAINER}.devices.{name}_path", "x")) for name in ("container", "host")),
     (INVALID, (f"{CONTAINER}.devices.permissions", "x")),
     (INVALID, (f"{SECURITY}.privileged", True)),

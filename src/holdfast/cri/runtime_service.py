@@ -68,11 +68,10 @@ class RuntimeService(RuntimeServiceServicer):
             pb.RuntimeCondition(type="NetworkReady", status=ready, reason=reason, message=message),
             pb.RuntimeCondition(type="StorageHealthy", status=healthy, reason=trouble, message=details),
         ]
-        names = dict.fromkeys(["", *self._node.handlers])
         return pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
             info=await self._info() if request.verbose else {},
-            runtime_handlers=[pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in names],
+            runtime_handlers=await self._node.runtime_handlers(),
             features=pb.RuntimeFeatures(supplemental_groups_policy=True),
         )
 

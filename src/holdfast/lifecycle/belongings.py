@@ -248,7 +248,9 @@ def _mounts(owners: Owners) -> Iterator[Finding]:
             continue
         inner = rest.partition("/")[0]
         id = inner if is_id(inner) else first
-        if is_id(first) and owners.over(id) and rest in ("shm", f"{id}/rootfs", "ns/net", "ns/ipc", "ns/uts", "ns/pid"):
+        known = rest in ("shm", f"{id}/rootfs", "ns/net", "ns/ipc", "ns/uts", "ns/pid")
+        known = known or rest.startswith(f"{id}/volumes/")
+        if is_id(first) and owners.over(id) and known:
             why = "it is mounted, and what it belongs to is over"
             yield Finding(kind, entry.target, Verdict.INCONSISTENT, why, owners.name(id), id)
         elif is_id(first):

@@ -16,6 +16,7 @@ from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import apart, in_thread, within
+from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
 from holdfast.model.errors import InvalidArgument
@@ -48,9 +49,11 @@ class Bundles:
         confinement: Confinement,
         handlers: Handlers,
         devices: Devices,
+        volumes: Volumes,
     ) -> None:
         self._handlers = handlers
         self._devices = devices
+        self._volumes = volumes
         self._snapshots = snapshots
         self._images = images
         self._layout = layout
@@ -65,12 +68,13 @@ class Bundles:
 
         Raises InvalidArgument that names the field.
         """
+        sources = await self._volumes.prepare(container)
         mounts = await self._snapshots.mounts(container.meta.snapshot_key)
         found: dict[str, Any] = {}
         if self._devices.wanted(container.config):
             look = apart(self._devices.found, container.config, self._handlers.get(container.pod.meta.handler))
             found = await within(LOOK_SECONDS, look, "look at config.devices")
-        user = await in_thread(self._write, container, image, mounts[0], found)
+        user = await in_thread(self._write, container, image, mounts[0], {**found, "sources": sources})
         linux = pb.LinuxContainerUser(uid=user["uid"], gid=user["gid"], supplemental_groups=user["additionalGids"])
         return pb.ContainerUser(linux=linux)
 
@@ -122,6 +126,7 @@ class Bundles:
         """Who the process will be, looked up in the image's own files through a mount that nobody else sees."""
         descriptor = mount.open_detached(rootfs)
         try:
+            have_directories(descriptor)
             check_directory(descriptor, container.config.working_dir or image.workdir)
             return resolve_user(container.config, image.user, lambda path, limit: read_in(descriptor, path, limit))
         finally:
@@ -165,6 +170,22 @@ def check_directory(root: int, asked: str) -> None:
         process.check_directory(asked, files.follow(root, asked))
     except (OSError, ValueError) as exc:
         raise InvalidArgument(f"config.working_dir: {asked!r} cannot be followed: {exc}") from exc
+
+
+def have_directories(root: int) -> None:
+    """Put directories in the place of whatever else an image has where the OCI runtime mounts what is the kernel's.
+
+    Runtimes have written to the host through links there: crun before 1.28 and runc before 1.3.6 through /dev
+    (CVE-2026-47766, CVE-2026-41579). What is directly below the root is the same for whoever looks at it.
+    """
+    for name in ("dev", "proc", "sys"):
+        try:
+            found = os.stat(name, dir_fd=root, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            os.unlink(name, dir_fd=root)
+            os.mkdir(name, 0o755, dir_fd=root)
 
 
 def read_in(root: int, path: str, limit: int) -> bytes | None:

@@ -16,6 +16,7 @@ from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.tasks import apart, in_thread, within
+from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
@@ -54,7 +55,9 @@ class Cleanup:
         adopter: Adopter,
         foreign: Foreign,
         sandboxes: Sandboxes,
+        volumes: Volumes,
     ) -> None:
+        self._volumes = volumes
         self._foreign = foreign
         self._sandboxes = sandboxes
         self._world = world
@@ -79,7 +82,7 @@ class Cleanup:
             await self.kill(container)
             await self._runtime_delete(container)
         if await in_thread(bundle.exists):
-            await apart(mount.unmount_tree, bundle / "rootfs")
+            await apart(mount.unmount_tree, bundle)  # its rootfs, and what was staged for a start that was cut off
         await self._foreign.finish(container)
         crashpoint("task.deleted")
         await self._remove_cgroup(container_cgroup(container))
@@ -118,6 +121,7 @@ class Cleanup:
         crashpoint("remove.bundle")
         await self._snapshots.remove(container.meta.snapshot_key)
         crashpoint("remove.snapshot")
+        await self._volumes.release(container)
         await self._world.delete_container(container)
 
     async def sandbox(self, pod: Pod) -> None:
@@ -165,7 +169,7 @@ class Cleanup:
 
     def _has_task(self, container: Container) -> bool:
         """Whether anything of a task is there: daemon and shim may have died while one was being made."""
-        return bool(mount.mounts_below(self._bundle(container) / "rootfs")) or self._runtime_state(container).exists()
+        return bool(mount.mounts_below(self._bundle(container))) or self._runtime_state(container).exists()
 
     def _runtime_state(self, container: Container) -> Path:
         return Path(self._handlers.get(container.pod.meta.handler).root, container.meta.id)

@@ -21,6 +21,7 @@ from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
+from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
@@ -78,7 +79,9 @@ class Containers:
         paths: PathWork,
         storage: Storage,
         foreign: Foreign,
+        volumes: Volumes,
     ) -> None:
+        self._volumes = volumes
         self._foreign = foreign
         self._storage = storage
         self._joins = Joins[Container](world.containers.get, world.clock.now, SETTLE_SECONDS)
@@ -130,7 +133,7 @@ class Containers:
             undo.push_async_callback(self._give_up, container)
             await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
             crashpoint("create.snapshot")
-            container.stage = "writing its bundle"
+            container.stage = "preparing its mounts and its bundle"
             user = (await self._bundles.write(container, image)).SerializeToString()
             crashpoint("create.bundle")
             await self._world.update_container(container, lambda status: replace(status, user=user), end="create")
@@ -289,11 +292,13 @@ class Containers:
         )
         async with target.held(container, bundle):
             try:
-                pid = await make()
+                async with self._volumes.staged(container):
+                    pid = await make()
             except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
                 await self._cleanup.discard(container)
                 container.cleaned.clear()
-                pid = await make()
+                async with self._volumes.staged(container):
+                    pid = await make()
         crashpoint("start.created")
         if foreign:
             await self._foreign.created(container, pid)

@@ -12,7 +12,10 @@ from typing import Final
 
 from holdfast.lifecycle.rows import ContainerRow, PodRow, Rows
 from holdfast.lifecycle.survey import Survey
+from holdfast.model.spec import volume_key
 from holdfast.model.state import ContainerState, ProcessRef, container_state
+from holdfast.oci.mounts import image_volumes
+from holdfast.proto import runtime_v1_pb2 as pb
 
 
 class Verdict(StrEnum):
@@ -198,6 +201,8 @@ def _container_problem(owners: Owners, container: ContainerRow) -> tuple[Verdict
     looked = survey.looked(bundle) and survey.looked(f"{survey.state}/pods/{meta.pod_id}")
     if state is ContainerState.RUNNING and looked and bundle not in survey.files:
         return Verdict.INCONSISTENT, "RUNNING, but its bundle is missing"
-    if meta.snapshot_key not in owners.snapshots:
-        return Verdict.INCONSISTENT, f"it has no snapshot {meta.snapshot_key}"
+    volumes = image_volumes(pb.ContainerConfig.FromString(meta.config))
+    for key in (meta.snapshot_key, *(volume_key(meta.id, number) for number in volumes)):
+        if key not in owners.snapshots:
+            return Verdict.INCONSISTENT, f"it has no snapshot {key}"
     return FINE

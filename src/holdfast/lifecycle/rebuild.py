@@ -4,6 +4,7 @@ Rows of pods, containers and images come from their copies (store.copies), those
 says of itself, for whatever is needed by a container or an image. In a start that finds nothing lost this only looks.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Final
 
 import apsw
+from google.protobuf.message import DecodeError
 
 from holdfast.images.service import chain_ids
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import load_rows
 from holdfast.model.errors import AlreadyExists, InvalidArgument
 from holdfast.model.image import parse_config
+from holdfast.model.spec import volume_key
 from holdfast.model.state import ContainerStatus, PodStatus, container_state
+from holdfast.oci.mounts import image_volumes
+from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.snapshots import witness
 from holdfast.store import images, pods
 from holdfast.store.copies import ContainerCopy, Copies, Copy, ImageCopy, PodCopy, encode
@@ -131,7 +136,11 @@ def _chain(key: str, on_disk: dict[str, SnapshotRow], there: dict[str, SnapshotR
 
 
 def _needed(tx: apsw.Connection) -> Iterable[str]:
-    yield from (str(key) for (key,) in tx.execute("SELECT snapshot_key FROM containers WHERE snapshot_key != ''"))
+    for id, key, config in tx.execute("SELECT id, snapshot_key, config FROM containers WHERE snapshot_key != ''"):
+        yield str(key)
+        with contextlib.suppress(DecodeError, TypeError):  # it is set aside later
+            numbers = image_volumes(pb.ContainerConfig.FromString(config))
+            yield from (volume_key(str(id), number) for number in numbers)
     for row in images.load_images(tx):
         try:
             yield from chain_ids(parse_config(row.id, row.config, row.size, (), ()).diff_ids)

@@ -8,7 +8,7 @@ from holdfast.images.service import UNPACKING, chain_ids
 from holdfast.lifecycle.world import World
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import parse_config
-from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
+from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata, container_of_key
 from holdfast.model.state import ContainerStatus, PodStatus
 from holdfast.store import images, pods
 from holdfast.store.images import ImageRow, SnapshotRow
@@ -73,7 +73,8 @@ class Rows:
             return "another layer" if self._is_parent(row) else None
         if row.key.startswith(UNPACKING):
             return "an image that is coming in" if self.under_way.arriving else None
-        return row.key if row.key in self.containers or row.key in self.unreadable else None
+        owner = container_of_key(row.key)
+        return owner if owner in self.containers or owner in self.unreadable else None
 
     def _is_parent(self, row: SnapshotRow) -> bool:
         return any(other.parent == row.key for other in self.snapshots)

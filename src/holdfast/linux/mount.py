@@ -47,6 +47,7 @@ MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 AT_RECURSIVE: Final = 0x8000
+MOUNT_ATTR_IDMAP: Final = 0x00100000
 
 _PAGE: Final = 4095  # mount(2) takes one page of options
 _ATTRIBUTES: Final = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC  # the same bits as MOUNT_ATTR_*
@@ -100,6 +101,13 @@ class MountEntry:
     source: str
     optional: tuple[str, ...]
 
+    @property
+    def propagation(self) -> str:
+        """Where mounts go to and come from: "shared", "slave" or "private" (mount_namespaces(7)). A slave that is
+        shared as well is shared."""
+        kinds = {field.partition(":")[0] for field in self.optional}
+        return "shared" if "shared" in kinds else "slave" if "master" in kinds else "private"
+
 
 def mount(source: str, target: str | os.PathLike[str], fstype: str, flags: int = 0, data: str = "") -> None:
     """mount(2)."""
@@ -138,10 +146,15 @@ class _MountAttr(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
-def set_attributes(descriptor: int, flags: int, *, recursive: bool = False) -> None:
-    """Add MS_RDONLY, MS_NOSUID, MS_NODEV and MS_NOEXEC, as far as in `flags`, to the mount of a descriptor."""
+def set_attributes(descriptor: int, flags: int, *, recursive: bool = False, user_namespace: int | None = None) -> None:
+    """Add MS_RDONLY, MS_NOSUID, MS_NODEV and MS_NOEXEC, as far as in `flags`, to the mount of a descriptor.
+
+    With a descriptor of a user namespace its ids are mapped by that, which a mount that is attached cannot be.
+    """
     fault("mount_setattr")
     attributes = _MountAttr(flags & _ATTRIBUTES, 0, 0, 0)
+    if user_namespace is not None:
+        attributes = _MountAttr(flags & _ATTRIBUTES | MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
     how = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ctypes.sizeof(attributes)
     syscall(SYS_MOUNT_SETATTR, "mount_setattr", descriptor, b"", how, ctypes.byref(attributes), size)
@@ -184,10 +197,7 @@ def mount_one(one: MountLike, target: str | os.PathLike[str]) -> None:
     if one.type == "overlay" and len(data) > _PAGE:
         descriptor = open_detached(one)
         try:
-            path = path_bytes(target)
-            syscall(
-                SYS_MOVE_MOUNT, "move_mount", descriptor, b"", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH, paths=(target,)
-            )
+            attach(descriptor, target)
         finally:
             os.close(descriptor)
     elif flags & MS_BIND:
@@ -224,6 +234,13 @@ def open_detached(one: MountLike) -> int:
         return syscall(SYS_FSMOUNT, "fsmount", context, FSMOUNT_CLOEXEC, flags & _ATTRIBUTES)
     finally:
         os.close(context)
+
+
+def attach(descriptor: int, target: str | os.PathLike[str]) -> None:
+    """Put a detached mount to where everybody sees it (move_mount(2))."""
+    fault("mount", target)
+    how = MOVE_MOUNT_F_EMPTY_PATH
+    syscall(SYS_MOVE_MOUNT, "move_mount", descriptor, b"", AT_FDCWD, path_bytes(target), how, paths=(target,))
 
 
 def _clone(source: str, flags: int) -> int:
@@ -272,6 +289,12 @@ def _entry(line: bytes) -> MountEntry:
         source=_unescape(last[1]),
         optional=tuple(field.decode() for field in first[6:]),
     )
+
+
+def holding(descriptor: int) -> MountEntry:
+    """The mount that a descriptor is on."""
+    begin = b"%d " % mount_id(descriptor)
+    return next(_entry(line) for line in _lines() if line.startswith(begin))
 
 
 def _unescape(field: bytes) -> str:

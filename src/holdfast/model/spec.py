@@ -17,6 +17,16 @@ def is_id(text: str) -> bool:
     return _ID.match(text) is not None
 
 
+def volume_key(container_id: str, number: int | None = None) -> str:
+    """Of the snapshot behind one of a container's mounts; with no number what all of them begin with."""
+    return f"{container_id}/{'' if number is None else number}"
+
+
+def container_of_key(key: str) -> str:
+    """The id of the container that a snapshot is for, its own or one of its volumes'."""
+    return key.partition("/")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class PodMetadata:
     """A pod sandbox as it was asked for. (name, namespace, uid, attempt) is unique among live rows.

@@ -30,6 +30,17 @@ class HostFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """Of the config's mounts, in their order: paths of the host that were looked at, and exist.
+
+    `recursive_read_only` is whether the OCI runtime makes such mounts itself.
+    """
+
+    paths: tuple[str, ...]
+    recursive_read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SpecRequest:
     """Everything a spec is made from. Paths are the host's; a namespace without a path is made or not as CRI says."""
 
@@ -55,3 +66,4 @@ class SpecRequest:
     host_devices: tuple[DeviceNode, ...] = ()  # all of them, for a privileged container
     all_devices: bool = True  # whether a privileged container may use and make any device
     cdi: Edits = field(default_factory=Edits)
+    sources: Sources = Sources(())

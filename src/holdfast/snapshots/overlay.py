@@ -88,6 +88,9 @@ class Snapshots:
         row = self._rows.get(key)
         return row is not None and row.kind == "committed" and key not in self._lost
 
+    def has(self, key: str) -> bool:
+        return key in self._rows
+
     def starting_with(self, prefix: str) -> list[str]:
         """Keys that begin so."""
         return sorted(key for key in self._rows if key.startswith(prefix))
@@ -97,8 +100,8 @@ class Snapshots:
         await self._make(key, "active", parent)
         return await self.mounts(key)
 
-    async def view(self, key: str, parent: str) -> list[Mount]:
-        """A read-only snapshot of a committed one."""
+    async def view(self, key: str, parent: str | None) -> list[Mount]:
+        """A read-only snapshot of a committed one, or of nothing. Raises AlreadyExists, NotFound."""
         await self._make(key, "view", parent)
         return await self.mounts(key)
 
@@ -157,6 +160,7 @@ class Snapshots:
             lowers = self.layers(key)
         own = self._place(row)
         if row.kind != "active":
+            lowers = lowers or [own / "fs"]
             if len(lowers) == 1:
                 return [Mount("bind", str(lowers[0]), options=("bind", "ro"))]
             return [Mount("overlay", "overlay", options=(f"lowerdir={_joined(lowers)}",))]

@@ -124,7 +124,7 @@ def test_the_whole_spec_of_a_plain_container() -> None:
             mount("/sys", "sysfs", "sysfs", *SECURE, "ro"),
             mount("/dev/pts", "devpts", "devpts", *PTS),
             mount("/dev/mqueue", "mqueue", "mqueue", *SECURE),
-            mount("/dev/shm", "bind", "/p/shm", "rbind", *SECURE),
+            mount("/dev/shm", "bind", "/p/shm", "rbind", "rprivate", *SECURE),
             mount("/etc/resolv.conf", "bind", "/p/resolv.conf", "rbind", "rprivate", "rw"),
             mount("/etc/hosts", "bind", "/p/hosts", "rbind", "rprivate", "rw"),
             mount("/sys/fs/cgroup", "cgroup", "cgroup", *SECURE, "relatime", "ro"),
@@ -310,73 +310,6 @@ def test_nobody_gets_a_capability_that_the_host_cannot_give() -> None:
     for asked in ({"add_capabilities": ["ALL"]}, {"add_ambient_capabilities": ["SYS_ADMIN"]}):
         context = pb.LinuxContainerSecurityContext(capabilities=pb.Capability(**asked))
         assert capabilities.sets(context, available)["bounding"] == ["CAP_CHOWN", "CAP_KILL"]
-
-
-def bind(place: str, **fields: Any) -> pb.Mount:
-    return pb.Mount(container_path=place, host_path=f"/host{place}", **fields)
-
-
-def test_mounts_replace_the_defaults_and_parents_come_first() -> None:
-    config = container(
-        mounts=[
-            bind("/a/b/c"),
-            bind("/etc/hosts", readonly=True),
-            bind("//a/b/", readonly=True),
-            bind("/a"),
-            bind("/sys"),
-        ]
-    )
-    places = [one["destination"] for one in build(request(config, hosts="/p/hosts"))["mounts"]]
-    assert places.index("/a") < places.index("/a/b") < places.index("/a/b/c")
-    assert places.count("/etc/hosts") == places.count("/sys") == 1
-    found = mounts(request(config, hosts="/p/hosts"))
-    assert found["/etc/hosts"] == mount("/etc/hosts", "bind", "/host/etc/hosts", "rbind", "rprivate", "ro")
-    assert found["/a/b"]["options"] == ["rbind", "rprivate", "ro"]
-    assert found["/sys"]["source"] == "/host/sys"
-
-
-def test_of_two_mounts_at_one_place_the_later_is_seen() -> None:
-    config = container(mounts=[bind("/a"), pb.Mount(container_path="/a/", host_path="/later")])
-    assert mounts(request(config))["/a"]["source"] == "/later"
-
-
-def test_nothing_is_mounted_into_a_dev_of_somebodys_own() -> None:
-    found = mounts(request(container(mounts=[bind("/dev"), bind("/dev/net")]), shm="/p/shm"))
-    assert sorted(place for place in found if place.startswith("/dev")) == ["/dev", "/dev/net"]
-
-
-@pytest.mark.parametrize(
-    ("asked", "options", "of_root"),
-    [
-        (pb.PROPAGATION_PRIVATE, "rprivate", None),
-        (pb.PROPAGATION_HOST_TO_CONTAINER, "rslave", "rslave"),
-        (pb.PROPAGATION_BIDIRECTIONAL, "rshared", "rshared"),
-    ],
-)
-def test_propagation(asked: pb.MountPropagation, options: str, of_root: str | None) -> None:
-    spec = build(request(container(mounts=[bind("/a", propagation=asked), bind("/b")])))
-    assert next(one for one in spec["mounts"] if one["destination"] == "/a")["options"] == ["rbind", options, "rw"]
-    assert spec["linux"].get("rootfsPropagation") == of_root
-
-
-def test_a_read_only_root_makes_the_pods_files_read_only_too() -> None:
-    one = request(secured(readonly_rootfs=True), resolv_conf="/p/r", hostname_path="/p/h")
-    assert build(one)["root"]["readonly"]
-    assert mounts(one)["/etc/resolv.conf"]["options"][-1] == mounts(one)["/etc/hostname"]["options"][-1] == "ro"
-
-
-@pytest.mark.parametrize(
-    ("bad", "error", "message"),
-    [
-        (bind("/a", readonly=True, recursive_read_only=True), InvalidArgument, "recursive_read_only: the OCI runtime"),
-        (pb.Mount(container_path="/a", image=pb.ImageSpec(image="i")), Unimplemented, "image: image volumes"),
-        (bind("/a", uidMappings=[pb.IDMapping(length=1)]), Unimplemented, "uidMappings: id-mapped mounts"),
-        (bind("/a", gidMappings=[pb.IDMapping(length=1)]), Unimplemented, "uidMappings: id-mapped mounts"),
-    ],
-)
-def test_mounts_that_cannot_be_made_are_refused(bad: pb.Mount, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=rf"config.mounts\[1\]\.{message}"):
-        build(request(container(mounts=[bind("/ok"), bad])))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,216 @@
+"""What a container's mounts need on the host: their sources, views of images, and what is staged for the runtime.
+
+A view is a read-only snapshot of an image, made with the container and removed with it; its key begins with the
+container's id, so that whoever finds it knows whose it is. Staged mounts are below the bundle, and only from right
+before the runtime is told to create the container until it has: what is left of them by a crash goes with the task.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from holdfast.images.service import Images
+from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.tasks import apart, in_thread
+from holdfast.lifecycle.world import Container
+from holdfast.linux import files, mount, selinux
+from holdfast.linux.inject import crashpoint
+from holdfast.model.errors import Damaged, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
+from holdfast.model.spec import Mount, volume_key
+from holdfast.oci import mounts
+from holdfast.oci.request import Sources
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.features import RuntimeFeatures, binds_from_host
+from holdfast.runtime.handlers import Handlers
+from holdfast.runtime.pathwork import Mappings, PathError, PathWork, Stage, Wanted
+from holdfast.snapshots.overlay import Snapshots
+
+log = logging.getLogger(__name__)
+
+DIRECTORY: Final = "volumes"  # in the bundle
+# As kubelets know them (k8s.io/cri-api, pkg/errors).
+UNSUPPORTED: Final = "RROUnsupported"
+IMAGE_FAILED: Final = "ImageVolumeMountFailed"
+_BAD_PATH: Final = frozenset({errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
+
+
+class Volumes:
+    """Prepares the mounts of containers, and takes apart what was prepared."""
+
+    def __init__(
+        self,
+        images: Images,
+        snapshots: Snapshots,
+        paths: PathWork,
+        handlers: Handlers,
+        features: RuntimeFeatures,
+        layout: Layout,
+    ) -> None:
+        self._images = images
+        self._snapshots = snapshots
+        self._paths = paths
+        self._handlers = handlers
+        self._features = features
+        self._layout = layout
+
+    async def prepare(self, container: Container) -> Sources:
+        """See to it that all that is to be mounted is there. Idempotent.
+
+        Raises InvalidArgument, FailedPrecondition, NotFound, Damaged and DeadlineExceeded that name the field.
+        """
+        own = await self._recursive_read_only(container)
+        sources = {number: await self._view(container, number) for number in mounts.image_volumes(container.config)}
+        binds = [(number, one) for number, one in enumerate(container.config.mounts) if number not in sources]
+        self._check(container, binds, own)
+        wanted = [_wanted(container, number, one) for number, one in binds]
+        try:
+            found = await self._paths.find(wanted)
+        except PathError as exc:
+            raise _named(exc) from exc
+        for (number, one), source in zip(binds, found, strict=True):
+            mounts.check_propagation(one, _field(number), source.propagation, source.place)
+            staged = mounts.is_staged(one, own)
+            sources[number] = str(self._place(container, number)) if staged else source.path
+        return Sources(tuple(sources[number] for number in sorted(sources)), own)
+
+    @contextlib.asynccontextmanager
+    async def staged(self, container: Container) -> AsyncIterator[None]:
+        """Within it, what the runtime cannot mount itself is mounted below the bundle."""
+        own = await self._recursive_read_only(container)
+        wanted = [(number, one) for number, one in enumerate(container.config.mounts) if mounts.is_staged(one, own)]
+        if not wanted:
+            yield
+            return
+        try:
+            await self._unstage(container)  # what an attempt that was cut off has left
+            for number in mounts.image_volumes(container.config):
+                await self._mount_view(container, number)
+            crashpoint("start.staged")
+            binds = [self._stage(container, number, one) for number, one in wanted if not one.HasField("image")]
+            await self._paths.stage(binds)
+            yield
+        except PathError as exc:
+            raise _named(exc) from exc
+        finally:
+            try:
+                await self._unstage(container)
+            except OSError as exc:  # it goes with the task then
+                log.warning("what was staged for container %s is left for later: %s", container.meta.id, exc)
+            crashpoint("start.unstaged")
+
+    async def release(self, container: Container) -> None:
+        """Remove the views of images. Idempotent."""
+        for key in self._snapshots.starting_with(volume_key(container.meta.id)):
+            await self._snapshots.remove(key)
+            crashpoint("remove.volume")
+
+    async def _recursive_read_only(self, container: Container) -> bool:
+        """Whether the container's OCI runtime makes such mounts itself; not asked where none is wanted."""
+        if not any(one.recursive_read_only for one in container.config.mounts):
+            return False
+        handler = self._handlers.get(container.pod.meta.handler)
+        return (await self._features.of(handler)).recursive_read_only_mounts
+
+    async def _view(self, container: Container, number: int) -> str:
+        """Make the view of an image volume, and find its sub path in it."""
+        asked, field = container.config.mounts[number], _field(number)
+        key = volume_key(container.meta.id, number)
+        if not self._snapshots.has(key):  # else the bundle was lost and is made again, perhaps without the image
+            try:
+                image = await self._images.whole(asked.image.image)
+            except (NotFound, Damaged) as exc:
+                raise type(exc)(f"{field}.image.image: {IMAGE_FAILED}: {exc}") from exc
+            await self._snapshots.view(key, self._images.snapshot_name(image))
+            crashpoint("create.volume")
+        below = ""
+        if asked.image_sub_path:
+            described = await self._snapshots.mounts(key)
+            try:
+                below = await in_thread(_resolve, described[0], asked.image_sub_path)
+            except OSError as exc:
+                why = f"{IMAGE_FAILED}: {asked.image_sub_path!r} is no directory of image {asked.image.image}"
+                raise InvalidArgument(f"{field}.image_sub_path: {why}: {exc.strerror}") from exc
+        return f"{self._place(container, number)}{below}"
+
+    async def _mount_view(self, container: Container, number: int) -> None:
+        with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there all the same
+            await self._images.whole(container.config.mounts[number].image.image)
+        described = await self._snapshots.mounts(volume_key(container.meta.id, number))
+        await apart(_mount, described[0], self._place(container, number))
+
+    async def _unstage(self, container: Container) -> None:
+        directory = self._place(container)
+        if await in_thread(directory.exists):
+            await apart(mount.unmount_tree, directory)
+
+    def _check(self, container: Container, binds: list[tuple[int, pb.Mount]], own: bool) -> None:
+        """What neither the runtime nor we can do for this handler is refused."""
+        if binds_from_host(handler := self._handlers.get(container.pod.meta.handler)):
+            return
+        for number, one in binds:
+            if one.recursive_read_only and not own:
+                why = f"{UNSUPPORTED}: runtime handler {handler.name} is not known to do it"
+                raise FailedPrecondition(f"{_field(number)}.recursive_read_only: {why}")
+
+    def _stage(self, container: Container, number: int, one: pb.Mount) -> Stage:
+        target, field = str(self._place(container, number)), f"{_field(number)}.host_path"
+        uids, gids = _mappings(one)
+        return Stage(one.host_path, field, target, one.recursive_read_only, uids, gids)
+
+    def _place(self, container: Container, number: int | None = None) -> Path:
+        directory = self._layout.bundle(container.pod.meta.id, container.meta.id) / DIRECTORY
+        return directory if number is None else directory / str(number)
+
+
+def _field(number: int) -> str:
+    return f"config.mounts[{number}]"
+
+
+def _wanted(container: Container, number: int, one: pb.Mount) -> Wanted:
+    label = ""
+    if one.selinux_relabel and selinux.is_enabled():
+        label = mounts.label(container.config.linux.security_context)
+    uids, gids = _mappings(one)
+    return Wanted(one.host_path, f"{_field(number)}.host_path", label, uids, gids)
+
+
+def _mappings(one: pb.Mount) -> tuple[Mappings, Mappings]:
+    """For the kernel: of an id on the disk it is told the one that is seen, through the host's."""
+    uids, gids = (
+        tuple((mapping.container_id, mapping.host_id, mapping.length) for mapping in mappings)
+        for mappings in (one.uidMappings, one.gidMappings)
+    )
+    return uids, gids
+
+
+def _named(error: PathError) -> HoldfastError:
+    """As an error that names the field."""
+    if error.of_ids:
+        field = error.field.replace("host_path", "uidMappings")
+        why = f"ids cannot be mapped on the filesystem of {error.filename}: {error.strerror}"
+        return FailedPrecondition(f"{field}: {why}")
+    kind = InvalidArgument if error.errno in _BAD_PATH else FailedPrecondition
+    return kind(f"{error.field}: cannot use {error.filename}: {error.strerror}")
+
+
+def _resolve(view: Mount, path: str) -> str:
+    """Where a directory is below the root of what is mounted, "/..." without links. Raises OSError."""
+    root = mount.open_detached(view)
+    try:
+        found = files.open_beneath(root, path, os.O_PATH | os.O_DIRECTORY, in_root=True)
+        try:
+            return os.readlink(f"/proc/self/fd/{found}").rstrip("/")
+        finally:
+            os.close(found)
+    finally:
+        os.close(root)
+
+
+def _mount(one: Mount, target: Path) -> None:
+    files.make_private(target.parent)
+    files.mkdir(target, 0o700, exist_ok=True)
+    mount.mount_one(one, target)
