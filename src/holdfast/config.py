@@ -193,7 +193,7 @@ class Config:
         parse=_seccomp,
     )
     apparmor_profile: str = setting(
-        "", "The AppArmor profile that RuntimeDefault is. It must be loaded; none by default.", parse=_optional
+        "", "The AppArmor profile that RuntimeDefault is, which must be loaded; none by default.", parse=_optional
     )
     known_escapes: str = setting(
         "warn", "New pods under an OCI runtime with known escapes: warn of it at the start, or refuse them.",
