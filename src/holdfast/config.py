@@ -206,7 +206,7 @@ class Config:
         parse=_seccomp,
     )
     apparmor_profile: str = setting(
-        "", "The AppArmor profile that RuntimeDefault is. It must be loaded; none by default.", parse=_optional
+        "", "The AppArmor profile that RuntimeDefault is, which must be loaded; none by default.", parse=_optional
     )
     cdi_spec_dirs: tuple[str, ...] = setting(
         ("/etc/cdi", "/var/run/cdi"),

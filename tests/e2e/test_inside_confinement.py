@@ -232,6 +232,7 @@ def test_apparmor_by_name_needs_apparmor(life: Node, pod: str) -> None:
     why = "AppArmor profile 'no-such-profile' is not loaded" if host["apparmor"] else "this host has no AppArmor"
     assert message.startswith("config.linux.security_context.apparmor.localhost_ref: ")
     assert message.endswith(why)
+    assert (host["seccomp"], host["selinux"]) == (True, os.path.exists("/sys/fs/selinux/enforce"))
     if not host["apparmor"]:
         assert [found["Seccomp"] for found in statuses(life, pod, apparmor=DEFAULT)] == ["0", "0"]
 

@@ -10,15 +10,15 @@ import pytest
 from kit.node import Node, node, until
 
 SCRIPT = """#!/bin/sh
-[ "$1" = --version ] && echo 'crun version {}' && exit
+[ "$1" = --version ] && echo 'crun version {}' && echo '{}' && exit
 exec crun "$@"
 """
 
 
-def install(path: Path, version: str) -> None:
+def install(path: Path, version: str, features: str = "+SECCOMP") -> None:
     """A crun that says it is of this version, put in the place of another one at once."""
     new = path.with_name("new")
-    new.write_text(SCRIPT.format(version))
+    new.write_text(SCRIPT.format(version, features))
     new.chmod(0o755)
     new.replace(path)
 
@@ -59,6 +59,9 @@ def test_new_pods_are_refused_by_name_until_it_is_another(strict: Node, binary: 
         strict.run_pod()
     binary.write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(grpc.RpcError, match="cannot use runtime handler mine: cannot tell the version of"):
+        strict.run_pod()
+    install(binary, "1.28", "+CAP")
+    with pytest.raises(grpc.RpcError, match="is built without seccomp: it would apply no profile"):
         strict.run_pod()
     install(binary, "1.28")
 

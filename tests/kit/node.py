@@ -246,7 +246,8 @@ class Node:
         left += [f"cgroup {name}" for name in cgroup.children(self.cgroup)]
         for directory in ("pods", *(f"oci/{name}" for name in ("crun", "runc"))):
             with contextlib.suppress(FileNotFoundError):
-                left += [f"{directory}/{name}" for name in os.listdir(self.state / directory)]
+                names = os.listdir(self.state / directory)
+                left += [f"{directory}/{name}" for name in names if not name.startswith(".")]  # .cache is crun's
         with contextlib.suppress(FileNotFoundError):
             left += [f"ingest/{name}" for name in os.listdir(self.root / "ingest")]
         return left

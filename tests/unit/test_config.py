@@ -34,6 +34,11 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
         ("[runtimes.crun]", "runtimes.crun.binary"),
         ("[runtimes.'../x']\nbinary = '/bin/x'", "runtimes.../x: '../x' is not a handler name"),
         ('exec_output_limit = "8 MiB!"', "exec_output_limit: '8 MiB!' is not a size"),
+        ('unset_seccomp_profile = "none"', "unset_seccomp_profile: 'none' is not runtime/default, unconfined, or"),
+        ('unset_seccomp_profile = "localhost/"', "unset_seccomp_profile"),
+        ('seccomp_root = "profiles"', "seccomp_root: 'profiles' is not an absolute path"),
+        ('known_escapes = "ignore"', "known_escapes: 'ignore' is not one of warn, refuse"),
+        ('fixed_escapes = ["2024-21626"]', "fixed_escapes: ['2024-21626'] is not a list such as"),
         ("= 3", "cannot read configuration"),
     ],
 )
@@ -49,6 +54,14 @@ SIZES = [("8MiB", 8 << 20), ("64K", 64 << 10), ("1GB", 1 << 30), ("64m", 64 << 2
 @pytest.mark.parametrize(("text", "size"), SIZES)
 def test_sizes(tmp_path: Path, text: str, size: int) -> None:
     assert load(written(tmp_path, f'exec_output_limit = "{text}"')).exec_output_limit == size
+
+
+def test_profiles_and_escapes(tmp_path: Path) -> None:
+    text = 'unset_seccomp_profile = "localhost/a/b.json"\napparmor_profile = "mine"\nfixed_escapes = ["CVE-2024-21626"]'
+    config = load(written(tmp_path, text))
+    assert (config.unset_seccomp_profile, config.apparmor_profile) == ("localhost/a/b.json", "mine")
+    assert config.fixed_escapes == ("CVE-2024-21626",)
+    assert load(written(tmp_path, render(config))) == config
 
 
 def test_what_is_shown_gives_the_same_configuration(tmp_path: Path) -> None:

@@ -266,6 +266,8 @@ def _state(owners: Owners) -> Iterator[Finding]:
     for entry in survey.names(f"{survey.state}/oci"):
         runtime = f"{survey.state}/oci/{entry.name}"
         for one in survey.names(runtime):
+            if one.name.startswith("."):
+                continue  # crun keeps what it has compiled in .cache
             where = f"{runtime}/{one.name}"
             if not is_id(one.name):
                 yield _stranger(where, one)

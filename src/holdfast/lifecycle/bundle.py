@@ -22,7 +22,7 @@ from holdfast.linux import files, mount
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
-from holdfast.oci import process
+from holdfast.oci import lsm, process
 from holdfast.oci.build import build
 from holdfast.oci.request import HostFacts, SpecRequest
 from holdfast.oci.resources import resources_to_oci
@@ -93,6 +93,13 @@ class Bundles:
     def to_oci(self, resources: pb.LinuxContainerResources) -> dict[str, Any]:
         """Limits as the OCI spec has them, as far as this host knows them."""
         return resources_to_oci(resources, self._facts)
+
+    async def labelled(self, container: Container, mounts: list[Mount]) -> list[Mount]:
+        """The root's mounts, with the container's SELinux label where the host has SELinux."""
+        if self._facts.selinux is None:
+            return mounts
+        spec: dict[str, Any] = await in_thread(self.load, container)
+        return [lsm.labelled(one, spec["linux"].get("mountLabel", "")) for one in mounts]
 
     def load(self, container: Container) -> dict[str, object]:
         """The OCI spec as it was written."""

@@ -283,7 +283,7 @@ class Containers:
             task.create,
             container.meta.id,
             bundle=bundle,
-            rootfs=mounts,
+            rootfs=await self._bundles.labelled(container, mounts),
             terminal=container.config.tty,
             stdin=stdin,
             stdout=stdout,

@@ -30,7 +30,7 @@ def detect(files: int) -> HostFacts:
         hugetlb=_hugetlb(),
         files=(files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         machine=os.uname().machine,
-        kernel=_version(os.uname().release),
+        kernel=kernel_version(os.uname().release),
         seccomp=SECCOMP_ACTIONS.exists(),
         apparmor=_says(APPARMOR_ENABLED, "Y"),
         selinux=_selinux(),
@@ -47,7 +47,7 @@ def report(facts: HostFacts) -> dict[str, object]:
     }
 
 
-def _version(release: str) -> tuple[int, int]:
+def kernel_version(release: str) -> tuple[int, int]:
     match = re.match(r"([0-9]+)\.([0-9]+)", release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 

@@ -82,7 +82,10 @@ class Gate:
                 log.warning("runtime handler %s: %s", found.handler, text)
 
     async def require(self, handler: Handler) -> None:
-        """Raises FailedPrecondition for a new pod under a runtime with known escapes, where that is configured."""
+        """Raises FailedPrecondition for a new pod under a runtime with known escapes, where that is configured.
+
+        Likewise for one of which nothing can be told, and for one that has no seccomp.
+        """
         if not self._refuse or not handler.binary:
             return
         if text := str(await self._look(handler)):
@@ -94,6 +97,8 @@ class Gate:
             found = await within(SECONDS, apart(self._versions.of, binary), f"tell the version of {binary}")
         except HoldfastError as exc:
             return Finding(name, binary, None, problem=str(exc))
+        if not found.seccomp:
+            return Finding(name, binary, found, problem=f"{binary} is built without seccomp: it would apply no profile")
         fixed = self._fixed | (found.package.fixes if found.package else frozenset())
         try:
             return Finding(name, binary, found, tuple(known(found.runtime, found.version, fixed)))

@@ -6,9 +6,11 @@ CRI-O: a kubelet sends them whatever the host has.
 """
 
 import hashlib
+from dataclasses import replace
 from typing import Final
 
 from holdfast.model.errors import InvalidArgument, Unimplemented
+from holdfast.model.spec import Mount
 from holdfast.oci import profiles
 from holdfast.oci.profiles import Context
 from holdfast.oci.request import HostFacts, Spec, SpecRequest
@@ -84,6 +86,13 @@ def process_section(profile: str, label: str) -> Spec:
 def linux_section(label: str) -> Spec:
     """For the spec's linux section: what the runtime labels file systems with that it mounts itself."""
     return {"mountLabel": label} if label else {}
+
+
+def labelled(mount: Mount, label: str) -> Mount:
+    """The mount of a root file system, whose files are to have the label. A bind's cannot be given another one."""
+    if not label or mount.type != "overlay":
+        return mount
+    return replace(mount, options=(*mount.options, f'context="{label}"'))
 
 
 def of_container(request: SpecRequest) -> tuple[Spec, Spec]:

@@ -45,11 +45,16 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a program says that it is, and the package that it is of, if that could be found out."""
+    """What a program says that it is, and the package that it is of, if that could be found out.
+
+    Without `seccomp` it runs containers unconfined and does not say so: a crun that is built without libseccomp does;
+    a runc refuses to.
+    """
 
     runtime: str
     version: str
     package: Package | None
+    seccomp: bool = True
 
 
 class Versions:
@@ -66,8 +71,10 @@ class Versions:
             mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
             if (known := self._known.get(binary)) is not None and known[0] == mark:
                 return known[1]
-            runtime, version = parse_first_line(_ask(binary, self._seconds), Path(binary).name)
-            answer = Version(runtime, version, package_of(binary))
+            said = _ask(binary, self._seconds)
+            runtime, version = parse_first_line(said, Path(binary).name)
+            seccomp = runtime not in ("crun", "krun") or "+SECCOMP" in said.split()
+            answer = Version(runtime, version, package_of(binary), seccomp)
         except (OSError, ValueError, subprocess.TimeoutExpired) as exc:
             raise Unavailable(f"cannot tell the version of {binary}: {exc}") from exc
         self._known[binary] = mark, answer

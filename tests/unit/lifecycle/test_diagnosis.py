@@ -104,6 +104,12 @@ def test_what_is_as_it_should_be() -> None:
     assert not [where for where in owners if "pid 99" in where], "what is not ours is not our business"
 
 
+def test_what_crun_keeps_compiled_is_no_stranger() -> None:
+    names = SURVEY.files["/s/oci/crun"]
+    cached = replace(SURVEY, files={**SURVEY.files, "/s/oci/crun": (*names, *directory(".cache"))})
+    assert wrong(cached) == []
+
+
 def test_without_its_row_everything_of_a_pod_is_an_orphan_and_processes_go_first() -> None:
     found = wrong(replace(SURVEY, inits={}), Rows({}, {}))
     assert {finding.verdict for finding in found} == {Verdict.ORPHAN}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from holdfast.model.errors import InvalidArgument, Unimplemented
+from holdfast.model.spec import Mount
 from holdfast.oci import lsm
 from holdfast.oci.request import HostFacts
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -109,6 +110,13 @@ def test_selinux_labels(pod: dict[str, str], own: dict[str, str], privileged: bo
     found = lsm.labels(SELINUX, "pod", options(**pod), options(**own), privileged=privileged)
     assert found == (process.replace("LEVEL", level), files.replace("LEVEL", level))
     assert lsm.labels(WITHOUT, "pod", options(**pod), options(**own), privileged=privileged) == ("", "")
+
+
+def test_the_root_is_mounted_with_the_label_of_files() -> None:
+    overlay = Mount("overlay", "overlay", options=("lowerdir=/a", "upperdir=/b"))
+    bind = Mount("bind", "/a", options=("bind", "rw"))
+    assert lsm.labelled(overlay, "u:r:t:s0:c1,c2").options[2:] == ('context="u:r:t:s0:c1,c2"',)
+    assert [lsm.labelled(one, label) for one, label in ((overlay, ""), (bind, "u:r:t:s0"))] == [overlay, bind]
 
 
 def test_a_pod_has_a_level_of_its_own() -> None:

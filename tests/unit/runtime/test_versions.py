@@ -69,13 +69,13 @@ def test_a_changelog_that_cannot_be_read_fixes_nothing(packaged: Path, damage: s
 def test_a_program_is_asked_once_and_again_when_it_is_another(tmp_path: Path) -> None:
     path, asked = tmp_path / "crun", tmp_path / "asked"
     known = Versions()
-    program(path, f"echo x >> {asked}; echo 'crun version 1.8.1'")
+    program(path, f"echo x >> {asked}; echo 'crun version 1.8.1'; echo +SELINUX +SECCOMP")
     for _ in range(3):
         assert known.of(str(path)) == Version("crun", "1.8.1", None)
     assert asked.read_text() == "x\n"
     program(tmp_path / "new", f"echo x >> {asked}; echo 'crun version 1.28'")
     os.replace(tmp_path / "new", path)
-    assert known.of(str(path)).version == "1.28"
+    assert known.of(str(path)) == Version("crun", "1.28", None, seccomp=False)
 
 
 @pytest.mark.parametrize(
