@@ -5,6 +5,7 @@ import signal
 from typing import Final
 
 from holdfast.workers.context import Context
+from holdfast.workers.shim.spawn import UMASK
 
 # What the keeper ignores and its children shall not.
 _DEFAULTS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
@@ -17,6 +18,7 @@ def main(context: Context) -> None:
         os.dup2(descriptor, number)
     for one in _DEFAULTS:
         signal.signal(one, signal.SIG_DFL)
+    os.umask(UMASK)
     os.chdir(args["directory"])
     context.ready()
     os.execve(args["command"][0], args["command"], args["environment"])

@@ -6,6 +6,7 @@ while other containers, signals, states and logs go on. What takes time is done 
 
 import contextlib
 import errno
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -318,6 +319,9 @@ class Operations:
 
     def _exec(self, task: Task, one: Process, options: list[str]) -> str:
         pid_file = _exec_file(task, one.exec_id)
+        wanted = json.loads(one.spec).get("oomScoreAdj")
+        if wanted is not None:
+            process.set_oom_score_adj(int(wanted))  # crun leaves it as it finds it; we are a child, whose it may be
         with memory_file("process", one.spec) as spec:
             where = ["--process", path_of(spec), "--detach", "--pid-file", str(pid_file)]
             crashpoint("shim.exec")

@@ -14,6 +14,8 @@ from holdfast.linux import mount, namespace
 from holdfast.linux.inject import fault
 from holdfast.linux.process import CLONE_NEWNS
 
+# With which a runtime makes directories inside a container: who is not root has to get through them.
+UMASK: Final = 0o022
 # What a Python process ignores or handles and its children shall not.
 _DEFAULTS: Final = (
     signal.SIGPIPE,
@@ -36,23 +38,27 @@ def spawn(
 ) -> int:
     """Run a program. Returns its pid; the caller reaps. Raises OSError if it cannot be run.
 
-    `fds` maps the child's descriptors to ours; it inherits no others. `hide` are mounts that it shall not see.
-    `executable` is run under the name argv[0].
+    `fds` maps the child's descriptors to ours; it inherits no others, and has UMASK. `hide` are mounts that it shall
+    not see. `executable` is run under the name argv[0].
     """
     lowest = max(fds, default=0) + 1
     if any(ours < lowest for ours in fds.values()):
         raise ValueError("a descriptor to be given may not lie among the numbers it is given under")
     actions = [(os.POSIX_SPAWN_DUP2, ours, child) for child, ours in fds.items()]
     fault("spawn", argv[0])
-    with hidden(hide):
-        return os.posix_spawn(
-            executable or argv[0],
-            list(argv),
-            env,
-            file_actions=actions,
-            setsigmask=(),
-            setsigdef=_DEFAULTS,
-        )
+    own = os.umask(UMASK)
+    try:
+        with hidden(hide):
+            return os.posix_spawn(
+                executable or argv[0],
+                list(argv),
+                env,
+                file_actions=actions,
+                setsigmask=(),
+                setsigdef=_DEFAULTS,
+            )
+    finally:
+        os.umask(own)
 
 
 @contextmanager
