@@ -1,13 +1,9 @@
 """What is malformed is refused with the field's name, and leaves nothing behind."""
 
-import io
-import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import pytest
-from image import build_busybox_image
 from kit.node import IMAGE, Node, node
 
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -136,44 +132,6 @@ def test_unknown_runtime_handler(life: Node) -> None:
         life.call("RunPodSandbox", request)
     assert failure.value.code() is INVALID
     assert "no-such" in failure.value.details()
-
-
-def test_a_passwd_file_of_a_gibibyte_is_refused_without_being_read(life: Node, pod: str) -> None:
-    life.import_image(with_huge_passwd(life.base / "huge"))
-    before = inventory(life)
-    config = life.container_config("exit 0", "huge", image="test/huge:latest")
-    config.linux.security_context.run_as_username = "somebody"
-    with pytest.raises(grpc.RpcError) as failure:
-        life.create(pod, config)
-    assert failure.value.code() is INVALID
-    assert "/etc/passwd" in failure.value.details()
-    assert inventory(life) == before
-    life.images("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image="test/huge:latest")))
-
-
-def with_huge_passwd(directory: Path) -> Path:
-    """An image whose second layer has a passwd file of 1 GiB, sparse in the archive's gzip only."""
-    import gzip
-
-    directory.mkdir()
-    raw = directory / "layer.gz"
-    info = tarfile.TarInfo("etc/passwd")
-    info.size = 1 << 30
-    with gzip.open(raw, "wb", compresslevel=1) as out, tarfile.open(fileobj=out, mode="w|") as archive:
-        archive.addfile(info, Zeros(info.size))
-    return build_busybox_image(directory, "test/huge:latest", extra_layer=raw.read_bytes())
-
-
-class Zeros(io.RawIOBase):
-    """So many zero bytes, made as they are read."""
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-
-    def read(self, size: int = -1) -> bytes:
-        count = self._left if size < 0 else min(size, self._left)
-        self._left -= count
-        return bytes(count)
 
 
 def test_a_name_is_taken_once(life: Node, pod: str) -> None:
