@@ -73,7 +73,7 @@ def play(count: int, runtime: str = "crun") -> None:
         print(trial.summary())
         assert trial.played >= count
         assert trial.outcomes["ran"] >= count // 10
-        assert len(trial.touched) > 0.95 * len(fields)
+        assert len(trial.touched) > 0.9 * len(fields)
         assert host() == before
 
 
