@@ -47,21 +47,21 @@ COUNTERS = re.compile(r"random/|ns_last_pid|(dentry|inode)-|inode-nr|file-nr|aio
 
 
 @pytest.mark.timeout(600)
-def test_500_configurations() -> None:
-    play(500)
+def test_500_configurations(tmp_path: Path) -> None:
+    play(500, tmp_path)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_5000_configurations(runtime: str) -> None:
-    play(5000, runtime)
+def test_5000_configurations(tmp_path: Path, runtime: str) -> None:
+    play(5000, tmp_path, runtime)
 
 
-def play(count: int, runtime: str = "crun") -> None:
+def play(count: int, directory: Path, runtime: str = "crun") -> None:
     print(f"HOLDFAST_SEED={SEED:x}")
-    with node(runtime) as one, bystander(one) as stranger:
-        around = Surroundings(one.base / "around", one.cgroup, stranger)
+    with node(runtime, seccomp_root=str(directory)) as one, bystander(one) as stranger:
+        around = Surroundings(directory / "around", one.cgroup, stranger)
         around.prepare()
         before, trial = host(), Trial(one, around)
         batches = count // BATCH
