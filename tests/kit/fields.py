@@ -41,6 +41,6 @@ def places() -> dict[str, Descriptor]:
 
 def named_field(error: str, root: Descriptor) -> str:
     """The path of the field that an error begins with ("config.mounts[0].host_path: why"), "" when it names none."""
-    match = re.match(r"config((?:\.\w+(?:\[[^\]]*\])?)+)(?:: |$)", error)
-    path = root.name + re.sub(r"\[[^\]]*\]", "", match[1]) if match else ""
+    match = re.match(r"config((?:\.\w+(?:\[.*?\])?)+?)(?:: |$)", error, re.DOTALL)
+    path = root.name + re.sub(r"\[.*?\](?=\.|$)", "", match[1], flags=re.DOTALL) if match else ""
     return path if path in every_field() else ""
