@@ -3,6 +3,7 @@ environment, command, directory, image; of the parts for Windows, and of a confi
 
 import os
 import socket
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from image import build_busybox_image
-from kit import inside
+from kit import images, inside
 from kit.node import IMAGE, Node, node
 
 from holdfast.oci.capabilities import DEFAULT_CAPABILITIES
@@ -33,7 +34,9 @@ def life() -> Iterator[Node]:
     with node() as one:
         entry = {"Entrypoint": ["/bin/echo", "entry"], "Cmd": ["cmd"], "WorkingDir": "/made/by/image"}
         entry |= {"Env": ["PATH=/bin", "OF=image", "BOTH=image"], "Labels": {"run.oci.keep_original_groups": "1"}}
-        one.import_image(build_busybox_image(one.base, ENTRY, **entry))
+        link = images.tar([images.entry("way", b"", type=tarfile.SYMTYPE, linkname="/proc/self/fd/8")])
+        layer = images.pack(link, "gzip")
+        one.import_image(build_busybox_image(one.base, ENTRY, extra_layer=layer, **entry))
         yield one
 
 
@@ -275,6 +278,15 @@ def test_working_dir(life: Node, pod: str, asked: str, image: str, expected: str
     assert seen(life, pod, "readlink /proc/self/cwd; touch here", **config) == f"{expected}\n"
     running = life.run(pod, "sleep 1000", **config)
     assert inside.by_exec(life, running)("pwd") == f"{expected}\n"
+
+
+@pytest.mark.parametrize("asked", ["/proc/self/fd/8", "/tmp/../proc/1/cwd", "/proc", "/way"])
+def test_a_working_dir_that_leads_into_proc_is_refused(life: Node, pod: str, asked: str) -> None:
+    """There are ways out of the root, to what the OCI runtime has open (CVE-2024-21626)."""
+    with pytest.raises(grpc.RpcError) as failure:
+        life.create(pod, life.container_config("pwd", image=ENTRY, working_dir=asked))
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.value.details().startswith(f"config.working_dir: {asked!r} leads to ")
 
 
 # -- the image
