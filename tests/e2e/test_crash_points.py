@@ -23,7 +23,7 @@ import pytest
 from image import build_busybox_image
 from kit import crash, images, invariants
 from kit.crash import Combination, Inject
-from kit.node import Node, until
+from kit.node import IMAGE, Node, until
 from kit.registry import push, registry
 
 from holdfast.linux import files, process
@@ -111,7 +111,13 @@ class Target:
         self.pod = self.node.run_pod(self.config, self.handler)
 
     def container_config(self, script: str = TRAP, name: str = "main") -> pb.ContainerConfig:
-        return self.node.container_config(script, name, pid=pb.POD)
+        """With an image and with ids that are mapped, so that something is staged for its start."""
+        ids = [pb.IDMapping(container_id=0, host_id=0, length=1 << 16)]
+        mounts = [
+            pb.Mount(container_path="/image", image=pb.ImageSpec(image=IMAGE), image_sub_path="etc", readonly=True),
+            pb.Mount(container_path="/mapped", host_path=f"{self.node.base}/map", uidMappings=ids, gidMappings=ids),
+        ]
+        return self.node.container_config(script, name, pid=pb.POD, mounts=mounts)
 
     def created(self, script: str = TRAP) -> "Target":
         self.with_pod()
