@@ -18,6 +18,7 @@ from holdfast.linux import mount
 from holdfast.proto import runtime_v1_pb2 as pb
 
 OLD = "old"  # a runtime that knows of no recursive read-only mounts
+FOREIGN = "runc-v2"
 LINKS = "test/links:latest"
 EROFS = "Read-only file system"
 NUMBERS = itertools.count()
@@ -28,11 +29,12 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     script = tmp_path_factory.mktemp("old") / "old-runc"
     script.write_text('#!/bin/sh\ntest "$1" = features && exit 1\nexec runc "$@"\n')
     script.chmod(0o755)
-    with node(runtimes={OLD: {"binary": str(script)}}) as one:
+    with node(runtimes={OLD: {"binary": str(script)}, FOREIGN: {"shim": "containerd-shim-runc-v2"}}) as one:
+        one.remove_pod(one.run_pod(handler=FOREIGN))
         yield one
 
 
-@pytest.fixture(params=["crun", "runc"])
+@pytest.fixture(params=["crun", "runc", FOREIGN])
 def pod(life: Node, request: pytest.FixtureRequest) -> Iterator[str]:
     pod_id = life.run_pod(life.pod_config(privileged=True), request.param)
     yield pod_id
@@ -106,7 +108,7 @@ def test_read_only_mounts_and_files(life: Node, pod: str, place: Path) -> None:
     assert (place / "message").read_text() == "the end\n"
 
 
-@pytest.mark.parametrize("handler", ["crun", "runc", OLD])
+@pytest.mark.parametrize("handler", ["crun", "runc", OLD, FOREIGN])
 def test_recursive_read_only(life: Node, place: Path, handler: str) -> None:
     (place / "below").mkdir()
     mount.mount("below", place / "below", "tmpfs")
@@ -129,7 +131,7 @@ def test_recursive_read_only(life: Node, place: Path, handler: str) -> None:
 
 def test_every_handler_says_that_it_has_recursive_read_only_mounts(life: Node) -> None:
     handlers = life.call("Status", pb.StatusRequest()).runtime_handlers
-    assert {one.name for one in handlers} == {"", "crun", "runc", OLD}
+    assert {one.name for one in handlers} == {"", "crun", "runc", OLD, FOREIGN}
     assert all(one.features.recursive_read_only_mounts for one in handlers)
 
 
@@ -368,5 +370,4 @@ def test_neighbours_that_swap_links_while_a_container_is_made(life: Node, pod: s
         assert b"secret" not in life.container_log(one)
     life.stop_container(neighbour)
     assert not mount.mounts_below(victim)
-    print(os.listdir(victim))
     assert os.listdir(victim) == ["secret"]

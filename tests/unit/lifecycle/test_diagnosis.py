@@ -11,9 +11,11 @@ from holdfast.lifecycle.diagnosis import Finding, Fix, Verdict
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.rows import ContainerRow, PodRow, Rows, UnderWay
 from holdfast.lifecycle.survey import Entry, Place, Survey
+from holdfast.linux.mount import MountEntry
 from holdfast.linux.table import Listed
 from holdfast.model.spec import ContainerMetadata, PodMetadata
 from holdfast.model.state import ContainerStatus, PodStatus, ProcessRef
+from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.keeper import WorkerInfo
 from holdfast.store.images import SnapshotRow
 
@@ -271,3 +273,34 @@ def test_a_container_that_was_told_to_stop_and_is_stuck_in_the_kernel_is_named_w
     found = only(wrong(survey, stopping))
     assert found.verdict is Verdict.INCONSISTENT
     assert found.why == "under way: stop; process 20 is in state D, waiting in request_wait_answer"
+
+
+VIEW = SnapshotRow(f"{CONTAINER}/0", "view", LAYER, 3)
+WITH_IMAGE = pb.ContainerConfig(mounts=[pb.Mount(container_path="/v", image=pb.ImageSpec(image="i"))])
+
+
+def with_volume(row: ContainerRow) -> ContainerRow:
+    return replace(row, meta=replace(row.meta, config=WITH_IMAGE.SerializeToString()))
+
+
+def test_the_view_of_an_image_is_its_containers() -> None:
+    survey = replace(SURVEY, files=SURVEY.files | {"/r/snapshots": directory("1", "2", "3")})
+    rows = replace(ROWS, containers={CONTAINER: with_volume(RUNNING)}, snapshots=(*SNAPSHOTS, VIEW))
+    assert wrong(survey, rows) == []
+    stray = replace(VIEW, key=f"{STRAY}/0")
+    found = only(wrong(survey, replace(ROWS, snapshots=(*SNAPSHOTS, stray))))
+    assert (found.verdict, found.where, found.fix) == (Verdict.ORPHAN, stray.key, Fix.DROP_SNAPSHOT)
+
+
+def test_a_container_without_its_view_is_not_right() -> None:
+    found = only(wrong(rows=replace(ROWS, containers={CONTAINER: with_volume(RUNNING)})))
+    assert (found.verdict, found.why) == (Verdict.INCONSISTENT, f"it has no snapshot {VIEW.key}")
+
+
+@pytest.mark.parametrize(("row", "verdict"), [(RUNNING, Verdict.OK), (EXITED, Verdict.INCONSISTENT)])
+def test_what_is_staged_is_the_containers_and_not_there_when_it_is_over(row: ContainerRow, verdict: Verdict) -> None:
+    target = f"/s/pods/{POD}/{CONTAINER}/volumes/0"
+    staged = MountEntry(1, 0, "0:1", "/", target, "ro", "overlay", "overlay", ())
+    survey = replace(SURVEY, mounts=(staged,))
+    found = [one for one in plan(survey, replace(ROWS, containers={CONTAINER: row})) if one.where == target]
+    assert [one.verdict for one in found] == [verdict]
