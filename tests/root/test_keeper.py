@@ -157,9 +157,7 @@ async def fork(keeper: Keeper, script: str, name: str = "one", **more: Any) -> P
 
 
 def test_it_starts_once_and_detached(state: Path) -> None:
-    began = time.monotonic()
     client.ensure_running(state)
-    seconds = time.monotonic() - began
     hello = ask(state, op="hello", seq=5)
     client.ensure_running(state)
     assert ask(state, op="hello")["pid"] == hello["pid"]
@@ -174,7 +172,6 @@ def test_it_starts_once_and_detached(state: Path) -> None:
     assert held["0"] == "/dev/null"
     assert held["1"] == held["2"] == str(state / "keeper.log")
     assert len(held) <= 12
-    assert seconds < 2  # 0.13 s on a quiet machine
     client.shut_down(state)
     until(lambda: gone(hello["pid"]), "the keeper to end")
     assert not (state / "keeper.sock").exists()

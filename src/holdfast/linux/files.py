@@ -25,6 +25,7 @@ _PAGE: Final = 4096
 _TEMPORARY: Final = re.compile(r"\..+\.([0-9a-f]{16})[0-9a-f]{8}")
 _LINKS: Final = 40  # as many as path_resolution(7) allows
 _OPEN_LEVELS: Final = 64  # of a tree that is being removed
+REMOVE_TRIES: Final = 100
 
 Path_ = str | os.PathLike[str]
 
@@ -238,9 +239,14 @@ def remove_tree(path: Path_) -> None:
     try:
         parent = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return
+        return None
     try:
-        _Removal(parent, target).run()
+        for left in reversed(range(REMOVE_TRIES)):
+            try:
+                return _Removal(parent, target).run()
+            except OSError as exc:  # somebody still writes there: what he has made goes, too
+                if exc.errno != errno.ENOTEMPTY or not left:
+                    raise
     finally:
         os.close(parent)
 

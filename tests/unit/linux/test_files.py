@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -178,6 +179,20 @@ def test_remove_tree_removes_everything_but_what_links_lead_to(tmp_path: Path) -
     files.remove_tree(tree)
     assert not tree.exists()
     assert (precious / "data").read_text() == "x"
+
+
+def test_remove_tree_in_which_somebody_still_writes(tmp_path: Path) -> None:
+    """Until he finds that it is gone."""
+    script = 'i=0; while : > "$0/$((i = (i + 1) % 20))"; do :; done'
+    for number in range(20):
+        tree = tmp_path / str(number)
+        tree.mkdir()
+        with subprocess.Popen(["sh", "-c", script, str(tree)], stderr=subprocess.DEVNULL) as writer:
+            while not os.listdir(tree):
+                time.sleep(0.001)
+            files.remove_tree(tree)
+            writer.wait(10)
+        assert not tree.exists()
 
 
 def test_remove_tree_of_a_file_a_link_and_nothing(tmp_path: Path) -> None:
