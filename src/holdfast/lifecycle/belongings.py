@@ -265,9 +265,7 @@ def _state(owners: Owners) -> Iterator[Finding]:
     yield from _top(survey.state, top, STATE_NAMES)
     for entry in survey.names(f"{survey.state}/oci"):
         runtime = f"{survey.state}/oci/{entry.name}"
-        for one in survey.names(runtime):
-            if one.name.startswith("."):
-                continue  # crun keeps what it has compiled in .cache
+        for one in (entry for entry in survey.names(runtime) if entry.name != ".cache"):  # of crun's compiled filters
             where = f"{runtime}/{one.name}"
             if not is_id(one.name):
                 yield _stranger(where, one)
