@@ -163,6 +163,14 @@ def test_whether_there_is_a_filter(life: Node, pod: str, context: dict[str, Any]
         assert found["Seccomp"] == mode
 
 
+def test_who_names_no_profile_has_the_one_that_is_configured() -> None:
+    with node(unset_seccomp_profile="runtime/default") as one:
+        for runtime in RUNTIMES:
+            pod = one.run_pod(one.pod_config(privileged=True), runtime)
+            for context, mode in (({}, "2"), ({"seccomp": UNCONFINED}, "0"), ({"privileged": True}, "0")):
+                assert [found["Seccomp"] for found in statuses(one, pod, **context)] == [mode, mode], (runtime, context)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of system calls are those of x86_64")
 def test_what_the_default_profile_answers(life: Node, pod: str) -> None:
     """Asked by the host's own Python, whose files are mounted."""

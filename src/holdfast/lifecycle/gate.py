@@ -5,6 +5,7 @@ that number: of a Debian package the changelog is believed. What else may have b
 is said by the administrator with `fixed_escapes`.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Gate:
 
     async def examine(self) -> list[Finding]:
         """Of each handler whose runtime is known by a program."""
-        return [await self._look(one) for one in self._handlers().values() if one.binary]
+        return await asyncio.gather(*(self._look(one) for one in self._handlers().values() if one.binary))
 
     async def warn(self) -> None:
         for found in await self.examine():
