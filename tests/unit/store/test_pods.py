@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import apsw
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from holdfast.model.errors import AlreadyExists, NotFound
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata, new_id
 from holdfast.model.state import ContainerStatus, PodStatus, ProcessRef
-from holdfast.store import pods
+from holdfast.store import copies, pods, salvage
+from holdfast.store.copies import ContainerCopy
+from holdfast.store.db import Store
 from holdfast.store.migrations import MIGRATIONS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -198,3 +201,32 @@ def test_a_name_that_was_set_aside_can_be_had_again(tx: apsw.Connection) -> None
     again = pod()
     pods.insert_pod(tx, again, PodStatus())
     assert [found.id for found, _ in pods.load_pods(tx)] == [again.id]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_store_of_the_first_release_is_read(tmp_path: Path, damaged: bool) -> None:
+    """It knows no users of containers; whether it is opened or salvaged, every row is there."""
+    path = tmp_path / "holdfast.db"
+    old = apsw.Connection(str(path))
+    for step in MIGRATIONS:
+        old.execute(step)
+    first = pod()
+    pods.insert_pod(old, first, PodStatus())
+    pods.insert_container(old, meta := container(first.id), ContainerStatus(started_at=5, user=b"gone"))
+    old.execute("ALTER TABLE containers DROP COLUMN user; PRAGMA user_version = 1")
+    old.close()
+    if damaged:
+        salvage.salvage(path, "a test says so")
+    Store.open(path, 1 << 20).close()
+    connection = apsw.Connection(str(path))
+    assert pods.load_containers(connection) == [(meta, ContainerStatus(started_at=5))]
+    connection.close()
+
+
+def test_a_copy_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
+    copy = ContainerCopy(3, container(new_id()), ContainerStatus(started_at=5, user=b"u"))
+    fields = copies.unseal(copies.encode(copy))
+    fields["meta"]["more"] = fields["status"]["more"] = 1
+    assert copies.decode(copy.id, copies.seal(fields)) == copy
+    del fields["status"]["user"]
+    assert copies.decode(copy.id, copies.seal(fields)) == replace(copy, status=ContainerStatus(started_at=5))
