@@ -168,7 +168,7 @@ class Daemon:
         devices = Devices([*map(Path, config.cdi_spec_dirs)], owned=config.device_ownership_from_security_context)
         paths = PathWork(keeper, config.path_timeout)
         features = RuntimeFeatures()
-        volumes = Volumes(images, snapshots, paths, handlers, features, layout)
+        volumes = Volumes(images, snapshots, paths, handlers, features, layout, host)
         cleanup = Cleanup(
             world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes, volumes
         )

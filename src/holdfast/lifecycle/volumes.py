@@ -17,12 +17,12 @@ from holdfast.images.service import Images
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import apart, in_thread
 from holdfast.lifecycle.world import Container
-from holdfast.linux import files, mount, selinux
+from holdfast.linux import files, mount
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.spec import Mount, volume_key
-from holdfast.oci import mounts
-from holdfast.oci.request import Sources
+from holdfast.oci import lsm, mounts
+from holdfast.oci.request import HostFacts, Sources
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.features import RuntimeFeatures, binds_from_host
 from holdfast.runtime.handlers import Handlers
@@ -49,7 +49,9 @@ class Volumes:
         handlers: Handlers,
         features: RuntimeFeatures,
         layout: Layout,
+        facts: HostFacts,
     ) -> None:
+        self._facts = facts
         self._images = images
         self._snapshots = snapshots
         self._paths = paths
@@ -66,7 +68,7 @@ class Volumes:
         sources = {number: await self._view(container, number) for number in mounts.image_volumes(container.config)}
         binds = [(number, one) for number, one in enumerate(container.config.mounts) if number not in sources]
         self._check(container, binds, own)
-        wanted = [_wanted(container, number, one) for number, one in binds]
+        wanted = [self._wanted(container, number, one) for number, one in binds]
         try:
             found = await self._paths.find(wanted)
         except PathError as exc:
@@ -156,6 +158,14 @@ class Volumes:
                 why = f"{UNSUPPORTED}: runtime handler {handler.name} is not known to do it"
                 raise FailedPrecondition(f"{_field(number)}.recursive_read_only: {why}")
 
+    def _wanted(self, container: Container, number: int, one: pb.Mount) -> Wanted:
+        pod = container.pod
+        of_pod, own = (config.linux.security_context.selinux_options for config in (pod.config, container.config))
+        _, label = lsm.labels(self._facts, pod.meta.id, of_pod, own)
+        uids, gids = _mappings(one)
+        label = label if one.selinux_relabel else ""
+        return Wanted(one.host_path, f"{_field(number)}.host_path", label, uids, gids)
+
     def _stage(self, container: Container, number: int, one: pb.Mount) -> Stage:
         target, field = str(self._place(container, number)), f"{_field(number)}.host_path"
         uids, gids = _mappings(one)
@@ -168,14 +178,6 @@ class Volumes:
 
 def _field(number: int) -> str:
     return f"config.mounts[{number}]"
-
-
-def _wanted(container: Container, number: int, one: pb.Mount) -> Wanted:
-    label = ""
-    if one.selinux_relabel and selinux.is_enabled():
-        label = mounts.label(container.config.linux.security_context)
-    uids, gids = _mappings(one)
-    return Wanted(one.host_path, f"{_field(number)}.host_path", label, uids, gids)
 
 
 def _mappings(one: pb.Mount) -> tuple[Mappings, Mappings]:

@@ -1,17 +1,11 @@
-"""SELinux labels of files, on hosts that have it (selinuxfs is mounted)."""
+"""SELinux labels of files."""
 
 import errno
 import os
-from pathlib import Path
 from typing import Final
 
-ENFORCE: Final = Path("/sys/fs/selinux/enforce")  # there when the kernel enforces a policy or would
 ATTRIBUTE: Final = "security.selinux"
 _UNLABELLED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOENT})  # its filesystem has no labels; it is gone
-
-
-def is_enabled() -> bool:
-    return ENFORCE.exists()
 
 
 def relabel(path: str, label: str) -> None:

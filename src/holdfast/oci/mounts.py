@@ -87,12 +87,6 @@ def check_propagation(mount: pb.Mount, field: str, found: str, place: str) -> No
         raise FailedPrecondition(f"{field}.propagation: {why}")
 
 
-def label(context: pb.LinuxContainerSecurityContext) -> str:
-    """With what a container's own files are labelled, as the reference policy has it (container-selinux)."""
-    asked = context.selinux_options
-    return f"{asked.user or 'system_u'}:object_r:container_file_t:{asked.level or 's0'}"
-
-
 def image_volumes(config: pb.ContainerConfig) -> list[int]:
     """Which of the mounts are images."""
     return [number for number, mount in enumerate(config.mounts) if mount.HasField("image")]

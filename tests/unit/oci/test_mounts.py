@@ -7,7 +7,7 @@ from test_build import SECURE, container, mount, mounts, request, secured
 
 from holdfast.model.errors import FailedPrecondition, InvalidArgument
 from holdfast.oci.build import build
-from holdfast.oci.mounts import check, check_propagation, image_volumes, is_staged, label
+from holdfast.oci.mounts import check, check_propagation, image_volumes, is_staged
 from holdfast.oci.request import Sources
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -177,9 +177,3 @@ BAD: list[tuple[pb.Mount, str]] = [
 def test_what_is_not_valid_is_refused_by_its_field(bad: pb.Mount, message: str) -> None:
     with pytest.raises(InvalidArgument, match=rf"^config\.mounts\[3\]\.(.*){message}"):
         check(bad, "config.mounts[3]")
-
-
-def test_labels_are_those_of_the_reference_policy() -> None:
-    context = pb.LinuxContainerSecurityContext(selinux_options=pb.SELinuxOption(level="s0:c1,c2"))
-    assert label(context) == "system_u:object_r:container_file_t:s0:c1,c2"
-    assert label(pb.LinuxContainerSecurityContext()) == "system_u:object_r:container_file_t:s0"
