@@ -114,7 +114,17 @@ class Recover(operations.Recover):
             super().act(stage, target)
 
 
-OPERATIONS: dict[str, Operation] = {**operations.OPERATIONS, "start": Start(), "recover": Recover()}
+class Share(Start, operations.Share):
+    pass
+
+
+class ForeignStart(Start, operations.ForeignStart):
+    pass
+
+
+OPERATIONS: dict[str, Operation] = {
+    **operations.OPERATIONS, "start": Start(), "share": Share(), "foreign-start": ForeignStart(), "recover": Recover(),
+}  # fmt: skip
 del OPERATIONS["salvage"]  # which is what is done about a fault: a second one at the same moment may need another start
 
 

@@ -137,6 +137,25 @@ def test_what_is_in_it(life: Node, pod: str) -> None:
     invariants.check(life)
 
 
+def test_ids_of_its_files_are_mapped(life: Node, pod: str) -> None:
+    uids, gids = ([pb.IDMapping(container_id=0, host_id=first, length=10)] for first in (5000, 6000))
+    mapped = {"uidMappings": uids, "gidMappings": gids}
+    mounts = [
+        volume(TWO, "/two", **mapped),
+        volume(ONE, "/one", **mapped),
+        volume(NONE, "/none", **mapped),
+        volume(TWO, "/sub", image_sub_path="link", **mapped),
+        volume(TWO, "/plain"),
+    ]
+    script = "stat -c '%n %u:%g' /two /two/models/a /two/models/b /one/only /none /sub/x /plain/models/a; ls /two"
+    one = life.run(pod, script, mounts=mounts)
+    assert life.exited(one).exit_code == 0
+    found = words(life, one)
+    assert found[-4:] == ["/plain/models/a 0:0", "link", "models", "up"]
+    assert [line.split()[1] for line in found[:-4]] == ["5000:6000"] * 6
+    assert staged(life) == []
+
+
 @pytest.mark.parametrize(
     ("wanted", "code", "message"),
     [

@@ -30,6 +30,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     script.write_text('#!/bin/sh\ntest "$1" = features && exit 1\nexec runc "$@"\n')
     script.chmod(0o755)
     with node(runtimes={OLD: {"binary": str(script)}, FOREIGN: {"shim": "containerd-shim-runc-v2"}}) as one:
+        (one.base / "old-runc").symlink_to(script)
         one.remove_pod(one.run_pod(handler=FOREIGN))
         yield one
 
@@ -127,6 +128,29 @@ def test_recursive_read_only(life: Node, place: Path, handler: str) -> None:
     ]
     assert [one.target for one in mount.mounts_below(life.state / "pods" / pod) if "volumes" in one.target] == []
     life.remove_pod(pod)
+
+
+def test_a_runtime_that_is_replaced_before_the_start_mounts_what_was_prepared(life: Node, place: Path) -> None:
+    pod = life.run_pod(handler=OLD)
+    mounts = [bind(place, "/rro", readonly=True, recursive_read_only=True)]
+    one = life.create(pod, life.container_config("touch /rro/x", mounts=mounts))
+    sources = {found["destination"]: found["source"] for found in life.info(one)["runtimeSpec"]["mounts"]}
+    assert sources["/rro"] == str(life.state / "pods" / pod / one / "volumes/0")
+    with replaced(Path(life.base / "old-runc"), '#!/bin/sh\nexec runc "$@"\n'):
+        life.start_container(one)
+        assert life.exited(one).exit_code == 1
+        assert EROFS.encode() in life.container_log(one)
+    life.remove_pod(pod)
+
+
+@contextlib.contextmanager
+def replaced(path: Path, text: str) -> Iterator[None]:
+    before = path.read_text()
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def test_every_handler_says_that_it_has_recursive_read_only_mounts(life: Node) -> None:

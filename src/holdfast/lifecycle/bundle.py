@@ -16,7 +16,7 @@ from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import apart, in_thread, within
-from holdfast.lifecycle.volumes import Volumes
+from holdfast.lifecycle.volumes import CONFIG_FILE, CONFIG_LIMIT, Volumes
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
 from holdfast.model.errors import InvalidArgument
@@ -31,8 +31,6 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handlers
 from holdfast.snapshots.overlay import Snapshots
 
-CONFIG_FILE: Final = "config.json"
-CONFIG_LIMIT: Final = 8 * 1024 * 1024
 LABEL_LENGTH: Final = 63  # of a host name that nobody has chosen, RFC 1123
 LOOK_SECONDS: Final = 10.0  # that the host's devices may take to be looked at
 

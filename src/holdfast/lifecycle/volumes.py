@@ -7,6 +7,7 @@ before the runtime is told to create the container until it has: what is left of
 
 import contextlib
 import errno
+import json
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -19,7 +20,14 @@ from holdfast.lifecycle.tasks import apart, in_thread
 from holdfast.lifecycle.world import Container
 from holdfast.linux import files, mount
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import Damaged, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
+from holdfast.model.errors import (
+    Damaged,
+    FailedPrecondition,
+    HoldfastError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from holdfast.model.spec import Mount, volume_key
 from holdfast.oci import lsm, mounts
 from holdfast.oci.request import HostFacts, Sources
@@ -27,14 +35,17 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.features import RuntimeFeatures, binds_from_host
 from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.pathwork import Mappings, PathError, PathWork, Stage, Wanted
-from holdfast.snapshots.overlay import Snapshots
+from holdfast.snapshots.overlay import Snapshots, view_of
 
 log = logging.getLogger(__name__)
 
 DIRECTORY: Final = "volumes"  # in the bundle
+CONFIG_FILE: Final = "config.json"
+CONFIG_LIMIT: Final = 8 * 1024 * 1024
 # As kubelets know them (k8s.io/cri-api, pkg/errors).
 UNSUPPORTED: Final = "RROUnsupported"
 IMAGE_FAILED: Final = "ImageVolumeMountFailed"
+_NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})
 _BAD_PATH: Final = frozenset({errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 
 
@@ -81,19 +92,14 @@ class Volumes:
 
     @contextlib.asynccontextmanager
     async def staged(self, container: Container) -> AsyncIterator[None]:
-        """Within it, what the runtime cannot mount itself is mounted below the bundle."""
-        own = await self._recursive_read_only(container)
-        wanted = [(number, one) for number, one in enumerate(container.config.mounts) if mounts.is_staged(one, own)]
-        if not wanted:
+        """Within it, what the bundle's spec has from there is mounted below the bundle."""
+        if not any(mounts.is_staged(one, False) for one in container.config.mounts):
             yield
             return
         try:
             await self._unstage(container)  # what an attempt that was cut off has left
-            for number in mounts.image_volumes(container.config):
-                await self._mount_view(container, number)
+            await self._stage(container, await in_thread(_staged_in, self._place(container)))
             crashpoint("start.staged")
-            binds = [self._stage(container, number, one) for number, one in wanted if not one.HasField("image")]
-            await self._paths.stage(binds)
             yield
         except PathError as exc:
             raise _named(exc) from exc
@@ -134,15 +140,38 @@ class Volumes:
             try:
                 below = await in_thread(_resolve, described[0], asked.image_sub_path)
             except OSError as exc:
+                if exc.errno not in _NO_DIRECTORY:
+                    raise
                 why = f"{IMAGE_FAILED}: {asked.image_sub_path!r} is no directory of image {asked.image.image}"
                 raise InvalidArgument(f"{field}.image_sub_path: {why}: {exc.strerror}") from exc
         return f"{self._place(container, number)}{below}"
 
-    async def _mount_view(self, container: Container, number: int) -> None:
-        with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there all the same
-            await self._images.whole(container.config.mounts[number].image.image)
-        described = await self._snapshots.mounts(volume_key(container.meta.id, number))
-        await apart(_mount, described[0], self._place(container, number))
+    async def _stage(self, container: Container, numbers: list[int]) -> None:
+        """Users' paths by a worker, and so the layers of an image whose ids are mapped; last the views."""
+        stages: list[Stage] = []
+        views: list[tuple[Mount, Path]] = []
+        for number in numbers:
+            one, place = container.config.mounts[number], self._place(container, number)
+            uids, gids = _mappings(one)
+            if not one.HasField("image"):
+                field = f"{_field(number)}.host_path"
+                stages.append(Stage(one.host_path, field, str(place), one.recursive_read_only, uids, gids))
+                continue
+            with contextlib.suppress(
+                NotFound, Damaged
+            ):  # the layers of an image that is gone may be there all the same
+                await self._images.whole(one.image.image)
+            view = (await self._snapshots.mounts(volume_key(container.meta.id, number)))[0]
+            if uids:
+                mapped: list[Path] = []
+                for layer in self._snapshots.below(volume_key(container.meta.id, number)):
+                    mapped.append(target := place.with_name(f"{number}-{len(mapped)}"))
+                    stages.append(Stage(str(layer), f"{_field(number)}.image", str(target), uids=uids, gids=gids))
+                view = view_of(mapped)
+            views.append((view, place))
+        await self._paths.stage(stages)
+        for view, place in views:
+            await apart(_mount, view, place)
 
     async def _unstage(self, container: Container) -> None:
         directory = self._place(container)
@@ -166,11 +195,6 @@ class Volumes:
         label = label if one.selinux_relabel else ""
         return Wanted(one.host_path, f"{_field(number)}.host_path", label, uids, gids)
 
-    def _stage(self, container: Container, number: int, one: pb.Mount) -> Stage:
-        target, field = str(self._place(container, number)), f"{_field(number)}.host_path"
-        uids, gids = _mappings(one)
-        return Stage(one.host_path, field, target, one.recursive_read_only, uids, gids)
-
     def _place(self, container: Container, number: int | None = None) -> Path:
         directory = self._layout.bundle(container.pod.meta.id, container.meta.id) / DIRECTORY
         return directory if number is None else directory / str(number)
@@ -192,11 +216,20 @@ def _mappings(one: pb.Mount) -> tuple[Mappings, Mappings]:
 def _named(error: PathError) -> HoldfastError:
     """As an error that names the field."""
     if error.of_ids:
-        field = error.field.replace("host_path", "uidMappings")
+        field = f"{error.field.rpartition('.')[0]}.uidMappings"
         why = f"ids cannot be mapped on the filesystem of {error.filename}: {error.strerror}"
         return FailedPrecondition(f"{field}: {why}")
-    kind = InvalidArgument if error.errno in _BAD_PATH else FailedPrecondition
+    kind: type[HoldfastError] = InvalidArgument if error.errno in _BAD_PATH else FailedPrecondition
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = ResourceExhausted
     return kind(f"{error.field}: cannot use {error.filename}: {error.strerror}")
+
+
+def _staged_in(directory: Path) -> list[int]:
+    """Which mounts the spec has from this directory of the bundle: it was written with what the runtime could then."""
+    spec = json.loads(files.read_bounded(directory.parent / CONFIG_FILE, CONFIG_LIMIT))
+    sources = [Path(one["source"]) for one in spec["mounts"]]
+    return [int(path.relative_to(directory).parts[0]) for path in sources if path.is_relative_to(directory)]
 
 
 def _resolve(view: Mount, path: str) -> str:

@@ -160,10 +160,7 @@ class Snapshots:
             lowers = self.layers(key)
         own = self._place(row)
         if row.kind != "active":
-            lowers = lowers or [own / "fs"]
-            if len(lowers) == 1:
-                return [Mount("bind", str(lowers[0]), options=("bind", "ro"))]
-            return [Mount("overlay", "overlay", options=(f"lowerdir={_joined(lowers)}",))]
+            return [view_of(lowers or [own / "fs"])]
         if not lowers:
             return [Mount("bind", str(own / "fs"), options=("bind", "rw"))]
         options = (f"lowerdir={_joined(lowers)}", f"upperdir={own / 'fs'}", f"workdir={own / 'work'}")
@@ -181,6 +178,11 @@ class Snapshots:
             found.append(self._place(row) / "fs")
             key = row.parent
         return found
+
+    def below(self, key: str) -> list[Path]:
+        """What a view shows: the layers that it stands on, or its own directory, which is empty."""
+        row = self._row(key)
+        return self.layers(row.parent) or [self._place(row) / "fs"]
 
     async def remove(self, key: str) -> None:
         """Remove a snapshot, its row first. Idempotent. Raises FailedPrecondition while others stand on it."""
@@ -287,6 +289,13 @@ class Snapshots:
         if (row := self._rows.get(key)) is None:
             raise NotFound(f"cannot find snapshot {key}")
         return row
+
+
+def view_of(layers: list[Path]) -> Mount:
+    """How to see layers, the topmost first, and not to change them."""
+    if len(layers) == 1:
+        return Mount("bind", str(layers[0]), options=("bind", "ro"))
+    return Mount("overlay", "overlay", options=(f"lowerdir={_joined(layers)}",))
 
 
 def _joined(layers: list[Path]) -> str:
