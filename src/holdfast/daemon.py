@@ -50,6 +50,7 @@ from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import Background, in_thread
+from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, sockets, systemd
@@ -166,6 +167,7 @@ class Daemon:
         confinement = Confinement(config.seccomp_root, config.unset_seccomp_profile, config.apparmor_profile)
         sandboxes = Sandboxes(world, shims, background, layout, host, confinement)
         devices = Devices([*map(Path, config.cdi_spec_dirs)], owned=config.device_ownership_from_security_context)
+        users = Users(keeper, snapshots, layout)
         paths = PathWork(keeper, config.path_timeout)
         features = RuntimeFeatures()
         volumes = Volumes(images, snapshots, paths, handlers, features, layout, host)
@@ -193,6 +195,7 @@ class Daemon:
             storage,
             foreign,
             volumes,
+            users,
         )
         gate = Gate(lambda: handlers.all, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
         pods = Pods(
@@ -210,6 +213,7 @@ class Daemon:
             storage,
             sandboxes,
             gate,
+            users,
         )
         adopter.stop_pod = pods.finish_stop
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
@@ -229,7 +233,8 @@ class Daemon:
             adopter,
             rebuilt,
         )
-        node = Node(handlers, features, network.ready, self._facts(handlers.default, facts.report(host)), storage, gate)
+        shown = self._facts(handlers.default, facts.report(host))
+        node = Node(handlers, features, users, network.ready, shown, storage, gate)
         runtime = RuntimeService(
             world, events, pods, containers, executor, bundles, images, node, Stats(world, snapshots, background)
         )

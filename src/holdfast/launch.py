@@ -23,8 +23,9 @@ def main(argv: list[str] | None = None) -> int:
         load = configuration.from_command_line(arguments)
         config = load()
         logs.configure(config.log_level, config.log_format)
-        for directory in (config.root, config.state):
-            files.make_private(directory)
+        files.make_private(config.root)
+        if not files.is_passage(config.state):  # which pods with users of their own have made of it
+            files.make_private(config.state)
         if not config.socket.parent.exists():  # one that exists is somebody's, and keeps its mode
             files.make_private(config.socket.parent)
         lock = take_lock(config.root)

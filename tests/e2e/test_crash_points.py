@@ -5,6 +5,7 @@ HOLDFAST_CRASH=operation:point:count:victim (or patterns of such), or the whole 
 """
 
 import contextlib
+import errno
 import gzip
 import os
 import random
@@ -49,6 +50,7 @@ class Stage:
 
     def __init__(self, host: str) -> None:
         self.node = Node(inject=True, runtimes={FOREIGN: {"shim": "containerd-shim-runc-v2"}})
+        self.node.base.chmod(0o711)  # so that pods with users of their own are possible
         self.node.start()
         self.node.busybox()
         self.inject = Inject(self.node)
@@ -101,6 +103,7 @@ class Target:
     pod: str = ""
     container: str = ""
     facts: dict[str, object] = field(default_factory=dict)
+    users: pb.UserNamespace | None = None
 
     def with_pod(self) -> "Target":
         """In spite of a keeper that was killed the moment before."""
@@ -117,7 +120,10 @@ class Target:
             pb.Mount(container_path="/image", image=pb.ImageSpec(image=IMAGE), image_sub_path="etc", readonly=True),
             pb.Mount(container_path="/mapped", host_path=f"{self.node.base}/map", uidMappings=ids, gidMappings=ids),
         ]
-        return self.node.container_config(script, name, pid=pb.POD, mounts=mounts)
+        config = self.node.container_config(script, name, pid=pb.POD, mounts=mounts)
+        if self.users is not None:
+            config.linux.security_context.namespace_options.userns_options.CopyFrom(self.users)
+        return config
 
     def created(self, script: str = TRAP) -> "Target":
         self.with_pod()
@@ -172,6 +178,32 @@ class Run(Operation):
         target.container = stage.node.create(target.pod, target.container_config("exit 5"))
         patiently(lambda: stage.node.start_container(target.container))
         assert stage.node.exited(target.container).exit_code == 5
+
+
+class UsersRun(Run):
+    """A pod with users of its own, whose containers' images are copied: the filesystem is made to leave no choice."""
+
+    def prepare(self, stage: Stage) -> Target:
+        (stage.node.inject / "fail-idmap").write_text(f"1 {errno.EINVAL} 1000000000")
+        target = super().prepare(stage)
+        users = target.config.linux.security_context.namespace_options.userns_options
+        for ids in (users.uids, users.gids):
+            ids.add(host_id=300000, length=65536)
+        target.users = users
+        return target
+
+
+class UsersCreate(UsersRun):
+    def prepare(self, stage: Stage) -> Target:
+        return super().prepare(stage).with_pod()
+
+    def act(self, stage: Stage, target: Target) -> None:
+        target.container = stage.node.create(target.pod, target.container_config("id -u; exit 6"))
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert target.names() == ["main"]
+        patiently(lambda: stage.node.start_container(target.container))
+        assert stage.node.exited(target.container).exit_code == 6
 
 
 class Create(Operation):
@@ -433,7 +465,7 @@ OPERATIONS: dict[str, Operation] = {
     "remove": Remove(), "stop-pod": StopPod(),
     "remove-pod": RemovePod(), "pull": Pull(), "import": Import(), "remove-image": RemoveImage(), "recover": Recover(),
     "salvage": Salvage(), "foreign-run": ForeignRun(), "foreign-start": ForeignStart(), "foreign-exit": ForeignExit(),
-    "foreign-remove-pod": ForeignRemovePod(),
+    "foreign-remove-pod": ForeignRemovePod(), "users-run": UsersRun(), "users-create": UsersCreate(),
 }  # fmt: skip
 
 
@@ -528,7 +560,7 @@ def plan(learned: dict[str, Counter[str]]) -> list[Combination]:
 
 def victims(operation: str, point: str) -> tuple[str, ...]:
     """Whoever is passing, where that is not the daemon; and the shim, where there is one."""
-    passing = ("self",) if point.startswith(("keeper.", "unpack.")) else ()
+    passing = ("self",) if point.startswith(("keeper.", "unpack.", "users.", "shift.")) else ()
     return ("daemon", *passing) if operation in NO_SHIM else ("daemon", "shim", "both", *passing)
 
 

@@ -168,3 +168,14 @@ def test_zombies_do_not_hold_up_a_kill(path: str) -> None:
         os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
         assert process.state(one.pid) == "Z"
         cgroup.kill(path, seconds=0.5)
+
+
+def test_whoever_looks_may_look_into_a_cgroup_whatever_our_umask_is(path: str) -> None:
+    before = os.umask(0o077)
+    try:
+        cgroup.create(f"{path}/pod/container")
+    finally:
+        os.umask(before)
+    for top in cgroup.hierarchies().values():
+        for one in (path, f"{path}/pod", f"{path}/pod/container"):
+            assert (top / one.strip("/")).stat().st_mode & 0o777 == 0o755

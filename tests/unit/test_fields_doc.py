@@ -25,12 +25,15 @@ TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "FIELDS.md"
 VERDICTS = {"done", "refused", "ignored", "open"}
 AROUND = Surroundings(Path("/nowhere"), "/cgroup", "f" * 64)
-USERNS = pb.UserNamespace(mode=pb.POD)
+MAPPING = [pb.IDMapping(host_id=200000, container_id=0, length=65536)]
+USERNS = pb.UserNamespace(mode=pb.POD, uids=MAPPING, gids=MAPPING)
 
 Setting = tuple[str, Any]
 INVALID, UNIMPLEMENTED = "INVALID_ARGUMENT", "UNIMPLEMENTED"
 POD, CONTAINER = "PodSandboxConfig", "ContainerConfig"
 SANDBOX, SECURITY = "PodSandboxConfig.linux.security_context", "ContainerConfig.linux.security_context"
+USERS = f"{SANDBOX}.namespace_options.userns_options"
+OWN_USERS: Setting = (USERS, USERNS)
 
 
 def localhost(name: str) -> Setting:
@@ -63,13 +66,11 @@ EXAMPLES: list[tuple[str, Setting, *tuple[Setting, ...]]] = [
     ),
     (INVALID, (f"{SANDBOX}.namespace_options.pid", pb.TARGET)),
     (INVALID, (f"{SECURITY}.namespace_options.target_id", ""), (f"{SECURITY}.namespace_options.pid", pb.TARGET)),
-    *((UNIMPLEMENTED, (f"{one}.namespace_options.userns_options", USERNS)) for one in (SANDBOX, SECURITY)),
-    (UNIMPLEMENTED, (f"{SANDBOX}.namespace_options.userns_options.mode", pb.POD)),
-    *((UNIMPLEMENTED, (f"{SANDBOX}.namespace_options.userns_options.{name}", None)) for name in ("uids", "gids")),
-    *(
-        (UNIMPLEMENTED, (f"{SANDBOX}.namespace_options.userns_options.uids.{name}", 1))
-        for name in ("host_id", "container_id", "length")
-    ),
+    *((INVALID, (f"{SANDBOX}.namespace_options.{name}", pb.NODE), OWN_USERS) for name in ("pid", "ipc")),
+    (INVALID, (f"{SECURITY}.namespace_options.userns_options", USERNS)),
+    *((INVALID, (f"{USERS}.mode", bad)) for bad in (pb.CONTAINER, pb.TARGET)),
+    *((INVALID, (f"{USERS}.{name}", None)) for name in ("uids", "gids")),
+    *((INVALID, (f"{USERS}.uids.{name}", bad)) for name, bad in (("host_id", 0), ("container_id", 1), ("length", 0))),
     *((INVALID, (f"{SECURITY}.{name}.localhost_ref", ""), localhost(name)) for name in ("seccomp", "apparmor")),
     *((INVALID, (f"{SECURITY}.{name}.localhost_ref", "/p")) for name in ("seccomp", "apparmor")),
     (UNIMPLEMENTED, (f"{SECURITY}.apparmor.localhost_ref", "p"), localhost("apparmor")),
@@ -237,7 +238,7 @@ def try_out(settings: list[Setting]) -> None:
             change(container, path, value, AROUND)
     validate_pod(pod)
     validate_container(container, pod)
-    pinned = {kind: f"/{kind}" for kind in ("net", "ipc", "uts")}
+    pinned = {kind: f"/{kind}" for kind in ("user", "net", "ipc", "uts")}
     image = Image(id="sha256:1", config=b"{}", size=1)
     devices = tuple(() for _ in container.devices)  # these are looked up on the host
     build(SpecRequest("p", "c", pod, container, image, ResolvedUser(0, 0), "/c", "h", pinned, devices=devices))

@@ -72,7 +72,7 @@ class RuntimeService(RuntimeServiceServicer):
             status=pb.RuntimeStatus(conditions=conditions),
             info=await self._info() if request.verbose else {},
             runtime_handlers=await self._node.runtime_handlers(),
-            features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+            features=pb.RuntimeFeatures(supplemental_groups_policy=True, user_namespaces_host_network=True),
         )
 
     async def _info(self) -> dict[str, str]:

@@ -112,7 +112,7 @@ class Adopter:
         before = pod.status.shim
         running = [one for one in pod.containers.values() if one.state is ContainerState.RUNNING]
         inits = {one.meta.id: one.status.process for one in running if one.status.process is not None}
-        shim = await self._shims.adopt(pod.meta.id, handler, shared, init_cgroup(pod.meta), inits)
+        shim = await self._shims.adopt(pod.meta.id, handler, shared, init_cgroup(pod.meta), inits, pod.owner)
         crashpoint("adopt.forked")
         pod.status = replace(pod.status, shim=shim)  # it is the one, whether that can be written down or not
         await self._world.learn_pod(

@@ -20,6 +20,7 @@ STATE_NAMES: Final = frozenset({
 })  # fmt: skip
 ROOT_NAMES: Final = frozenset({"lock", "content", "copies", "ingest", "snapshots", "pause", "quarantine", "lost+found"})
 EVENTS: Final = "events.sock"
+POD_MOUNTS: Final = ("shm", "ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/user")
 FOREIGN_COMMANDS: Final = ("start", "delete")
 KEEPERS: Final = "keeper."  # and what begins so: sockets, locks, log
 STORE: Final = "holdfast.db"  # the same
@@ -248,8 +249,7 @@ def _mounts(owners: Owners) -> Iterator[Finding]:
             continue
         inner = rest.partition("/")[0]
         id = inner if is_id(inner) else first
-        known = rest in ("shm", f"{id}/rootfs", "ns/net", "ns/ipc", "ns/uts", "ns/pid")
-        known = known or rest.startswith(f"{id}/volumes/")
+        known = rest in (*POD_MOUNTS, f"{id}/rootfs") or rest.startswith(f"{id}/volumes/")
         if is_id(first) and owners.over(id) and known:
             why = "it is mounted, and what it belongs to is over"
             yield Finding(kind, entry.target, Verdict.INCONSISTENT, why, owners.name(id), id)

@@ -106,6 +106,8 @@ class Bundles:
 
     def _write(self, container: Container, image: Image, rootfs: Mount, found: dict[str, Any]) -> dict[str, Any]:
         files.make_private(self.path(container))
+        if (users := container.pod.users) is not None:
+            files.give_way(self.path(container), users.gid)
         user = self._user(container, image, rootfs)
         spec = build(self._confinement.completed(replace(self._request(container, image, user), **found)))
         self._save(container, spec)
@@ -156,7 +158,7 @@ class Bundles:
     def _namespaces(self, pod: Pod) -> dict[str, str]:
         """Paths of the namespaces that were pinned for the pod; what is not pinned is the host's or the container's."""
         pinned = self._layout.namespaces(pod.meta.id)
-        return {kind: str(pinned / kind) for kind in ("net", "ipc", "uts", "pid") if (pinned / kind).exists()}
+        return {kind: str(pinned / kind) for kind in ("user", "net", "ipc", "uts", "pid") if (pinned / kind).exists()}
 
     def _files(self, pod: Pod) -> dict[str, Any]:
         directory = self._layout.pod(pod.meta.id)

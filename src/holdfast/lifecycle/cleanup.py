@@ -177,7 +177,7 @@ class Cleanup:
     def _unpin(self, pod_id: str) -> None:
         if not self._layout.pod(pod_id).exists():
             return
-        for name in ("net", "ipc", "uts", "pid"):
+        for name in ("net", "ipc", "uts", "pid", "user"):
             namespace.unpin(self._layout.namespaces(pod_id) / name)
         if self._layout.shm(pod_id).exists():
             mount.unmount_tree(self._layout.shm(pod_id))

@@ -21,6 +21,7 @@ from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
+from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import Container, Pod, World
 from holdfast.linux.inject import crashpoint
@@ -80,9 +81,11 @@ class Containers:
         storage: Storage,
         foreign: Foreign,
         volumes: Volumes,
+        users: Users,
     ) -> None:
         self._volumes = volumes
         self._foreign = foreign
+        self._users = users
         self._storage = storage
         self._joins = Joins[Container](world.containers.get, world.clock.now, SETTLE_SECONDS)
         self._paths = paths
@@ -133,6 +136,7 @@ class Containers:
             undo.push_async_callback(self._give_up, container)
             await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
             crashpoint("create.snapshot")
+            await self._users.own(container)
             container.stage = "preparing its mounts and its bundle"
             user = (await self._bundles.write(container, image)).SerializeToString()
             crashpoint("create.bundle")
@@ -278,7 +282,7 @@ class Containers:
         task = await self._shims.task(container.pod.meta.id)
         with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there all the same
             await self._images.whole(container.meta.image_id)
-        mounts = await self._snapshots.mounts(container.meta.snapshot_key)
+        mounts = self._users.shown(container, await self._snapshots.mounts(container.meta.snapshot_key))
         make = functools.partial(
             task.create,
             container.meta.id,

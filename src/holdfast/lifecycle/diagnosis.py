@@ -15,6 +15,7 @@ from holdfast.lifecycle.survey import Survey
 from holdfast.model.spec import volume_key
 from holdfast.model.state import ContainerState, ProcessRef, container_state
 from holdfast.oci.mounts import image_volumes
+from holdfast.oci.namespaces import user_namespace
 from holdfast.proto import runtime_v1_pb2 as pb
 
 
@@ -177,6 +178,9 @@ def _pod_problem(owners: Owners, pod: PodRow) -> tuple[Verdict, str]:
     netns = f"{directory}/{pod.meta.id}/ns/net"
     if pod.status.netns and survey.looked("mounts") and netns not in owners.mounted:
         return Verdict.INCONSISTENT, "READY, but its network namespace is not pinned"
+    own_users = user_namespace(pod.config.linux.security_context.namespace_options) is not None
+    if own_users and survey.looked("mounts") and f"{directory}/{pod.meta.id}/ns/user" not in owners.mounted:
+        return Verdict.INCONSISTENT, "READY, but its user namespace is not pinned"
     return FINE
 
 

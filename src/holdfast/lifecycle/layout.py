@@ -4,7 +4,7 @@ root (persistent)                 state (volatile, dies with the boot)
   holdfast.db                       keeper.sock, keeper.*.sock  holdfastd.toml
   content/  ingest/                 oci/<runtime>/
   snapshots/<n>/{fs,work,row,seal}  pods/<pod id>/           shim.sock  hosts  hostname  resolv.conf
-  copies/<id>  quarantine/            ns/{net,ipc,uts,pid}     pinned namespaces
+  copies/<id>  quarantine/            ns/{net,ipc,uts,pid,user} pinned namespaces
                                       shm/                     tmpfs
                                       <container id>/          the OCI bundle, FIFOs, init.json, exit.json
 """

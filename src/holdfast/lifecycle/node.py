@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.storage import Storage
+from holdfast.lifecycle.userns import Users
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.features import RuntimeFeatures, binds_from_host
 from holdfast.runtime.handlers import Handlers
@@ -16,6 +17,7 @@ class Node:
 
     handlers: Handlers
     features: RuntimeFeatures
+    users: Users
     network_ready: Callable[[], tuple[bool, str, str]]
     facts: dict[str, object]
     storage: Storage
@@ -27,6 +29,7 @@ class Node:
         for name in ("", *self.handlers.all):
             handler = self.handlers.get(name)
             able = binds_from_host(handler) or (await self.features.of(handler)).recursive_read_only_mounts
-            features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=able)
+            users = await self.users.supported(handler)
+            features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=able, user_namespaces=users)
             found.append(pb.RuntimeHandler(name=name, features=features))
         return found

@@ -18,6 +18,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
+from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.world import Pod, World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
@@ -26,6 +27,7 @@ from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodState, PodStatus
 from holdfast.network.network import Network, NetworkResult
 from holdfast.oci import sysctls
+from holdfast.oci.namespaces import user_namespace
 from holdfast.oci.validate import validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handler, Handlers
@@ -34,6 +36,7 @@ from holdfast.runtime.shims import Shims
 
 log = logging.getLogger(__name__)
 
+POD_FILES: Final = ("hostname", "hosts", "resolv.conf")
 SHM_BYTES: Final = 64 * 1024 * 1024
 NETWORK_SECONDS: Final = 60.0
 SETTLE_SECONDS: Final = 30.0  # for which a run waits for what an earlier daemon has begun under its name to be undone
@@ -60,8 +63,10 @@ class Pods:
         storage: Storage,
         sandboxes: Sandboxes,
         gate: Gate,
+        users: Users,
     ) -> None:
         self._gate = gate
+        self._users = users
         self._sandboxes = sandboxes
         self._storage = storage
         self._joins = Joins[Pod](world.pods.get, world.clock.now, SETTLE_SECONDS)
@@ -81,6 +86,8 @@ class Pods:
         """Reserve the name and bring the sandbox up. A failure leaves nothing behind. Asked twice, it is done once."""
         validate_pod(config)
         handler = self._handlers.usable(handler_name)
+        if user_namespace(config.linux.security_context.namespace_options) is not None:
+            await self._users.require(handler)
 
         def same(pod: Pod) -> bool:
             return pod.state is PodState.READY and not pod.intents and (pod.config, pod.meta.handler) == request
@@ -207,12 +214,14 @@ class Pods:
         directory, config = self._layout.pod(pod.meta.id), pod.config
         await in_thread(files.make_private, directory)
         crashpoint("run.directory")
+        kinds = _own_kinds(config.linux.security_context.namespace_options)
+        await self._users.make(pod, kinds)
         shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
         shim = self._start_shim(pod, handler, shared_pid)
         first = [] if handler.shim else [shim]  # a foreign one looks into its bundle, which names what is pinned
         done = await asyncio.gather(
             *first,
-            in_thread(self._make_namespaces, pod),
+            in_thread(self._make_namespaces, pod, kinds),
             in_thread(cgroup.create, pod.meta.cgroup_parent),
             self._make_log_directory(config.log_directory),
             return_exceptions=True,  # all must have ended before any of it can be undone
@@ -236,35 +245,33 @@ class Pods:
             await self._paths.make_directory(path, "config.log_directory")
 
     async def _start_shim(self, pod: Pod, handler: Handler, pid_namespace: bool) -> None:
-        shim = await self._shims.start(pod.meta.id, handler, pid_namespace, init_cgroup(pod.meta))
+        shim = await self._shims.start(pod.meta.id, handler, pid_namespace, init_cgroup(pod.meta), owner=pod.owner)
         crashpoint("run.shim")
         options = pod.config.linux.security_context.namespace_options
         netns = "" if options.network == pb.NODE else str(self._layout.namespaces(pod.meta.id) / "net")
         pod.status = replace(pod.status, shim=shim, netns=netns)  # whoever undoes this must know, written or not
         await self._world.update_pod(pod, lambda status: replace(status, shim=shim, netns=netns))
 
-    def _make_namespaces(self, pod: Pod) -> None:
-        """Pin what the pod does not take from the host; write the files that go with it."""
-        options = pod.config.linux.security_context.namespace_options
-        kinds = []
-        if options.network != pb.NODE:
-            kinds += ["net", "uts"]
-        if options.ipc != pb.NODE:
-            kinds.append("ipc")
+    def _make_namespaces(self, pod: Pod, kinds: list[str]) -> None:
+        """Pin what the pod does not take from the host, unless that was done; write the files that go with it."""
         directory = self._layout.namespaces(pod.meta.id)
         files.make_private(directory)
-        if kinds:
+        if kinds and pod.users is None:
             namespace.pin(kinds, directory, hostname=hostname(pod.config))
             crashpoint("run.namespaces")
-        if options.ipc != pb.NODE:
+        if "ipc" in kinds:
             shm = self._layout.shm(pod.meta.id)
             files.mkdir(shm, 0o1777)
             crashpoint("run.shm")
-            mount.mount(
-                "shm", shm, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC, f"mode=1777,size={SHM_BYTES}"
-            )
+            options = f"mode=1777,size={SHM_BYTES}"
+            if pod.owner is not None:
+                options += f",uid={pod.owner[0]},gid={pod.owner[1]}"
+            mount.mount("shm", shm, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC, options)
         set_sysctls(pod.config, [directory / kind for kind in kinds])
         write_pod_files(self._layout.pod(pod.meta.id), pod.config)
+        if pod.owner is not None:
+            for name in POD_FILES:
+                os.chown(self._layout.pod(pod.meta.id) / name, *pod.owner)
         crashpoint("run.files")
 
     async def _metadata(self, config: pb.PodSandboxConfig, handler: Handler) -> PodMetadata:
@@ -282,6 +289,12 @@ class Pods:
             owns_cgroup=not await in_thread(cgroup.exists, parent),
             created_at=self._world.clock.now(),
         )
+
+
+def _own_kinds(options: pb.NamespaceOption) -> list[str]:
+    """The namespaces that the pod does not take from the host, but for that of processes, which needs one."""
+    kinds = ["net", "uts"] if options.network != pb.NODE else []
+    return [*kinds, "ipc"] if options.ipc != pb.NODE else kinds
 
 
 def network_result(pod: Pod) -> NetworkResult:

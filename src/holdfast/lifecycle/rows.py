@@ -10,6 +10,7 @@ from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import parse_config
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata, container_of_key
 from holdfast.model.state import ContainerStatus, PodStatus
+from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.store import images, pods
 from holdfast.store.images import ImageRow, SnapshotRow
 
@@ -19,6 +20,11 @@ class PodRow:
     meta: PodMetadata
     status: PodStatus
     intents: frozenset[str] = frozenset()
+
+    @property
+    def config(self) -> pb.PodSandboxConfig:
+        """As it was asked for."""
+        return pb.PodSandboxConfig.FromString(self.meta.config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ from holdfast.model.state import (
     moved,
     pod_state,
 )
+from holdfast.model.userns import UserNamespace
+from holdfast.oci.namespaces import user_namespace
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.store import pods as rows
 from holdfast.store.copies import ContainerCopy, Copies, PodCopy
@@ -75,6 +77,16 @@ class Pod:
     @property
     def acknowledged(self) -> bool:
         return "run" not in self.intents
+
+    @property
+    def users(self) -> UserNamespace | None:
+        """Of its own, if it has any."""
+        return user_namespace(self.config.linux.security_context.namespace_options)
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """What root of the pod is on the host, when that is somebody else than the host's."""
+        return self.users.outside(0, 0) if self.users is not None else None
 
 
 @dataclass(slots=True, eq=False)

@@ -78,7 +78,19 @@ def _create(directory: Path) -> None:
     elif mode() == "v2":
         _create_v2(directory)
     else:
-        directory.mkdir(parents=True, exist_ok=True)
+        _make(directory)
+
+
+def _make(directory: Path) -> None:
+    """With its parents, for all to look into, whatever our umask is: whoever a container runs as finds its limits."""
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        _make(directory.parent)
+        os.mkdir(directory)
+    os.chmod(directory, 0o755)
 
 
 def _create_cpuset(directory: Path) -> None:
@@ -86,7 +98,7 @@ def _create_cpuset(directory: Path) -> None:
     top = hierarchies()["cpuset"]
     for level in [*reversed(directory.relative_to(top).parents), directory.relative_to(top)]:
         one = top / level
-        one.mkdir(exist_ok=True)
+        _make(one)
         if one == top:
             continue
         for name in ("cpuset.cpus", "cpuset.mems"):
@@ -98,14 +110,14 @@ def _create_v2(directory: Path) -> None:
     top = hierarchies()[""]
     for level in reversed(directory.relative_to(top).parents):
         one = top / level
-        one.mkdir(exist_ok=True)
+        _make(one)
         for name in (one / "cgroup.controllers").read_text().split():
             try:
                 (one / "cgroup.subtree_control").write_text(f"+{name}")
             except OSError as exc:
                 if exc.errno not in (errno.EBUSY, errno.ENOTSUP, errno.EINVAL):  # has processes of its own, or cannot
                     raise
-    directory.mkdir(exist_ok=True)
+    _make(directory)
 
 
 def exists(path: str) -> bool:

@@ -203,6 +203,20 @@ def make_private(path: Path_) -> None:
         os.chmod(directory, 0o700)
 
 
+def is_passage(path: Path_) -> bool:
+    """Whether a directory is its owner's alone, but for others passing through."""
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode) == 0o711
+    except FileNotFoundError:
+        return False
+
+
+def give_way(path: Path_, group: int) -> None:
+    """Let a group pass through a directory of ours; its members may neither list nor change it."""
+    os.chown(path, -1, group)
+    os.chmod(path, 0o710)
+
+
 def fifo(path: Path_, mode: int = 0o600) -> None:
     """A named pipe, with this mode whatever the umask is."""
     fault("mkfifo", path)

@@ -146,18 +146,47 @@ class _MountAttr(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
-def set_attributes(descriptor: int, flags: int, *, recursive: bool = False, user_namespace: int | None = None) -> None:
-    """Add MS_RDONLY, MS_NOSUID, MS_NODEV and MS_NOEXEC, as far as in `flags`, to the mount of a descriptor.
-
-    With a descriptor of a user namespace its ids are mapped by that, which a mount that is attached cannot be.
-    """
+def set_attributes(descriptor: int, flags: int, *, recursive: bool = False) -> None:
+    """Add MS_RDONLY, MS_NOSUID, MS_NODEV and MS_NOEXEC, as far as in `flags`, to the mount of a descriptor."""
     fault("mount_setattr")
-    attributes = _MountAttr(flags & _ATTRIBUTES, 0, 0, 0)
-    if user_namespace is not None:
-        attributes = _MountAttr(flags & _ATTRIBUTES | MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+    _set_attributes(descriptor, _MountAttr(flags & _ATTRIBUTES, 0, 0, 0), recursive=recursive)
+
+
+def _set_attributes(descriptor: int, attributes: _MountAttr, *, recursive: bool) -> None:
     how = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ctypes.sizeof(attributes)
     syscall(SYS_MOUNT_SETATTR, "mount_setattr", descriptor, b"", how, ctypes.byref(attributes), size)
+
+
+def idmap(descriptor: int, userns: int, *, recursive: bool = False) -> None:
+    """Show id n of the files of a detached mount as what id n of a user namespace is outside (MOUNT_ATTR_IDMAP).
+
+    To a process in that namespace they look as they do on disk, and what it makes is on disk as it looks to it. Raises
+    OSError: EINVAL for a filesystem that cannot, and for an overlay, EPERM for a mount that is mapped already.
+    """
+    fault("idmap")
+    _set_attributes(descriptor, _MountAttr(MOUNT_ATTR_IDMAP, 0, 0, userns), recursive=recursive)
+
+
+def bind_idmapped(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], userns: int, *, recursive: bool = False
+) -> None:
+    """A bind mount shown through the mapping of a user namespace; with `recursive` what is mounted below comes along,
+    as it is.
+    """
+    descriptor = _clone(os.fspath(source), MS_BIND | (MS_REC if recursive else 0))
+    try:
+        idmap(descriptor, userns)
+        attach(descriptor, target)
+    finally:
+        os.close(descriptor)
+
+
+def attach(descriptor: int, target: str | os.PathLike[str]) -> None:
+    """Put a mount that is attached nowhere at `target` (move_mount(2))."""
+    fault("mount", target)
+    path = path_bytes(target)
+    syscall(SYS_MOVE_MOUNT, "move_mount", descriptor, b"", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH, paths=(target,))
 
 
 def unmount(target: str | os.PathLike[str]) -> None:
@@ -234,13 +263,6 @@ def open_detached(one: MountLike) -> int:
         return syscall(SYS_FSMOUNT, "fsmount", context, FSMOUNT_CLOEXEC, flags & _ATTRIBUTES)
     finally:
         os.close(context)
-
-
-def attach(descriptor: int, target: str | os.PathLike[str]) -> None:
-    """Put a detached mount to where everybody sees it (move_mount(2))."""
-    fault("mount", target)
-    how = MOVE_MOUNT_F_EMPTY_PATH
-    syscall(SYS_MOVE_MOUNT, "move_mount", descriptor, b"", AT_FDCWD, path_bytes(target), how, paths=(target,))
 
 
 def _clone(source: str, flags: int) -> int:

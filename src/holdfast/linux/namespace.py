@@ -53,7 +53,7 @@ def pin(kinds: Iterable[str], directory: Path, hostname: str = "") -> dict[str, 
 
     def make() -> None:
         try:
-            _make(wanted, hostname)
+            move(wanted, hostname)
             for kind in wanted:
                 pin_existing(f"/proc/thread-self/ns/{kind}", directory / kind)
                 pinned[kind] = directory / kind
@@ -70,11 +70,12 @@ def pin(kinds: Iterable[str], directory: Path, hostname: str = "") -> dict[str, 
     return pinned
 
 
-def _make(wanted: dict[str, int], hostname: str) -> None:
-    """Move the calling thread into new namespaces."""
+def move(kinds: Iterable[str], hostname: str = "") -> None:
+    """Move the calling thread into new namespaces; loopback is up in a new network."""
+    wanted = set(kinds)
     flags = 0
-    for flag in wanted.values():
-        flags |= flag
+    for kind in wanted:
+        flags |= KINDS[kind]
     unshare(flags)
     if "uts" in wanted and hostname:
         socket.sethostname(hostname)

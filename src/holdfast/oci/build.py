@@ -6,7 +6,7 @@ What containerd and CRI-O would make of it is what is made here; each concern ha
 from holdfast.oci import capabilities, cdi, devices, lsm, seccomp
 from holdfast.oci.masks import masks
 from holdfast.oci.mounts import mounts, rootfs_propagation
-from holdfast.oci.namespaces import namespaces
+from holdfast.oci.namespaces import id_mappings, namespaces, suited
 from holdfast.oci.process import check_image, process
 from holdfast.oci.request import Spec, SpecRequest
 from holdfast.oci.resources import resources_to_oci
@@ -20,7 +20,7 @@ def build(request: SpecRequest) -> Spec:
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
         "process": process(request),
-        "mounts": mounts(request),
+        "mounts": suited(mounts(request), request),
         "annotations": _annotations(request),
         "linux": _linux(request),
     }
@@ -50,6 +50,7 @@ def _linux(request: SpecRequest) -> Spec:
     linux: Spec = {
         "cgroupsPath": request.cgroups_path,
         "namespaces": namespaces(request),
+        **id_mappings(request),
         "resources": {**limits, "devices": devices.rules(request)},
         "devices": devices.devices(request),
         **masks(context),

@@ -87,6 +87,8 @@ def _security(context: pb.LinuxContainerSecurityContext, field: str, pod: pb.Pod
     if context.HasField("run_as_user") and context.run_as_username:
         raise InvalidArgument(f"{field}.run_as_username: run_as_user is set as well")
     namespaces.check(context.namespace_options, f"{field}.namespace_options", pod=False)
+    pod_options = pod.linux.security_context.namespace_options
+    namespaces.check_same(context.namespace_options, pod_options, f"{field}.namespace_options")
     for concern in (capabilities, seccomp, lsm, masks):
         concern.check(context, field)
 

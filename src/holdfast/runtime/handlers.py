@@ -14,7 +14,7 @@ from typing import Any, Final
 from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.message import Message
 
-from holdfast.linux import cgroup
+from holdfast.linux import cgroup, files
 from holdfast.model.errors import InvalidArgument, Unavailable
 from holdfast.proto import runc_options_pb2, runtime_options_pb2
 
@@ -99,6 +99,7 @@ def find(
     runtime that really runs a container here. `mode` is the cgroup mode of the host. Raises Unavailable when none of
     those that are there works or the default one is not known, InvalidArgument for options that a shim does not have.
     """
+    files.make_private(state / "oci")  # else a runtime makes it
     handlers: dict[str, Handler] = {}
     missing: dict[str, Handler] = {}
     for name, handler in known(configured, state, mode, seconds).items():
@@ -188,7 +189,7 @@ def _first_working(handlers: Mapping[str, Handler], state: Path) -> str:
     for name, handler in handlers.items():
         if handler.shim:
             continue
-        key = _fingerprint(handler.binary)
+        key = fingerprint(handler.binary)
         if seen.get(name) == key or works(handler):
             seen[name] = key
             known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -197,7 +198,7 @@ def _first_working(handlers: Mapping[str, Handler], state: Path) -> str:
     raise Unavailable(f"cannot find an OCI runtime that works here; tried: {', '.join(handlers) or 'crun, runc'}")
 
 
-def _fingerprint(binary: str) -> str:
+def fingerprint(binary: str) -> str:
     found = os.stat(binary)
     return f"{binary} {found.st_size} {found.st_mtime_ns}"
 
@@ -206,7 +207,7 @@ def works(handler: Handler) -> bool:
     """Whether the runtime can run /bin/true here, in a cgroup of its own that is removed afterwards."""
     name = f"holdfast-probe-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix=name) as bundle:
-        Path(bundle, "config.json").write_text(json.dumps(_probe_spec(name, Path(bundle, "rootfs"))))
+        Path(bundle, "config.json").write_text(json.dumps(probe_spec(name, Path(bundle, "rootfs"))))
         command = [handler.binary, "--root", f"{bundle}/root", "run", "--bundle", bundle, name]
         hidden = [f"mount -t tmpfs none {target}" for target in handler.hide]
         if hidden:
@@ -221,26 +222,32 @@ def works(handler: Handler) -> bool:
         return done.returncode == 0
 
 
-def _probe_spec(name: str, rootfs: Path) -> dict[str, object]:
+def probe_spec(name: str, rootfs: Path, *, readonly: bool = True) -> dict[str, object]:
     """The host's own programs, read-only, in a root of its own; made of links where the host's are links."""
     mounts: list[dict[str, object]] = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
     ]
-    rootfs.mkdir()
+    _make_open(rootfs)
     for place in ("proc", "dev"):
-        (rootfs / place).mkdir()
+        _make_open(rootfs / place)
     for top in ("usr", "bin", "lib", "lib64"):
         source = Path("/", top)
         if source.is_symlink():
             (rootfs / top).symlink_to(source.readlink())
         elif source.is_dir():
-            (rootfs / top).mkdir()
+            _make_open(rootfs / top)
             mounts.append({"destination": f"/{top}", "source": str(source), "type": "bind", "options": ["rbind", "ro"]})
     return {
         "ociVersion": "1.0.2",
-        "root": {"path": str(rootfs), "readonly": True},
+        "root": {"path": str(rootfs), "readonly": readonly},
         "process": {"args": ["/bin/true"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/usr/bin:/bin"]},
         "mounts": mounts,
         "linux": {"cgroupsPath": f"/{name}", "namespaces": [{"type": "mount"}, {"type": "pid"}]},
     }
+
+
+def _make_open(directory: Path) -> None:
+    """Whatever our umask is: root of another user namespace may have to go through it."""
+    directory.mkdir()
+    directory.chmod(0o755)

@@ -74,12 +74,14 @@ class Shims:
         pid_namespace: bool,
         init_cgroup: str,
         *,
+        owner: tuple[int, int] | None = None,
         inits: Mapping[str, ProcessRef] | None = None,
     ) -> ProcessRef:
         """Have the keeper fork this pod's shim; it is ready when this returns. Raises Unavailable.
 
-        A foreign one is started from the pod's sandbox bundle. With `inits`, of the containers that are known to run,
-        ours takes over what a dead shim has left.
+        `owner` is whose the streams of its processes are before the OCI runtime gives them away. A foreign one is
+        started from the pod's sandbox bundle. With `inits`, of the containers that are known to run, ours takes over
+        what a dead shim has left.
         """
         if handler.shim:
             return await self._start_foreign(pod_id, handler)
@@ -91,6 +93,7 @@ class Shims:
             "runtime": handler.to_args(),
             "pid_namespace": pid_namespace,
             "init_cgroup": init_cgroup,
+            "owner": owner,
         }
         program = self._program(handler.binary)
         fds = [program] if program is not None else []
@@ -109,12 +112,13 @@ class Shims:
         pid_namespace: bool,
         init_cgroup: str,
         inits: Mapping[str, ProcessRef],
+        owner: tuple[int, int] | None = None,
     ) -> ProcessRef:
         """Replace a shim that is dead, unless that was done and nobody has written it down. Raises Unavailable."""
         self._hang_up(pod_id)
         if (found := await self._unrecorded(pod_id)) is not None:
             return found
-        return await self.start(pod_id, handler, pid_namespace, init_cgroup, inits=inits)
+        return await self.start(pod_id, handler, pid_namespace, init_cgroup, owner=owner, inits=inits)
 
     async def task(self, pod_id: str) -> TaskClient:
         """A connected client, made anew when the last one was lost. Raises Unavailable."""

@@ -47,6 +47,8 @@ WORKERS: Final = {
     "shim": "holdfast.workers.shim.server",
     "unpack": "holdfast.workers.unpacker",
     "path": "holdfast.workers.pathwork",
+    "namespaces": "holdfast.workers.namespaces",
+    "shift": "holdfast.workers.shift",
     "logger": "holdfast.workers.logger",
     "foreign": "holdfast.workers.foreign",
 }

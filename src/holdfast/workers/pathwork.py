@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from holdfast.linux import files, idmap, mount, selinux
+from holdfast.linux import files, mount, selinux, userns
 from holdfast.linux.inject import crashpoint
 from holdfast.model.spec import Mount
 from holdfast.workers.context import Context
@@ -105,8 +105,8 @@ def _cloned(path: str, item: Mapping[str, Any]) -> Iterator[int]:
 
 def _map_ids(descriptor: int, item: Mapping[str, Any]) -> None:
     try:
-        with idmap.user_namespace(item["uids"], item["gids"]) as namespace:
-            mount.set_attributes(descriptor, 0, user_namespace=namespace)
+        with userns.opened(item["uids"], item["gids"]) as namespace:
+            mount.idmap(descriptor, namespace)
     except OSError as exc:
         raise NotMapped(exc.errno, exc.strerror) from exc
 

@@ -310,8 +310,8 @@ def _decompressed(blob: IO[bytes]) -> IO[bytes]:
     return blob
 
 
-def _lock_in(target: str, work: str, merged: str, lowers: list[str]) -> None:
-    """From here on this process sees the target as its whole world."""
+def lock_in(target: str, work: str, merged: str, lowers: list[str], capabilities: frozenset[int]) -> None:
+    """From here on this process sees the target as its whole world, and has these rights in it."""
     namespace.unshare(process.CLONE_NEWNS | namespace.CLONE_NEWNET | namespace.CLONE_NEWIPC)
     mount.set_propagation("/", mount.MS_PRIVATE, recursive=True)
     if lowers:
@@ -325,7 +325,7 @@ def _lock_in(target: str, work: str, merged: str, lowers: list[str]) -> None:
     sys.path_hooks.clear()
     sys.path_importer_cache.clear()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    process.drop_capabilities(_KEEP)
+    process.drop_capabilities(capabilities)
 
 
 def unpack(
@@ -345,7 +345,7 @@ def unpack(
     target_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.umask(0)
     crashpoint("unpack.started")
-    _lock_in(target, work, merged, lowers)
+    lock_in(target, work, merged, lowers, _KEEP)
     try:
         with tarfile.open(
             fileobj=stream, mode="r|", bufsize=BUFFER, tarinfo=BoundedHeader, encoding="utf-8", errors="surrogateescape"
@@ -369,7 +369,8 @@ def unpack(
     return {"diff_id": diff_id, "bytes": found.bytes, "inodes": found.inodes, "shape": found.shape}
 
 
-def _hung_up(connection: socket.socket) -> Callable[[], bool]:
+def hung_up(connection: socket.socket) -> Callable[[], bool]:
+    """Tells whether whoever is at the other end has gone."""
     poller = select.poll()
     poller.register(connection, 0)
     return lambda: bool(poller.poll(0))
@@ -382,7 +383,7 @@ def main(context: Context) -> None:
     context.ready()
     with socket.socket(fileno=result_fd) as result, os.fdopen(blob_fd, "rb") as blob:
         try:
-            message = unpack(blob, args["target"], args["work"], args["merged"], args["lowers"], _hung_up(result))
+            message = unpack(blob, args["target"], args["work"], args["merged"], args["lowers"], hung_up(result))
         except Abandoned:
             return
         except Hostile as exc:

@@ -127,6 +127,19 @@ def test_a_row_that_cannot_be_read_owns_what_bears_its_id() -> None:
     assert {finding.kind for finding in wrong(rows=rows)} == {"row"}
 
 
+def test_a_pod_with_users_of_its_own_needs_their_namespace() -> None:
+    config = pb.PodSandboxConfig()
+    users = config.linux.security_context.namespace_options.userns_options
+    users.uids.add(host_id=65536, length=65536)
+    users.gids.add(host_id=65536, length=65536)
+    row = replace(POD_ROW, meta=replace(POD_ROW.meta, config=config.SerializeToString()))
+    rows = replace(ROWS, pods={POD: row})
+    assert only(wrong(rows=rows)).why == "READY, but its user namespace is not pinned"
+    assert only(wrong(replace(SURVEY, unknown={"mounts": "Input/output error"}), rows)).verdict is Verdict.UNKNOWN
+    pinned = MountEntry(7, 1, "0:4", "user:[1]", f"/s/pods/{POD}/ns/user", "rw", "nsfs", "nsfs", ())
+    assert wrong(replace(SURVEY, mounts=(pinned,)), rows) == []
+
+
 def test_f06_a_process_that_could_not_be_looked_at_is_not_gone() -> None:
     gone = replace(SURVEY, processes=without(20))
     assert only(wrong(gone)).why == "RUNNING, but its process is gone"

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.model.errors import HoldfastError, InvalidArgument, Unimplemented
+from holdfast.model.errors import HoldfastError, InvalidArgument
 from holdfast.oci import resources as limits
 from holdfast.oci import sysctls
 from holdfast.oci.capabilities import CAPABILITIES, capability_name
@@ -209,17 +209,6 @@ def test_sysctls_of_a_namespace_that_is_the_hosts_are_refused(key: str) -> None:
     options.network = options.ipc = pb.NODE
     with pytest.raises(InvalidArgument, match="would change the host"):
         validate_pod(config)
-
-
-def test_no_confinement_that_was_asked_for_is_left_out_silently() -> None:
-    config = pod()
-    config.linux.security_context.namespace_options.userns_options.uids.add(host_id=65536, length=65536)
-    with pytest.raises(Unimplemented, match="userns_options: user namespaces"):
-        validate_pod(config)
-    one = container()
-    one.linux.security_context.namespace_options.userns_options.mode = pb.POD
-    with pytest.raises(Unimplemented, match="userns_options: user namespaces"):
-        validate_container(one, pod())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from holdfast.workers.shim.loop import Failed
 from holdfast.workers.shim.spawn import spawn
 
 ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+UMASK: Final = 0o022  # not ours: whoever a container runs as is to look into its cgroup
 LOG_LIMIT: Final = 256 * 1024
 _STANDARD: Final = frozenset({0, 1, 2})
 
@@ -50,7 +51,11 @@ class Runtime:
             try:
                 # A start only opens the gate that create has left closed: it looks at no cgroup, nothing needs hiding.
                 hide = () if arguments[0] == "start" else self.hide
-                pid = spawn(command, env=ENVIRONMENT, fds=streams, hide=hide, executable=self._executable)
+                before = os.umask(UMASK)
+                try:
+                    pid = spawn(command, env=ENVIRONMENT, fds=streams, hide=hide, executable=self._executable)
+                finally:
+                    os.umask(before)
             except OSError as exc:
                 raise Failed(f"cannot run {self.binary}: {exc.strerror}") from exc
             if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):

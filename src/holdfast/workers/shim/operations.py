@@ -22,7 +22,7 @@ from holdfast.proto import task_pb2
 from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, CallError
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import grace, remains
+from holdfast.workers.shim import grace, remains, rootfs
 from holdfast.workers.shim.failures import as_call_error
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
 from holdfast.workers.shim.oci import Runtime, memory_file, path_of
@@ -154,6 +154,7 @@ class Operations:
                 options = ["--console-socket", one.stdio.open_terminal(*one.paths[:2])]
             else:
                 one.stdio.open(*one.paths)
+                self._give(one.stdio)
             with self._expecting():
                 pid = await self._loop.in_child(lambda: self._exec(task, one, options), self._runtime.seconds)
                 one.stdio.given()
@@ -197,6 +198,7 @@ class Operations:
             options = ["--console-socket", stdio.open_terminal(request.stdin, request.stdout)]
         else:
             stdio.open(request.stdin, request.stdout, request.stderr)
+            self._give(stdio)
         with self._expecting():
             made = await self._loop.in_child(lambda: self._make(task, request, options), self._runtime.seconds)
             stdio.given()
@@ -208,6 +210,11 @@ class Operations:
             task.record, task.own_pids, task.init.pid = record, own_pids == "1", record.pid
             crashpoint("shim.made")
         self.have_held(task)
+
+    def _give(self, stdio: Stdio) -> None:
+        """Root of the pod's user namespace gets what is given to a process; the OCI runtime gives it on from there."""
+        if owner := self._context.args.get("owner"):
+            stdio.give(*owner)
 
     def have_held(self, task: Task) -> None:
         """Have the keeper hold what must outlive us."""
@@ -295,7 +302,7 @@ class Operations:
         if request.rootfs:
             files.mkdir(task.rootfs, 0o700, exist_ok=True)
             for one in request.rootfs:
-                mount.mount_one(Mount(one.type, one.source, one.target, tuple(one.options)), task.rootfs)
+                rootfs.mount_on(Mount(one.type, one.source, one.target, tuple(one.options)), task.rootfs)
         pid_file = task.bundle / "init.pid"
         where = ["--bundle", str(task.bundle), "--pid-file", str(pid_file)]
         crashpoint("shim.mounted")

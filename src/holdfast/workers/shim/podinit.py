@@ -5,9 +5,10 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import cgroup, files, namespace, process
+from holdfast.linux import cgroup, files, namespace, process, userns
 
 NAME: Final = "pid"
+USERS: Final = "user"  # pinned for a pod that has its own; then the init is root there, and the namespace theirs
 
 
 def start(directory: Path, cgroup_path: str = "") -> int:
@@ -21,7 +22,7 @@ def start(directory: Path, cgroup_path: str = "") -> int:
     told, tell = os.pipe2(os.O_CLOEXEC)
     between = os.fork()
     if between == 0:
-        _in_between(tell, cgroup_path)
+        _in_between(tell, cgroup_path, directory / "ns" / USERS)
     os.close(tell)
     with os.fdopen(told, "rb") as answer:
         said = answer.read().decode()
@@ -63,7 +64,7 @@ def end(pinned: process.Pinned) -> None:
     pinned.close()
 
 
-def _in_between(tell: int, cgroup_path: str) -> None:
+def _in_between(tell: int, cgroup_path: str, users: Path) -> None:
     """In a child that ends at once: only its children are in the new namespace (unshare(2)).
 
     It is in the cgroup before it has any, so that there never is an init that nobody can find.
@@ -71,6 +72,9 @@ def _in_between(tell: int, cgroup_path: str) -> None:
     try:
         if cgroup_path:
             cgroup.enter(cgroup_path, os.getpid())
+        if users.exists():
+            namespace.enter(users, namespace.CLONE_NEWUSER)
+            userns.become_root()
         namespace.unshare(namespace.CLONE_NEWPID)
         child = os.fork()
         if child == 0:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.linux import files, sockets
+from holdfast.linux import files, null, sockets
 from holdfast.workers.shim.crilog import CriLog, Records
 from holdfast.workers.shim.flight import FLIGHT, Flight
 from holdfast.workers.shim.gap import STREAMS
@@ -75,8 +75,14 @@ class Stdio:
                 reader, self.fds[number] = enlarged_pipe()
                 self._pumps.append(Pump(self._loop, reader, self._file(target).take))
             else:
-                self.fds[number] = self._open_end(number, target) if target else _open_null()
+                self.fds[number] = self._open_end(number, target) if target else null.open_own()
         self._leave_programs()
+
+    def give(self, uid: int, gid: int) -> None:
+        """Have what the process writes to and reads from belong to these: it may open it again (/dev/stdout)."""
+        for fd in self.fds.values():
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.fchown(fd, uid, gid)
 
     def close(self) -> None:
         """Let go of everything, and of the FIFOs that are our own."""
@@ -147,7 +153,7 @@ class Stdio:
     def open_terminal(self, stdin: str, stdout: str) -> str:
         """Listen for the terminal that the OCI runtime will send. Returns the path for --console-socket."""
         for number in (0, 1, 2):
-            self.fds[number] = _open_null()
+            self.fds[number] = null.open_own()
         if stdout.startswith(LOG_SCHEME):
             self._sink, self._announce = self._to_log("stdout", stdout.removeprefix(LOG_SCHEME))
         elif stdout.startswith(FILE_SCHEME):
@@ -201,7 +207,7 @@ class Stdio:
         As containerd's clients do not always say that, what they write is copied, and ends with their writing.
         """
         if not stdin:
-            self.fds[0] = _open_null()
+            self.fds[0] = null.open_own()
             return
         if self._environment is not None:
             self.fds[0], writer = os.pipe2(os.O_CLOEXEC)
@@ -365,7 +371,3 @@ def _enlarge(fd: int) -> None:
 
 def _duplicate(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-
-
-def _open_null() -> int:
-    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
