@@ -200,6 +200,29 @@ def test_the_host_is_out_of_reach(one: Node, handler: str, tmp_path: Path) -> No
     assert stat.S_IMODE(os.stat("/dev/null").st_mode) == 0o666
 
 
+def test_volumes_as_a_kubelet_gives_them(one: Node, handler: str, tmp_path: Path) -> None:
+    """Shown through the pod's own mapping: what is root's there is root's inside, and the other way round."""
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o700)
+    (volume / "roots").write_text("old")
+    (volume / "roots").chmod(0o600)
+    ids = users()
+    mounts = [
+        pb.Mount(container_path=path, host_path=str(source), uidMappings=ids.uids, gidMappings=ids.gids)
+        for path, source in (("/volume", volume), ("/file", volume / "roots"))
+    ]
+    pod_id = one.run_pod(pod_config(one), handler)
+    container_id = run(one, pod_id, "sleep 1000", mounts=mounts)
+    script = "cat /volume/roots /file; stat -c %u:%g /volume/roots; echo new > /volume/new; chown 5:6 /volume/new"
+    assert said(one, container_id, script) == "oldold0:0\n"
+    found = (volume / "new").stat()
+    assert (found.st_uid, found.st_gid, (volume / "new").read_text()) == (5, 6, "new\n")
+    one.restart()
+    second = run(one, pod_id, "stat -c %u:%g /volume/new", "second", mounts=mounts)
+    assert one.exited(second).exit_code == 0
+    assert one.container_log(second).split()[-1] == b"5:6"
+
+
 def test_through_the_death_of_everybody(one: Node, handler: str) -> None:
     pod_id = one.run_pod(pod_config(one, pid=pb.POD), handler)
     script = "trap 'exit 9' TERM; while :; do sleep 0.1; done"

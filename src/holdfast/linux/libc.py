@@ -9,7 +9,9 @@ libc: Final = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 
-# System calls without a libc wrapper everywhere; the numbers are the same on x86_64 and aarch64 (asm-generic).
+# System calls without a libc wrapper everywhere; the numbers are the same on x86_64 and aarch64 (asm-generic), but for
+# the first: libc's own is for all threads.
+SYS_SETRESUID: Final = {"x86_64": 117, "aarch64": 147}.get(os.uname().machine, -1)
 SYS_OPEN_TREE: Final = 428
 SYS_MOVE_MOUNT: Final = 429
 SYS_FSOPEN: Final = 430

@@ -12,7 +12,7 @@ from typing import Final
 
 from holdfast.linux import files, mount, process
 from holdfast.linux.inject import fault
-from holdfast.linux.libc import check, libc
+from holdfast.linux.libc import SYS_SETRESUID, check, libc, syscall
 
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
@@ -153,7 +153,19 @@ def set_sysctls(values: Mapping[str, str], namespaces: Iterable[Path]) -> None:
 
 
 def _write_sysctl(name: str, value: str) -> None:
+    """Those of an IPC namespace in another user namespace are for its root alone, whatever rights others have."""
     fault("write", name)
+    try:
+        _write(name, value)
+    except PermissionError:
+        _become(os.stat(name).st_uid)
+        try:
+            _write(name, value)
+        finally:
+            _become(0)
+
+
+def _write(name: str, value: str) -> None:
     descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, value.encode())
@@ -161,6 +173,11 @@ def _write_sysctl(name: str, value: str) -> None:
         raise OSError(exc.errno, os.strerror(exc.errno or errno.EIO), name) from exc
     finally:
         os.close(descriptor)
+
+
+def _become(uid: int) -> None:
+    """Change the effective user of the calling thread, and of no other, as setresuid(3) of libc would."""
+    syscall(SYS_SETRESUID, "setresuid", -1, uid, -1)
 
 
 def set_loopback_up() -> None:
