@@ -20,7 +20,7 @@ from holdfast.lifecycle.bundle import hostname
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container, Pod
-from holdfast.linux import cgroup, files
+from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError, Unimplemented
 from holdfast.model.spec import Mount
@@ -173,10 +173,7 @@ class Users:
                 "bundle": bundle,
                 "spec": probe_spec(name, Path(bundle, "rootfs"), readonly=False),
             }
-            try:
-                return await self._try(args)
-            finally:
-                await in_thread(cgroup.remove, f"/{name}")
+            return await self._try(args)
 
     async def _try(self, args: dict[str, object]) -> str:
         args = {"users": asdict(_TRIED), **args}

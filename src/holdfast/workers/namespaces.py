@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.linux import files, namespace, null, userns
+from holdfast.linux import cgroup, files, namespace, null, userns
 from holdfast.linux.inject import crashpoint
 from holdfast.model.spec import Mount
 from holdfast.model.userns import UserNamespace
@@ -25,7 +25,7 @@ from holdfast.workers.shim.loop import Failed
 from holdfast.workers.shim.oci import Runtime
 
 USER: Final = "user"
-# What a kernel or a filesystem says that cannot show ids through a mapping. All else says nothing of what it can.
+# What a kernel or a filesystem says that cannot do such a thing. All else says nothing of what it can do.
 CANNOT: Final = frozenset({errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -50,7 +50,10 @@ def try_mounts(users: UserNamespace, layers: list[str], scratch: Path) -> str:
 
 
 def try_runtime(users: UserNamespace, runtime: Runtime, bundle: Path, spec: dict[str, Any]) -> str:
-    """Why the OCI runtime cannot run the container of a bundle in namespaces as a pod has them; "" when it can."""
+    """Why the OCI runtime cannot run the container of a bundle in namespaces as a pod has them; "" when it can.
+
+    Nothing is left of it, the bundle neither, whether or not whoever wanted to know still lives.
+    """
     kinds = ["net", "ipc", "uts"]
     try:
         with userns.child([users.uid_map], [users.gid_map], lambda: namespace.move(kinds)) as pid:
@@ -63,10 +66,17 @@ def try_runtime(users: UserNamespace, runtime: Runtime, bundle: Path, spec: dict
             files.write_atomic(bundle / "config.json", data, sync=False)
             own = null.open_own()
             runtime.run("run", "--bundle", str(bundle), bundle.name, fds=dict.fromkeys((0, 1, 2), own))
-    except (Failed, OSError) as exc:
+    except Failed as exc:
         with contextlib.suppress(Failed):
             runtime.run("delete", "--force", bundle.name)
         return str(exc)
+    except OSError as exc:
+        if exc.errno not in CANNOT:
+            raise
+        return exc.strerror or str(exc)
+    finally:
+        cgroup.remove(spec["linux"]["cgroupsPath"])
+        files.remove_tree(bundle)
     return ""
 
 
