@@ -184,7 +184,7 @@ class UsersRun(Run):
     """A pod with users of its own, whose containers' images are copied: the filesystem is made to leave no choice."""
 
     def prepare(self, stage: Stage) -> Target:
-        (stage.node.inject / "fail-idmap").write_text(f"1 {errno.EINVAL} 1000000000")
+        (stage.node.inject / "fail-idmap-bind").write_text(f"1 {errno.EINVAL} 1000000000")
         target = super().prepare(stage)
         users = target.config.linux.security_context.namespace_options.userns_options
         for ids in (users.uids, users.gids):

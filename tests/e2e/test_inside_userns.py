@@ -384,7 +384,7 @@ def test_an_image_looks_the_same_shown_and_copied() -> None:
         for how in ("shown", "copied"):
             if how == "copied":
                 one.end(signal.SIGTERM)
-                (one.inject / "fail-idmap").write_text(f"1 {errno.EINVAL} 1000000")
+                (one.inject / "fail-idmap-bind").write_text(f"1 {errno.EINVAL} 1000000")
                 one.start()
             pod_id = one.run_pod(pod_config(one))
             container_id = run(one, pod_id, "sleep 1000", image=name)
@@ -414,7 +414,7 @@ def test_an_image_looks_the_same_shown_and_copied() -> None:
 def test_layers_stay_what_they_are_under_a_copy() -> None:
     with node(inject=True) as one:
         one.base.chmod(0o711)
-        (one.inject / "fail-idmap").write_text(f"1 {errno.EINVAL} 1000000")
+        (one.inject / "fail-idmap-bind").write_text(f"1 {errno.EINVAL} 1000000")
         assert not any(features(one).values())  # a kubelet means volumes, too
         pod_id = one.run_pod(pod_config(one))
         container_id = run(one, pod_id, "stat -c %u /bin/busybox /etc/passwd")
@@ -423,7 +423,7 @@ def test_layers_stay_what_they_are_under_a_copy() -> None:
         assert one.exited(plain).exit_code == 0
         for each in (container_id, plain):
             assert [line.split()[3] for line in one.container_log(each).splitlines()] == [b"0", b"0"]
-        (one.inject / "fail-idmap").unlink()
+        (one.inject / "fail-idmap-bind").unlink()
 
 
 def test_a_way_in_that_is_closed_is_named() -> None:

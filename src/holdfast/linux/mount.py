@@ -174,6 +174,7 @@ def bind_idmapped(
     """A bind mount shown through the mapping of a user namespace; with `recursive` what is mounted below comes along,
     as it is.
     """
+    fault("idmap-bind", source)
     descriptor = _clone(os.fspath(source), MS_BIND | (MS_REC if recursive else 0))
     try:
         idmap(descriptor, userns)
