@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from holdfast.model.cgroups import CGROUPFS, DRIVERS, SYSTEMD, check_parent
 from holdfast.model.errors import InvalidArgument
 
 LONGEST: Final = 100  # below that at which the daemon gives up a call to a shim
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]i?B?|B)?", re.ASCII | re.IGNORECASE)
 _HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")  # it names a directory, and RuntimeClasses refer to it
+CGROUP_ROOTS: Final = {CGROUPFS: "/holdfast", SYSTEMD: "holdfast.slice"}
 _UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _RUNTIME_FLAGS: Final = (
     "sandbox_container", "privileged_without_host_devices", "privileged_without_host_devices_all_devices_allowed",
@@ -52,13 +54,6 @@ def _text(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidArgument(f"{key}: {value!r} is not a string, or is empty")
     return value
-
-
-def _cgroup(key: str, value: Any) -> str:
-    text = _text(key, value)
-    if not text.startswith("/") or text == "/" or ".." in text.split("/"):
-        raise InvalidArgument(f"{key}: {value!r} is not a path below the cgroup root")
-    return text.rstrip("/")
 
 
 def size_value(key: str, value: Any) -> int:
@@ -170,7 +165,15 @@ class Config:
     log_root: Path = setting(
         Path("/var/log/holdfast/pods"), "Where `holdfast run` puts the logs of its containers.", parse=_path
     )
-    cgroup_root: str = setting("/holdfast", "Parent cgroup of pods that name none.", parse=_cgroup)
+    cgroup_driver: str = setting(
+        CGROUPFS, "Who makes cgroups: cgroupfs, Holdfast and the OCI runtime themselves; systemd, asked by them. The "
+        "kubelet's has to be the same, and pods name their parent as it does: a path or a slice.",
+        parse=_word(*DRIVERS),
+    )  # fmt: skip
+    cgroup_root: str = setting(
+        CGROUP_ROOTS[CGROUPFS], "Parent cgroup of pods that name none; with systemd a slice, else a path.",
+        parse=_text,
+    )  # fmt: skip
     default_runtime: str = setting(
         "auto", "The runtime handler for pods that name none; auto is the first that works here.", parse=_text
     )
@@ -255,6 +258,8 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Confi
     parsed = {key: FIELDS[key].metadata["parse"](key, value) for key, value in values.items()}
     if "socket" not in parsed and "state" in parsed:
         parsed["socket"] = parsed["state"] / "holdfast.sock"
+    driver = parsed.get("cgroup_driver", CGROUPFS)
+    parsed["cgroup_root"] = check_parent(parsed.get("cgroup_root", CGROUP_ROOTS[driver]), driver, "cgroup_root")
     return Config(**parsed)
 
 

@@ -28,6 +28,7 @@ from holdfast.images.service import Images
 from holdfast.lifecycle import facts
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
+from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.containers import Containers
@@ -37,6 +38,7 @@ from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.live import Live
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.node import Node
@@ -54,6 +56,7 @@ from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, sockets, systemd
+from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.clock import Clock
 from holdfast.model.errors import HoldfastError, Unavailable
 from holdfast.network.network import LoopbackOnly
@@ -144,8 +147,10 @@ class Daemon:
             config.state,
             mode,
             config.runtime_timeout,
+            systemd=config.cgroup_driver == SYSTEMD,
         )
         host = await in_thread(facts.detect, self._files)
+        cgroups = Cgroups(config.cgroup_driver, config.cgroup_root)
         network = LoopbackOnly()
         clock = Clock()
         events = Events(clock)
@@ -172,9 +177,10 @@ class Daemon:
         features = RuntimeFeatures()
         volumes = Volumes(images, snapshots, paths, handlers, features, layout, host)
         cleanup = Cleanup(
-            world, shims, handlers, snapshots, network, layout, config.cgroup_root, adopter, foreign, sandboxes, volumes
+            world, shims, handlers, snapshots, network, layout, cgroups, adopter, foreign, sandboxes, volumes
         )
         bundles = Bundles(snapshots, images, layout, host, confinement, handlers, devices, volumes)
+        limits = Limits(world, shims, bundles, cgroups, background, host)
         stopper = Stopper(world, cleanup, background)
         ooms = Ooms(world, background, layout)
         stack.callback(ooms.close)
@@ -196,6 +202,7 @@ class Daemon:
             foreign,
             volumes,
             users,
+            limits,
         )
         gate = Gate(lambda: handlers.all, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
         pods = Pods(
@@ -207,18 +214,19 @@ class Daemon:
             cleanup,
             background,
             layout,
-            config.cgroup_root,
+            cgroups,
             adopter,
             paths,
             storage,
             sandboxes,
             gate,
             users,
+            limits,
         )
         adopter.stop_pod = pods.finish_stop
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
         live = Live(store, world, images, snapshots, keeper)
-        sweeper = Sweeper(layout, config.cgroup_root, live.rows, live.workers, shims, live.remove_rows)
+        sweeper = Sweeper(layout, cgroups, live.rows, live.workers, shims, live.remove_rows)
         recovery = Recovery(
             store,
             world,
@@ -231,6 +239,7 @@ class Daemon:
             sweeper,
             background,
             adopter,
+            limits,
             rebuilt,
         )
         shown = self._facts(handlers.default, facts.report(host))
@@ -298,6 +307,7 @@ class Daemon:
         return {
             "root": str(config.root),
             "state": str(config.state),
+            "cgroup_driver": config.cgroup_driver,
             "cgroup_root": config.cgroup_root,
             "log_root": str(config.log_root),
             **host,

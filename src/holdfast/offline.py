@@ -17,6 +17,7 @@ from typing import Any
 from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.launch import take_lock
+from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.rebuild import rebuild
@@ -24,6 +25,7 @@ from holdfast.lifecycle.rows import Rows, of_store
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.linux import cgroup, files
+from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.errors import FailedPrecondition, HoldfastError
 from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime import keeper
@@ -80,10 +82,13 @@ async def doctor(config: Config, *, fix: bool = False) -> dict[str, Any]:
     async def workers() -> list[WorkerInfo] | None:
         return await in_thread(keeper.list_workers, config.state)
 
+    cgroups = Cgroups(config.cgroup_driver, config.cgroup_root)
     shims = Shims(layout.pods, Keeper(config.state / keeper.SOCKET), layout.events)
-    found = await Sweeper(layout, config.cgroup_root, rows, workers, shims).examine(fix=fix)
+    found = await Sweeper(layout, cgroups, rows, workers, shims).examine(fix=fix)
     shims.close()
-    handlers = runtime_handlers.known(config.runtimes, config.state, cgroup.mode())
+    handlers = runtime_handlers.known(
+        config.runtimes, config.state, cgroup.mode(), systemd=config.cgroup_driver == SYSTEMD
+    )
     there = {name: one for name, one in handlers.items() if shutil.which(one.binary)}
     gate = Gate(lambda: there, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
     return found.as_data("down") | {"runtimes": [one.as_data() for one in await gate.examine()]}

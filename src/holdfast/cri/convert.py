@@ -2,7 +2,10 @@
 
 import json
 
+from google.protobuf.json_format import MessageToDict
+
 from holdfast.lifecycle.events import Gap, Happening, Notice
+from holdfast.lifecycle.limits import asked_of
 from holdfast.lifecycle.pods import network_result
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.model.image import Image
@@ -57,10 +60,14 @@ def pod_status(pod: Pod) -> pb.PodSandboxStatus:
 
 def pod_info(pod: Pod) -> dict[str, str]:
     """The verbose half of PodSandboxStatus, each value JSON where it is more than a word."""
+    asked = asked_of(pod)
     info = {
         "pid": pod.status.shim.pid if pod.status.shim else 0,
         "networkNamespace": pod.status.netns,
         "cgroupParent": pod.meta.cgroup_parent,
+        "ownsCgroup": pod.meta.owns_cgroup,
+        "resources": MessageToDict(asked.resources),
+        "overhead": MessageToDict(asked.overhead),
         "reason": pod.status.reason,
         "underWay": sorted(pod.intents),
     }
@@ -83,10 +90,9 @@ def container_item(container: Container) -> pb.Container:
     )
 
 
-def container_status(container: Container, image_ref: str) -> pb.ContainerStatus:
-    """`image_ref` is the digest reference of the image, or its id."""
+def container_status(container: Container, image_ref: str, limits: pb.LinuxContainerResources) -> pb.ContainerStatus:
+    """`image_ref` is the digest reference of the image, or its id; `limits` are in force."""
     config, status = container.config, container.status
-    linux = pb.LinuxContainerResources.FromString(status.resources) if status.resources else config.linux.resources
     return pb.ContainerStatus(
         id=container.meta.id,
         metadata=config.metadata,
@@ -104,7 +110,7 @@ def container_status(container: Container, image_ref: str) -> pb.ContainerStatus
         annotations=config.annotations,
         mounts=config.mounts,
         log_path=container.meta.log_path,
-        resources=pb.ContainerResources(linux=linux),
+        resources=pb.ContainerResources(linux=limits),
         user=pb.ContainerUser.FromString(status.user) if status.user else None,
         stop_signal=config.stop_signal or signals.cri_signal(container.meta.stop_signal),
     )

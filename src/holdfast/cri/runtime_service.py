@@ -19,6 +19,7 @@ from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.stats import Stats
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container, World
+from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.errors import HoldfastError, InvalidArgument, NotFound, ResourceExhausted
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceServicer
@@ -80,7 +81,8 @@ class RuntimeService(RuntimeServiceServicer):
         return {"config": json.dumps(self._node.facts), "runtimes": json.dumps(runtimes)}
 
     async def RuntimeConfig(self, request: pb.RuntimeConfigRequest, context: Any) -> pb.RuntimeConfigResponse:
-        return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
+        driver = pb.SYSTEMD if self._node.facts["cgroup_driver"] == SYSTEMD else pb.CGROUPFS
+        return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
     async def RunPodSandbox(self, request: pb.RunPodSandboxRequest, context: Any) -> pb.RunPodSandboxResponse:
         pod = await self._pods.run(request.config, request.runtime_handler)
@@ -105,6 +107,14 @@ class RuntimeService(RuntimeServiceServicer):
             containers_statuses=containers,
             timestamp=self._world.clock.now(),
         )
+
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest, context: Any
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        overhead = request.overhead if request.HasField("overhead") else None
+        resources = request.resources if request.HasField("resources") else None
+        await self._pods.update_resources(_needed(request.pod_sandbox_id, "pod_sandbox_id"), overhead, resources)
+        return pb.UpdatePodSandboxResourcesResponse()
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Any) -> bytes:
         """A ListPodSandboxResponse, already serialized."""
@@ -208,7 +218,7 @@ class RuntimeService(RuntimeServiceServicer):
             ref = image.digests[0] if image.digests else image.id
         except HoldfastError:  # the image was removed under a container that goes on without it
             ref = container.meta.image_id
-        return convert.container_status(container, ref)
+        return convert.container_status(container, ref, self._bundles.limits(container))
 
     def _spec(self, container: Container) -> dict[str, object] | None:
         try:

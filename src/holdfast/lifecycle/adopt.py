@@ -15,11 +15,10 @@ from typing import Final
 
 from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.tasks import Background
-from holdfast.lifecycle.world import Pod, World
+from holdfast.lifecycle.world import Pod, World, init_cgroup
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError
-from holdfast.model.spec import PodMetadata
 from holdfast.model.state import REASON_SHIM, ContainerState
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handlers
@@ -30,11 +29,6 @@ log = logging.getLogger(__name__)
 RETRY_FIRST: Final = 0.25
 RETRY_LONGEST: Final = 60.0
 GRACE_SECONDS: Final = 3.0  # the keeper may have died with the shim, and is about to be replaced
-
-
-def init_cgroup(meta: PodMetadata) -> str:
-    """Where the init of a shared pid namespace is, so that it can be found and ended without its shim."""
-    return f"{meta.cgroup_parent.rstrip('/')}/{meta.id}"
 
 
 class Adopter:

@@ -9,6 +9,7 @@ from holdfast.lifecycle.diagnosis import Finding, Fix, Owners, Verdict, check_ro
 from holdfast.lifecycle.rows import Rows
 from holdfast.lifecycle.survey import EXEC, Entry, Survey
 from holdfast.linux.table import Listed
+from holdfast.model.cgroups import id_in
 from holdfast.model.spec import is_id
 from holdfast.model.state import ProcessRef
 
@@ -217,7 +218,7 @@ def _cgroups(owners: Owners) -> Iterator[Finding]:
         if path in above:
             yield Finding("cgroup", path, Verdict.OK, "pods have theirs below it", NODE)
             continue
-        id, ours = owners.in_cgroup(path) or (os.path.basename(path), True)
+        id, ours = owners.in_cgroup(path) or (id_in(os.path.basename(path)), True)
         if owners.over(id):
             why = "it is there, and what it belongs to is over"
             yield Finding("cgroup", path, Verdict.INCONSISTENT, why, owners.name(id), id)
@@ -225,7 +226,7 @@ def _cgroups(owners: Owners) -> Iterator[Finding]:
             yield Finding("cgroup", path, Verdict.OK, "", owners.name(id), id)
         elif not (ours and is_id(id)):
             yield Finding("cgroup", path, Verdict.UNKNOWN, "it is not known to be ours alone, and no row names it")
-        elif os.path.basename(path) == id:  # and not one below it, which goes with it
+        elif id_in(os.path.basename(path)) == id:  # and not one below it, which goes with it
             yield owners.thing("cgroup", path, id, fix=Fix.REMOVE_CGROUP)
 
 

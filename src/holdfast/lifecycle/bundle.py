@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from holdfast.images.service import Images
 from holdfast.lifecycle import target
-from holdfast.lifecycle.cleanup import container_cgroup
 from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.layout import Layout
@@ -19,13 +18,14 @@ from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.volumes import CONFIG_FILE, CONFIG_LIMIT, Volumes
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
+from holdfast.model import cgroups
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
 from holdfast.oci import lsm, process
 from holdfast.oci.build import build
 from holdfast.oci.request import HostFacts, SpecRequest
-from holdfast.oci.resources import resources_to_oci
+from holdfast.oci.resources import in_force, to_oci
 from holdfast.oci.users import ResolvedUser, resolve_user
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handlers
@@ -79,18 +79,26 @@ class Bundles:
     async def ensure(self, container: Container) -> None:
         """Make the bundle unless it is there; the state directory may have been lost since it was written.
 
-        Only then is the image needed, which may have been removed meanwhile.
+        Only then is the image needed, which may have been removed meanwhile. The limits in it are those of the row.
         """
         if not (self.path(container) / CONFIG_FILE).exists():
             await self.write(container, self._images.find(container.meta.image_id))
+        else:
+            await self.limit(container, self.limits(container))
 
-    async def update_resources(self, container: Container, resources: pb.LinuxContainerResources) -> None:
-        """Change the limits with which a container that was not started will start."""
-        await in_thread(self._update_resources, container, resources)
+    def limits(self, container: Container) -> pb.LinuxContainerResources:
+        """What is in force, or will be when it starts, as its row has it; an old one's has it only after an update."""
+        if container.status.resources:
+            return pb.LinuxContainerResources.FromString(container.status.resources)
+        return self.first_limits(container.config)
 
-    def to_oci(self, resources: pb.LinuxContainerResources) -> dict[str, Any]:
-        """Limits as the OCI spec has them, as far as this host knows them."""
-        return resources_to_oci(resources, self._facts)
+    def first_limits(self, config: pb.ContainerConfig) -> pb.LinuxContainerResources:
+        """Those with which a container begins. Raises InvalidArgument."""
+        return in_force(config.linux.resources, self._facts, "config.linux.resources")
+
+    async def limit(self, container: Container, limits: pb.LinuxContainerResources) -> None:
+        """Change the limits with which a container that was not started will start. One that is lost is made later."""
+        await in_thread(self._limit, container, limits)
 
     async def labelled(self, container: Container, mounts: list[Mount]) -> list[Mount]:
         """The root's mounts, with the container's SELinux label where the host has SELinux."""
@@ -118,16 +126,16 @@ class Bundles:
         data = json.dumps(spec, separators=(",", ":")).encode()
         files.write_atomic(self.path(container) / CONFIG_FILE, data, sync=False)
 
-    def _update_resources(self, container: Container, resources: pb.LinuxContainerResources) -> None:
-        spec = self.load(container)
-        linux = spec["linux"]
-        assert isinstance(linux, dict)
-        before = linux.get("resources", {})
-        for key, value in self.to_oci(resources).items():
-            merged = {**before.get(key, {}), **value} if isinstance(value, dict) else value
-            before[key] = merged
-        linux["resources"] = before
-        self._save(container, spec)
+    def _limit(self, container: Container, limits: pb.LinuxContainerResources) -> None:
+        try:
+            spec: dict[str, Any] = self.load(container)
+        except FileNotFoundError:
+            return
+        before = spec["linux"]["resources"]
+        after = {**to_oci(limits), "devices": before["devices"]}
+        if after != before:
+            spec["linux"]["resources"] = after
+            self._save(container, spec)
 
     def _user(self, container: Container, image: Image, rootfs: Mount) -> ResolvedUser:
         """Who the process will be, looked up in the image's own files through a mount that nobody else sees."""
@@ -148,7 +156,8 @@ class Bundles:
             container=container.config,
             image=image,
             namespaces=self._namespaces(pod) | {"target_pid": str(self.path(container) / target.PIN)},
-            cgroups_path=container_cgroup(container),
+            cgroups_path=cgroups.oci_path(pod.meta.cgroup_parent, container.meta.id),
+            limits=self.limits(container),
             hostname=hostname(pod.config),
             user=user,
             facts=self._facts,

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle import target
-from holdfast.lifecycle.adopt import Adopter, init_cgroup
+from holdfast.lifecycle.adopt import Adopter
+from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.volumes import Volumes
-from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.lifecycle.world import Container, Pod, World, container_cgroup, init_cgroup
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import FailedPrecondition, NotFound, Unavailable
+from holdfast.model.errors import FailedPrecondition, NotFound
 from holdfast.model.state import ContainerState
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
 from holdfast.network.network import Network
@@ -32,12 +33,6 @@ log = logging.getLogger(__name__)
 
 STEP_SECONDS: Final = 30.0
 DELETE_SECONDS: Final = 10.0  # that a shim may take before it is asked again; it goes on, and says so then
-CGROUP_TRIES: Final = 50
-CGROUP_PAUSE: Final = 0.01  # an ended process leaves its cgroup a moment after it can be waited for
-
-
-def container_cgroup(container: Container) -> str:
-    return f"{container.pod.meta.cgroup_parent.rstrip('/')}/{container.meta.id}"
 
 
 class Cleanup:
@@ -51,7 +46,7 @@ class Cleanup:
         snapshots: Snapshots,
         network: Network,
         layout: Layout,
-        cgroup_root: str,
+        cgroups: Cgroups,
         adopter: Adopter,
         foreign: Foreign,
         sandboxes: Sandboxes,
@@ -67,7 +62,7 @@ class Cleanup:
         self._snapshots = snapshots
         self._network = network
         self._layout = layout
-        self._cgroup_root = cgroup_root
+        self._cgroups = cgroups
 
     async def kill(self, container: Container) -> None:
         """End every process of a container through its cgroup."""
@@ -85,7 +80,7 @@ class Cleanup:
             await apart(mount.unmount_tree, bundle)  # its rootfs, and what was staged for a start that was cut off
         await self._foreign.finish(container)
         crashpoint("task.deleted")
-        await self._remove_cgroup(container_cgroup(container))
+        await self._cgroups.remove(container_cgroup(container))
         crashpoint("task.cgroup")
         container.cleaned.set()
         if there and container.state is ContainerState.EXITED:
@@ -115,7 +110,7 @@ class Cleanup:
         bundle = self._bundle(container)
         if await in_thread(self._has_task, container):
             await self.task(container)
-        await self._remove_cgroup(container_cgroup(container))  # while somebody else is in it, the row stays
+        await self._cgroups.remove(container_cgroup(container))  # while somebody else is in it, the row stays
         if await in_thread(bundle.exists):
             await apart(_remove_bundle, bundle)
         crashpoint("remove.bundle")
@@ -136,14 +131,11 @@ class Cleanup:
             await self._sandboxes.end(pod, handler)
         await self._shims.end(pod_id, pod.status.shim)
         crashpoint("sandbox.shim")
-        await self._remove_cgroup(init_cgroup(pod.meta), kill=True)
+        await self._cgroups.remove(init_cgroup(pod.meta), kill=True)
         crashpoint("sandbox.init")
         await apart(self._unpin, pod_id)
         crashpoint("sandbox.unpinned")
-        if pod.meta.owns_cgroup:
-            await self._remove_cgroup(pod.meta.cgroup_parent)
-            if Path(pod.meta.cgroup_parent).parent == Path(self._cgroup_root):
-                await in_thread(cgroup.remove_if_empty, self._cgroup_root)
+        await self._cgroups.remove_pod(pod.meta)
 
     async def pod(self, pod: Pod) -> None:
         """Remove every trace of a stopped pod without containers, and last its row."""
@@ -181,19 +173,6 @@ class Cleanup:
             namespace.unpin(self._layout.namespaces(pod_id) / name)
         if self._layout.shm(pod_id).exists():
             mount.unmount_tree(self._layout.shm(pod_id))
-
-    async def _remove_cgroup(self, path: str, *, kill: bool = False) -> None:
-        if not await in_thread(cgroup.exists, path):
-            return None
-        if kill:
-            await apart(cgroup.kill, path)
-        for _ in range(CGROUP_TRIES):
-            try:
-                return await in_thread(cgroup.remove, path)
-            except OSError as exc:
-                busy = exc
-                await asyncio.sleep(CGROUP_PAUSE)
-        raise Unavailable(f"cannot remove cgroup {path}: {busy.strerror}") from busy
 
     async def _runtime_delete(self, container: Container) -> None:
         """What the shim would do, for a shim that is dead."""

@@ -17,6 +17,7 @@ from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
@@ -45,7 +46,6 @@ from holdfast.model.state import (
     PodState,
     ProcessRef,
 )
-from holdfast.oci import resources as limits
 from holdfast.oci.signals import stop_signal
 from holdfast.oci.validate import validate_container
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -82,7 +82,9 @@ class Containers:
         foreign: Foreign,
         volumes: Volumes,
         users: Users,
+        limits: Limits,
     ) -> None:
+        self._limits = limits
         self._volumes = volumes
         self._foreign = foreign
         self._users = users
@@ -129,7 +131,8 @@ class Containers:
     async def _make(self, pod: Pod, config: pb.ContainerConfig, image: Image) -> Container:
         meta = self._metadata(pod, config, image)
         intent = Intent(meta.id, "create", self._world.clock.now(), {})
-        container = await self._world.insert_container(meta, ContainerStatus(), intent)
+        limits = self._bundles.first_limits(config).SerializeToString(deterministic=True)
+        container = await self._world.insert_container(meta, ContainerStatus(resources=limits), intent)
         container.stage = "preparing its writable layer"
         crashpoint("create.recorded")
         async with AsyncExitStack() as undo, container.lock:
@@ -231,19 +234,10 @@ class Containers:
         await self._images.collect()
 
     async def update_resources(self, container_id: str, resources: pb.LinuxContainerResources) -> None:
-        """Apply new resource limits now, and remember them for the status and for a later start."""
-        limits.check(resources, "linux")
+        """Change limits of a container that runs, or of one that will."""
         container = await self._acknowledged(container_id)
         async with container.lock:
-            if container.state is ContainerState.CREATED:
-                await self._bundles.update_resources(container, resources)
-            elif container.state is ContainerState.RUNNING:
-                task = await self._shims.task(container.pod.meta.id)
-                await task.update(container.meta.id, self._bundles.to_oci(resources))
-            else:
-                raise FailedPrecondition(f"cannot update container {container.meta.id}: it is {container.state}")
-            data = resources.SerializeToString()
-            await self._world.update_container(container, lambda status: replace(status, resources=data))
+            await self._limits.update(container, resources)
 
     async def reopen_log(self, container_id: str) -> None:
         container = await self._acknowledged(container_id)

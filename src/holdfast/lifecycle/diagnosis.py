@@ -12,6 +12,7 @@ from typing import Final
 
 from holdfast.lifecycle.rows import ContainerRow, PodRow, Rows
 from holdfast.lifecycle.survey import Survey
+from holdfast.model.cgroups import id_in, parent_path
 from holdfast.model.spec import volume_key
 from holdfast.model.state import ContainerState, ProcessRef, container_state
 from holdfast.oci.mounts import image_volumes
@@ -71,8 +72,8 @@ class Owners:
         self.mounted = {entry.target for entry in survey.mounts}
         self.snapshots = {row.key for row in rows.snapshots}
         self.directories = {entry.name for entry in survey.names(f"{survey.state}/pods")}
-        self.parents = {pod.meta.cgroup_parent.rstrip("/"): id for id, pod in rows.pods.items()}
-        self._ours = {pod.meta.cgroup_parent.rstrip("/") for pod in rows.pods.values() if pod.meta.owns_cgroup}
+        self.parents = {parent_path(pod.meta.cgroup_parent): id for id, pod in rows.pods.items()}
+        self._ours = {parent_path(pod.meta.cgroup_parent) for pod in rows.pods.values() if pod.meta.owns_cgroup}
 
     def thing(self, kind: str, where: str, id: str, why: str = "", fix: Fix = Fix.DELETE) -> Finding:
         """Owned by the pod or container with this id, or an orphan for want of one."""
@@ -93,11 +94,11 @@ class Owners:
         inner, _, name = path.rpartition("/")
         while inner:  # from the innermost pod's outwards
             if inner in self.parents:
-                return name.partition("/")[0], self._is_ours(inner)
+                return _id(name.partition("/")[0]), self._is_ours(inner)
             inner, _, outer = inner.rpartition("/")
             name = f"{outer}/{name}"
         top = f"{self.survey.place.cgroup_root}/"
-        return (path[len(top) :].partition("/")[0], True) if path.startswith(top) else None
+        return (_id(path[len(top) :].partition("/")[0]), True) if path.startswith(top) else None
 
     def over(self, id: str) -> bool:
         """Whether the task of a container, or a pod's sandbox, is over and taken apart: nothing is under way."""
@@ -114,7 +115,7 @@ class Owners:
     def stuck(self, container_id: str) -> str:
         """Which process of a container no signal reaches, and where it waits; "" when there is none."""
         for one in self.survey.processes:
-            if one.stuck and any(container_id in path.split("/") for path in one.cgroups):
+            if one.stuck and any(container_id in map(id_in, path.split("/")) for path in one.cgroups):
                 return f"process {one.pid} is in state D, waiting in {one.stuck}"
         return ""
 
@@ -153,6 +154,11 @@ def check_rows(owners: Owners) -> Iterator[Finding]:
             yield Finding("blob", digest, Verdict.INCONSISTENT, "an image refers to it, and its file is missing")
 
 
+def _id(name: str) -> str:
+    """The id in the name of a cgroup, or the name itself."""
+    return id_in(name) or name
+
+
 def _judge(owners: Owners, kind: str, id: str, problem: tuple[Verdict, str]) -> Finding:
     verdict, why = problem
     return Finding(kind, id, verdict, why, owners.name(id), id)
@@ -172,7 +178,7 @@ def _pod_problem(owners: Owners, pod: PodRow) -> tuple[Verdict, str]:
         return Verdict.INCONSISTENT, "READY, but its directory is missing"
     if pod.status.shim is None or owners.lives(pod.status.shim) is False:
         return Verdict.INCONSISTENT, "READY, but its shim is gone"
-    parent = pod.meta.cgroup_parent.rstrip("/")
+    parent = parent_path(pod.meta.cgroup_parent)
     if survey.looked(parent) and parent not in survey.cgroups:
         return Verdict.INCONSISTENT, "READY, but its cgroup is missing"
     netns = f"{directory}/{pod.meta.id}/ns/net"

@@ -28,6 +28,7 @@ def detect(files: int) -> HostFacts:
         oom_score_adj_min=lowest,
         capabilities=frozenset(name for number, name in enumerate(CAPABILITIES) if held >> number & 1),
         hugetlb=_hugetlb(),
+        swap=_swap(),
         files=(files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         machine=os.uname().machine,
         kernel=kernel_version(os.uname().release),
@@ -83,6 +84,14 @@ def _hugetlb() -> bool:
     if cgroup.mode() != "v2":
         return "hugetlb" in found
     return "hugetlb" in (found[""] / "cgroup.controllers").read_text().split()
+
+
+def _swap() -> bool:
+    """Whether the kernel counts swap, which it can be told not to (swapaccount=0). The root of v2 has no such file."""
+    found = cgroup.hierarchies()
+    if cgroup.mode() != "v2":
+        return (found.get("memory", cgroup.ROOT) / "memory.memsw.limit_in_bytes").exists()
+    return any(found[""].glob("*/memory.swap.max"))
 
 
 def _bounding_set() -> int:

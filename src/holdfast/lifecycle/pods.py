@@ -8,19 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from holdfast.lifecycle.adopt import Adopter, init_cgroup
+from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import hostname
+from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.userns import Users
-from holdfast.lifecycle.world import Pod, World
-from holdfast.linux import cgroup, files, mount, namespace
+from holdfast.lifecycle.world import Pod, World, init_cgroup
+from holdfast.linux import files, mount, namespace
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, InvalidArgument, NotFound, Unavailable
 from holdfast.model.spec import Intent, PodMetadata, new_id
@@ -57,14 +59,16 @@ class Pods:
         cleanup: Cleanup,
         background: Background,
         layout: Layout,
-        cgroup_root: str,
+        cgroups: Cgroups,
         adopter: Adopter,
         paths: PathWork,
         storage: Storage,
         sandboxes: Sandboxes,
         gate: Gate,
         users: Users,
+        limits: Limits,
     ) -> None:
+        self._limits = limits
         self._gate = gate
         self._users = users
         self._sandboxes = sandboxes
@@ -80,11 +84,12 @@ class Pods:
         self._cleanup = cleanup
         self._background = background
         self._layout = layout
-        self._cgroup_root = cgroup_root
+        self._cgroups = cgroups
 
     async def run(self, config: pb.PodSandboxConfig, handler_name: str) -> Pod:
         """Reserve the name and bring the sandbox up. A failure leaves nothing behind. Asked twice, it is done once."""
         validate_pod(config)
+        self._limits.check_pod(config)
         handler = self._handlers.usable(handler_name)
         if user_namespace(config.linux.security_context.namespace_options) is not None:
             await self._users.require(handler)
@@ -149,6 +154,15 @@ class Pods:
         except NotFound:
             return
         await self.finish_stop(pod)
+
+    async def update_resources(
+        self, pod_id: str, overhead: pb.LinuxContainerResources | None, resources: pb.LinuxContainerResources | None
+    ) -> None:
+        """Replace the limits of the pod as a whole, as far as they are given."""
+        pod = self._world.pod(pod_id)
+        if not pod.acknowledged:
+            raise NotFound(f"cannot find pod sandbox {pod_id!r}: it is being made")
+        await self._limits.update_pod(pod, overhead, resources)
 
     async def finish_stop(self, pod: Pod) -> None:
         """Carry out a stop, from wherever it stands."""
@@ -222,7 +236,7 @@ class Pods:
         done = await asyncio.gather(
             *first,
             in_thread(self._make_namespaces, pod, kinds),
-            in_thread(cgroup.create, pod.meta.cgroup_parent),
+            self._make_cgroup(pod),
             self._make_log_directory(config.log_directory),
             return_exceptions=True,  # all must have ended before any of it can be undone
         )
@@ -239,6 +253,11 @@ class Pods:
             result = await within(NETWORK_SECONDS, added, f"set up network of pod {pod.meta.id}")
             pod.status = replace(pod.status, network=result.to_json())
         await self._sandboxes.begin(pod, handler)
+
+    async def _make_cgroup(self, pod: Pod) -> None:
+        await self._cgroups.create(pod.meta)
+        crashpoint("run.cgroup")
+        await self._limits.begin_pod(pod)
 
     async def _make_log_directory(self, path: str) -> None:
         if path:
@@ -276,7 +295,7 @@ class Pods:
 
     async def _metadata(self, config: pb.PodSandboxConfig, handler: Handler) -> PodMetadata:
         pod_id = new_id()
-        parent = config.linux.cgroup_parent or os.path.join(self._cgroup_root, pod_id)
+        parent = self._cgroups.parent(config.linux.cgroup_parent, pod_id)
         return PodMetadata(
             id=pod_id,
             name=config.metadata.name,
@@ -286,7 +305,7 @@ class Pods:
             handler=handler.name,
             config=config.SerializeToString(),
             cgroup_parent=parent,
-            owns_cgroup=not await in_thread(cgroup.exists, parent),
+            owns_cgroup=await self._cgroups.owns(parent),
             created_at=self._world.clock.now(),
         )
 

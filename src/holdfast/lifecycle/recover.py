@@ -16,6 +16,7 @@ from typing import Any, Final
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
+from holdfast.lifecycle.limits import UPDATE, Limits
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.stop import Stopper
@@ -87,8 +88,10 @@ class Recovery:
         sweeper: Sweeper,
         background: Background,
         adopter: Adopter,
+        limits: Limits,
         rebuilt: list[str],
     ) -> None:
+        self._limits = limits
         self._adopter = adopter
         self._store = store
         self._world = world
@@ -232,6 +235,8 @@ class Recovery:
             self._stopper.resume(container)
         elif "stop" in container.intents:
             await self._world.end(container, "stop")
+        if UPDATE in container.intents:
+            self._limits.see_to(container)
         if forsaken and Action.PROBE not in found.actions:
             await self._end_execs(container, forsaken)
         elif forsaken:  # its shim does not answer
@@ -277,6 +282,9 @@ class Recovery:
         elif "stop" in pod.intents:
             self._resume(f"stop pod {pod.meta.id}", lambda: self._pods.finish_stop(pod))
             after, why = "stopping", "stop under way: it is finished"
+        elif UPDATE in pod.intents:
+            self._limits.see_to_pod(pod)
+            why = f"{why}; an update was under way, and its limits are put back"
         self._found(pod, before, after, why, began)
 
     def _resume(self, name: str, step: Callable[[], Awaitable[object]], longest: float = RETRY_LONGEST) -> None:

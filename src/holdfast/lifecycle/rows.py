@@ -6,6 +6,7 @@ from typing import Any
 
 from holdfast.images.service import UNPACKING, chain_ids
 from holdfast.lifecycle.world import World
+from holdfast.model.cgroups import parent_path
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import parse_config
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata, container_of_key
@@ -67,7 +68,8 @@ class Rows:
 
     @property
     def cgroup_parents(self) -> frozenset[str]:
-        return frozenset(pod.meta.cgroup_parent.rstrip("/") for pod in self.pods.values())
+        """Where the cgroups of pods are."""
+        return frozenset(parent_path(pod.meta.cgroup_parent) for pod in self.pods.values())
 
     def snapshot_owner(self, row: SnapshotRow) -> str | None:
         """The image or container that a snapshot is for; None when nobody wants it."""

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.lifecycle.adopt import init_cgroup
 from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
-from holdfast.lifecycle.world import Pod, World
+from holdfast.lifecycle.world import Pod, World, init_cgroup
 from holdfast.linux import cgroup, files, mount, namespace, process
 from holdfast.linux.inject import crashpoint
+from holdfast.model import cgroups
 from holdfast.model.errors import HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import Mount
 from holdfast.model.state import REASON_SANDBOX, ProcessRef
@@ -172,7 +172,12 @@ class Sandboxes:
                 f"{ANNOTATIONS}.sandbox-namespace": named.namespace,
                 f"{ANNOTATIONS}.sandbox-uid": named.uid,
             },
-            "linux": {"cgroupsPath": init_cgroup(pod.meta), "namespaces": namespaces, "resources": {}, **rules},
+            "linux": {
+                "cgroupsPath": cgroups.oci_path(pod.meta.cgroup_parent, pod.meta.id),
+                "namespaces": namespaces,
+                "resources": {},
+                **rules,
+            },
         } | ({"hostname": hostname} if options.network != pb.NODE else {})
 
     def _bundle(self, pod: Pod) -> Path:

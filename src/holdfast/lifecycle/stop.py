@@ -18,9 +18,9 @@ import signal
 import time
 from typing import Final
 
-from holdfast.lifecycle.cleanup import Cleanup, container_cgroup
+from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.tasks import Background, in_thread
-from holdfast.lifecycle.world import Container, World
+from holdfast.lifecycle.world import Container, World, container_cgroup
 from holdfast.linux import cgroup, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded

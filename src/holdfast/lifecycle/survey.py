@@ -14,6 +14,7 @@ from holdfast.lifecycle.monitor import read_init
 from holdfast.linux import cgroup, files, mount, table
 from holdfast.linux.mount import MountEntry
 from holdfast.linux.table import Listed
+from holdfast.model.cgroups import id_in
 from holdfast.model.errors import Damaged
 from holdfast.model.spec import is_id
 from holdfast.model.state import ProcessRef
@@ -172,12 +173,12 @@ class _Look:
         parents = [f"{top}/{name}" for name in self._children(top)]
         found = dict.fromkeys(parents)
         for parent in dict.fromkeys((*parents, *sorted(self._place.cgroup_parents))):
-            if is_id(os.path.basename(parent)) or parent in self._place.cgroup_parents:
+            if id_in(os.path.basename(parent)) or parent in self._place.cgroup_parents:
                 if self._exists(parent):
                     found[parent] = None
                 found |= dict.fromkeys(f"{parent}/{name}" for name in self._children(parent))
         for container_id, init in inits.items():
-            if os.path.basename(init.cgroup) == container_id and self._exists(init.cgroup):
+            if id_in(os.path.basename(init.cgroup)) == container_id and self._exists(init.cgroup):
                 found[init.cgroup] = None
         return tuple(found)
 

@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from holdfast.lifecycle.belongings import plan
+from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.diagnosis import Finding, Fix, Verdict
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.rows import Rows
 from holdfast.lifecycle.survey import Place, take
-from holdfast.lifecycle.tasks import apart, in_thread
-from holdfast.linux import cgroup, files, mount, process
+from holdfast.lifecycle.tasks import apart
+from holdfast.linux import files, mount, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, HoldfastError
 from holdfast.model.state import ProcessRef
@@ -71,14 +72,14 @@ class Sweeper:
     def __init__(
         self,
         layout: Layout,
-        cgroup_root: str,
+        cgroups: Cgroups,
         rows: ReadRows,
         workers: ListWorkers,
         shims: Shims,
         remove_rows: Collect | None = None,
     ) -> None:
         self._layout = layout
-        self._cgroup_root = cgroup_root
+        self._cgroups = cgroups
         self._rows = rows
         self._workers = workers
         self._shims = shims
@@ -94,7 +95,7 @@ class Sweeper:
             problems.append(f"cannot look for orphans: {exc}")
             return []
         await self._fix(found)
-        await in_thread(cgroup.remove_if_empty, self._cgroup_root)
+        await self._cgroups.remove_root()
         problems += found.problems
         problems += [f"{one.where}: {one.why}" for one in found.findings if one.kind == "place"]
         return found.fixed
@@ -117,7 +118,7 @@ class Sweeper:
 
     async def _look(self) -> list[Finding]:
         rows = await self._rows()
-        place = Place(self._layout, self._cgroup_root, rows.cgroup_parents, rows.ids)
+        place = Place(self._layout, self._cgroups.root, rows.cgroup_parents, rows.ids)
         survey = await apart(take, place, process.boot_id())
         if (workers := await self._workers()) is not None:
             survey = replace(survey, workers=tuple(workers))
@@ -147,7 +148,7 @@ class Sweeper:
         elif orphan.fix is Fix.KILL and orphan.process is not None:
             await _kill(orphan.process)
         elif orphan.fix is Fix.REMOVE_CGROUP:
-            await apart(_remove_cgroup, orphan.where)
+            await self._cgroups.remove(orphan.where, kill=True)
         elif orphan.fix is Fix.DETACH:
             await apart(_detach, orphan.where)
         elif orphan.fix is Fix.DELETE:
@@ -163,11 +164,6 @@ async def _kill(ref: ProcessRef) -> None:
             pinned.send(signal.SIGKILL)
     if not await wait_gone(ref, END_SECONDS):
         raise DeadlineExceeded(f"pid {ref.pid} does not die")
-
-
-def _remove_cgroup(path: str) -> None:
-    cgroup.kill(path)
-    cgroup.remove(path)
 
 
 def _detach(target: str) -> None:

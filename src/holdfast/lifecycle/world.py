@@ -17,6 +17,7 @@ import apsw
 
 from holdfast.lifecycle.events import Events, Kind
 from holdfast.lifecycle.tasks import in_thread
+from holdfast.model import cgroups
 from holdfast.model.clock import Clock
 from holdfast.model.errors import Damaged, HoldfastError, NotFound, ResourceExhausted, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
@@ -426,6 +427,15 @@ class World:
         if status.finished_at:
             container.exited.set()
         return container
+
+
+def container_cgroup(container: Container) -> str:
+    return cgroups.path_of(container.pod.meta.cgroup_parent, container.meta.id)
+
+
+def init_cgroup(meta: PodMetadata) -> str:
+    """Where the init of a shared pid namespace is, so that it can be found and ended without its shim."""
+    return cgroups.path_of(meta.cgroup_parent, meta.id)
 
 
 def load_rows(tx: apsw.Connection) -> tuple[Pods, Containers]:

@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -213,6 +214,38 @@ def _kill_each(path: str, found: list[int]) -> None:
     finally:
         for one in pinned:
             one.close()
+
+
+def has(path: str, controller: str, name: str) -> bool:
+    """Whether a cgroup has this file; with v2 there is one hierarchy for all controllers."""
+    return _file(path, controller, name).exists()
+
+
+def change(path: str, changes: Iterable[tuple[str, str, str]]) -> None:
+    """Write (controller, file, value), in order: all, or none, because what was there before is written back.
+
+    Raises OSError with the file's name.
+    """
+    undo: list[tuple[Path, str]] = []
+    try:
+        for controller, name, value in changes:
+            file = _file(path, controller, name)
+            before = file.read_text().strip()
+            fault("cgroup-write", file)
+            file.write_text(value)
+            undo.append((file, before))
+    except OSError as exc:
+        exc.filename = exc.filename or str(file)
+        for written, before in reversed(undo):
+            with contextlib.suppress(OSError):
+                written.write_text(before)
+        raise
+
+
+def _file(path: str, controller: str, name: str) -> Path:
+    found = hierarchies()
+    top = found.get(controller, found.get("", ROOT)) if controller else found.get("", ROOT)
+    return top / path.strip("/") / name
 
 
 def oom_kills(path: str) -> int:

@@ -41,7 +41,7 @@ class PodMetadata:
     attempt: int
     handler: str
     config: bytes
-    cgroup_parent: str  # absolute below every hierarchy, e.g. /kubepods/burstable/podUID
+    cgroup_parent: str  # e.g. /kubepods/burstable/podUID, or a slice; see model.cgroups
     owns_cgroup: bool  # made by us, so removed by us
     created_at: int  # ns since the epoch; strictly increasing per node
 
@@ -97,6 +97,6 @@ class Intent:
     """
 
     object_id: str
-    op: str  # "run", "create", "start", "stop", "remove"
+    op: str  # "run", "create", "start", "update", "stop", "remove"
     since: int  # ns since the epoch
     data: dict[str, object]

@@ -70,7 +70,7 @@ class ContainerStatus:
     process: ProcessRef | None = None
     oom_kills: int = 0  # of its processes: while it runs, those that its init has outlived; then all of them
     unknown: bool = False
-    resources: bytes = b""  # serialized runtime.v1.LinuxContainerResources of the last update, or empty
+    resources: bytes = b""  # serialized runtime.v1.LinuxContainerResources: the limits that are in force
     user: bytes = b""  # serialized runtime.v1.ContainerUser: who its process is; empty from a release that kept none
 
 
@@ -84,6 +84,7 @@ class PodStatus:
     network: str = ""  # JSON of the network result: {"ips": [...]}; "" when none
     shim: ProcessRef | None = None
     reason: str = ""
+    resources: bytes = b""  # serialized runtime.v1.UpdatePodSandboxResourcesRequest of the last update, or empty
 
 
 def container_state(status: ContainerStatus) -> ContainerState:

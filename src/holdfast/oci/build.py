@@ -9,7 +9,7 @@ from holdfast.oci.mounts import mounts, rootfs_propagation
 from holdfast.oci.namespaces import id_mappings, namespaces, suited
 from holdfast.oci.process import check_image, process
 from holdfast.oci.request import Spec, SpecRequest
-from holdfast.oci.resources import resources_to_oci
+from holdfast.oci.resources import in_force, to_oci
 
 
 def build(request: SpecRequest) -> Spec:
@@ -46,12 +46,12 @@ def _annotations(request: SpecRequest) -> dict[str, str]:
 
 def _linux(request: SpecRequest) -> Spec:
     config, context = request.container, request.container.linux.security_context
-    limits = resources_to_oci(config.linux.resources, request.facts)
+    limits = request.limits or in_force(config.linux.resources, request.facts, "config.linux.resources")
     linux: Spec = {
         "cgroupsPath": request.cgroups_path,
         "namespaces": namespaces(request),
         **id_mappings(request),
-        "resources": {**limits, "devices": devices.rules(request)},
+        "resources": {**to_oci(limits), "devices": devices.rules(request)},
         "devices": devices.devices(request),
         **masks(context),
         **lsm.of_container(request)[1],

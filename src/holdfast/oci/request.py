@@ -21,6 +21,7 @@ class HostFacts:
     oom_score_adj_min: int = -1000  # without CAP_SYS_RESOURCE it cannot be lowered below our own
     capabilities: frozenset[str] = frozenset(CAPABILITIES)  # what we could give away
     hugetlb: bool = True  # whether the OCI runtime finds a hugetlb controller
+    swap: bool = True  # whether the kernel counts swap, so that it can be limited
     files: tuple[int, int] | None = None  # soft and hard limit on open files; runc's own raise the first
     machine: str = "x86_64"  # as uname(2) names it
     kernel: tuple[int, int] = (6, 1)
@@ -67,3 +68,4 @@ class SpecRequest:
     all_devices: bool = True  # whether a privileged container may use and make any device
     cdi: Edits = field(default_factory=Edits)
     sources: Sources = Sources(())
+    limits: pb.LinuxContainerResources | None = None  # in force, after updates; None for those of the config

@@ -19,7 +19,7 @@ from holdfast.oci import (
     sysctls,
     users,
 )
-from holdfast.oci.text import check_name, check_sound, check_words, in_container
+from holdfast.oci.text import check_name, check_sound, check_words
 from holdfast.proto import runtime_v1_pb2 as pb
 
 HOSTNAME_LENGTH: Final = 64  # HOST_NAME_MAX, sethostname(2)
@@ -42,9 +42,6 @@ def validate_pod(config: pb.PodSandboxConfig) -> None:
     check_words(config.dns_config.servers, "config.dns_config.servers")
     check_words(config.dns_config.searches, "config.dns_config.searches")
     check_words(config.dns_config.options, "config.dns_config.options")
-    parent = config.linux.cgroup_parent
-    if parent and (not parent.startswith("/") or ".." in parent.split("/") or in_container(parent) == "/"):
-        raise InvalidArgument(f"config.linux.cgroup_parent: {parent!r} is not a path below the cgroup root")
     sysctls.check(config)
     resources.check(config.linux.resources, "config.linux.resources")
     resources.check(config.linux.overhead, "config.linux.overhead")

@@ -91,18 +91,25 @@ class Handlers:
 
 
 def find(
-    configured: Mapping[str, Mapping[str, Any]], default: str, state: Path, mode: str, seconds: float = 100.0
+    configured: Mapping[str, Mapping[str, Any]],
+    default: str,
+    state: Path,
+    mode: str,
+    seconds: float = 100.0,
+    *,
+    systemd: bool = False,
 ) -> Handlers:
     """Handlers for what is configured and for crun and runc where they are installed.
 
     `configured` maps a name to its table in the configuration; `default` is one of them, or "auto" for the first OCI
-    runtime that really runs a container here. `mode` is the cgroup mode of the host. Raises Unavailable when none of
-    those that are there works or the default one is not known, InvalidArgument for options that a shim does not have.
+    runtime that really runs a container here. `mode` is the cgroup mode of the host; with `systemd` it makes the
+    cgroups. Raises Unavailable when none of those that are there works or the default one is not known, InvalidArgument
+    for options that a shim does not have.
     """
     files.make_private(state / "oci")  # else a runtime makes it
     handlers: dict[str, Handler] = {}
     missing: dict[str, Handler] = {}
-    for name, handler in known(configured, state, mode, seconds).items():
+    for name, handler in known(configured, state, mode, seconds, systemd=systemd).items():
         there = all(shutil.which(one) for one in (handler.shim, handler.binary) if one)
         (handlers if there else missing)[name] = handler
     if default == "auto" and any(not one.shim for one in handlers.values()):
@@ -117,14 +124,19 @@ def find(
 
 
 def known(
-    configured: Mapping[str, Mapping[str, Any]], state: Path, mode: str, seconds: float = 100.0
+    configured: Mapping[str, Mapping[str, Any]],
+    state: Path,
+    mode: str,
+    seconds: float = 100.0,
+    *,
+    systemd: bool = False,
 ) -> dict[str, Handler]:
     """Handlers by name, whether their programs are there or not. Raises InvalidArgument as `find` does."""
     found: dict[str, Handler] = {}
     for name in dict.fromkeys([*configured, *PREFERRED]):
         table = configured.get(name, {})
         if "shim" in table:
-            handler = _foreign(name, table, state, seconds)
+            handler = _foreign(name, table, state, seconds, systemd)
         else:
             binary = _program(table.get("binary", name))
             hide = (UNIFIED_ON_HYBRID,) if mode == "hybrid" and Path(binary).name == "crun" else ()
@@ -142,7 +154,7 @@ def _program(name: str) -> str:
     return (shutil.which(name) or name) if name else ""
 
 
-def _foreign(name: str, table: Mapping[str, Any], state: Path, seconds: float) -> Handler:
+def _foreign(name: str, table: Mapping[str, Any], state: Path, seconds: float, systemd: bool) -> Handler:
     """The handler of a foreign shim.
 
     The runtime's directory is one level below the root that the shim is given, by the namespace, which is the name.
@@ -151,6 +163,8 @@ def _foreign(name: str, table: Mapping[str, Any], state: Path, seconds: float) -
     options, binary = dict(table.get("options", {})), table.get("binary", "")
     if Path(shim).name.startswith(RUNC_SHIM):
         binary = _program(binary or options.get("binary_name") or "runc")
+        if options.setdefault("systemd_cgroup", systemd) != systemd:
+            raise InvalidArgument(f"runtimes.{name}.options.systemd_cgroup: cgroup_driver says something else")
         options = {"root": str(state / "oci"), **options, "binary_name": binary}
         packed = _packed(name, runc_options_pb2.Options, options)
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import process
+from holdfast.model.cgroups import unit_of
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Unavailable
 from holdfast.model.settle import Shim
 from holdfast.model.state import ProcessRef
@@ -90,7 +91,7 @@ class Shims:
             "inits": {id: (init.pid, init.start_time, init.boot_id) for id, init in (inits or {}).items()},
             "id": pod_id,
             "directory": str(self._pods / pod_id),
-            "runtime": handler.to_args(),
+            "runtime": {**handler.to_args(), "systemd": bool(unit_of(init_cgroup))},
             "pid_namespace": pid_namespace,
             "init_cgroup": init_cgroup,
             "owner": owner,

@@ -27,6 +27,7 @@ _POD_META: Final = tuple(field.name for field in fields(PodMetadata))
 _CONTAINER_META: Final = tuple(field.name for field in fields(ContainerMetadata))
 _POD_STATUS: Final = (
     "ready", "stopped_at", "netns", "network", "shim_pid", "shim_start_time", "shim_boot_id", "reason",
+    "resources",
 )  # fmt: skip
 _CONTAINER_STATUS: Final = (
     "started_at", "finished_at", "exit_code", "reason", "message",
@@ -242,12 +243,12 @@ def _ref_columns(ref: ProcessRef | None) -> tuple[Any, Any, Any]:
 
 def _pod_columns(status: PodStatus) -> tuple[Any, ...]:
     shim = _ref_columns(status.shim)
-    return (status.ready, status.stopped_at, status.netns, status.network, *shim, status.reason)
+    return (status.ready, status.stopped_at, status.netns, status.network, *shim, status.reason, status.resources)
 
 
 def _pod_status(row: Row) -> PodStatus:
-    ready, stopped_at, netns, network, pid, start_time, boot_id, reason = row
-    return PodStatus(bool(ready), stopped_at, netns, network, _ref(pid, start_time, boot_id), reason)
+    ready, stopped_at, netns, network, pid, start_time, boot_id, reason, resources = row
+    return PodStatus(bool(ready), stopped_at, netns, network, _ref(pid, start_time, boot_id), reason, resources)
 
 
 def _container_columns(status: ContainerStatus) -> tuple[Any, ...]:

@@ -18,7 +18,6 @@ from holdfast.oci.devices import inside, owned
 from holdfast.oci.namespaces import namespaces
 from holdfast.oci.process import arguments, environment
 from holdfast.oci.request import HostFacts, SpecRequest
-from holdfast.oci.resources import resources_to_oci
 from holdfast.oci.users import ResolvedUser
 from holdfast.oci.validate import validate_container, validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -335,24 +334,6 @@ def test_a_target_that_is_not_known_is_refused() -> None:
         build(request(secured(namespace_options=pb.NamespaceOption(pid=pb.TARGET, target_id="c0"))))
 
 
-def test_resources() -> None:
-    asked = pb.LinuxContainerResources(
-        cpu_period=100000, cpu_quota=-1, cpu_shares=2, cpuset_cpus="0-1", cpuset_mems="0",
-        memory_limit_in_bytes=1 << 30, memory_swap_limit_in_bytes=2 << 30,
-        hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=0)], unified={"memory.high": "5"},
-    )  # fmt: skip
-    both = {
-        "cpu": {"shares": 2, "quota": -1, "period": 100000, "cpus": "0-1", "mems": "0"},
-        "memory": {"limit": 1 << 30, "swap": 2 << 30},
-    }
-    huge = [{"pageSize": "2MB", "limit": 0}]
-    v2 = replace(FACTS, cgroup_mode="v2")
-    assert resources_to_oci(asked, v2) == {**both, "hugepageLimits": huge, "unified": {"memory.high": "5"}}
-    assert resources_to_oci(asked, FACTS) == {**both, "hugepageLimits": huge}
-    assert resources_to_oci(asked, replace(FACTS, hugetlb=False)) == both
-    assert resources_to_oci(pb.LinuxContainerResources(oom_score_adj=3), FACTS) == {}
-
-
 def test_devices() -> None:
     config = container(devices=[pb.Device(host_path="/dev/fuse", container_path="/dev/f", permissions="r")])
     linux = build(request(config, devices=((inside(config.devices[0], FUSE),),)))["linux"]
@@ -526,7 +507,7 @@ def shaped(config: pb.ContainerConfig) -> pb.ContainerConfig:
         one.host_path, one.recursive_read_only = "/h", False
         one.propagation = max(0, one.propagation) % 3
     resources = fixed.linux.resources
-    resources.cpu_period, resources.cpu_quota = abs(resources.cpu_period) % 1000, abs(resources.cpu_quota) % 1000
+    resources.cpu_period, resources.cpu_quota = abs(resources.cpu_period) % 1000 + 1000, -1
     resources.memory_limit_in_bytes, resources.oom_score_adj = abs(resources.memory_limit_in_bytes) % 1000, 0
     resources.cpuset_cpus = ""
     resources.unified.clear()

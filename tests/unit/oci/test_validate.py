@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.model.errors import HoldfastError, InvalidArgument
-from holdfast.oci import resources as limits
 from holdfast.oci import sysctls
 from holdfast.oci.capabilities import CAPABILITIES, capability_name
 from holdfast.oci.sysctls import sysctl_namespace
@@ -62,17 +61,14 @@ BAD_PODS: list[tuple[Change, str]] = [
     (lambda p: p.dns_config.searches.extend(["ok", "a b"]), r"config.dns_config.searches\[1\]: 'a b' is not one word"),
     (lambda p: p.dns_config.options.append("ndots:5\n"), r"config.dns_config.options\[0\]: "),
     (lambda p: p.dns_config.servers.append(""), r"config.dns_config.servers\[0\]: '' is not one word"),
-    (lambda p: setattr(p.linux, "cgroup_parent", "pods"), "config.linux.cgroup_parent: 'pods' is not a path"),
-    (lambda p: setattr(p.linux, "cgroup_parent", "/a/../../b"), "config.linux.cgroup_parent: "),
-    (lambda p: setattr(p.linux, "cgroup_parent", "//"), "config.linux.cgroup_parent: "),
     (lambda p: p.linux.sysctls.update({"../x": "1"}), "config.linux.sysctls: '../x' is not a sysctl"),
     (lambda p: p.linux.sysctls.update({"net.a..b": "1"}), "config.linux.sysctls: 'net.a..b' is not a sysctl"),
     (lambda p: p.linux.sysctls.update({"net.a\n": "1"}), "config.linux.sysctls: .* is not a sysctl"),
     (lambda p: p.linux.sysctls.update({"kernel.panic": "1"}), "'kernel.panic' would change the host"),
     (lambda p: p.linux.sysctls.update({"kernel/hostname": "x"}), "'kernel/hostname' is what config.hostname is for"),
     (lambda p: p.linux.sysctls.update({"vm/swappiness": "1"}), "'vm/swappiness' would change the host"),
-    (lambda p: setattr(p.linux.resources, "cpu_shares", -2), "config.linux.resources.cpu_shares: -2 is negative"),
-    (lambda p: setattr(p.linux.overhead, "cpu_period", -2), "config.linux.overhead.cpu_period: -2 is negative"),
+    (lambda p: setattr(p.linux.resources, "cpu_shares", -2), "config.linux.resources.cpu_shares: -2 is not within"),
+    (lambda p: setattr(p.linux.overhead, "cpu_period", -2), "config.linux.overhead.cpu_period: -2 is not within"),
     (lambda p: setattr(context(p).run_as_user, "value", 2**31), f"{CONTEXT}.run_as_user.value: 2147483648 is out of"),
     (lambda p: setattr(context(p).run_as_group, "value", 1), f"{CONTEXT}.run_as_group: it needs a user"),
     (lambda p: context(p).supplemental_groups.append(-1), rf"{CONTEXT}.supplemental_groups\[0\]: -1 is out of range"),
@@ -119,7 +115,7 @@ BAD_CONTAINERS: list[tuple[Change, str]] = [
     (lambda c: setattr(c, "log_path", "."), "config.log_path: '.' is not a file's name"),
     (lambda c: setattr(c, "log_path", "a/."), "config.log_path: 'a/.' is not a file's name"),
     (lambda c: setattr(c, "stop_signal", 99), "config.stop_signal: 99 is not a Signal"),
-    (lambda c: setattr(c.linux.resources, "cpu_quota", -2), "config.linux.resources.cpu_quota: -2 is less than -1"),
+    (lambda c: setattr(c.linux.resources, "cpu_quota", -2), "config.linux.resources.cpu_quota: -2 is neither"),
     (lambda c: setattr(context(c).run_as_user, "value", 4294967296), "run_as_user.value: 4294967296 is out of range"),
     (lambda c: setattr(context(c).run_as_user, "value", -1), "run_as_user.value: -1 is out of range"),
     (lambda c: setattr(context(c).run_as_group, "value", 1), f"{CONTEXT}.run_as_group: it needs a user"),
@@ -132,20 +128,6 @@ BAD_CONTAINERS: list[tuple[Change, str]] = [
     (lambda c: setattr(context(c).namespace_options, "pid", pb.TARGET), "namespace_options.target_id: it is needed"),
     (lambda c: setattr(context(c).apparmor, "profile_type", -1), "apparmor.profile_type: -1 is not a ProfileType"),
 ]  # fmt: skip
-
-BAD_RESOURCES: list[tuple[pb.LinuxContainerResources, str]] = [
-    (pb.LinuxContainerResources(cpu_period=-1), "linux.cpu_period: -1 is negative"),
-    (pb.LinuxContainerResources(memory_limit_in_bytes=-1), "linux.memory_limit_in_bytes: -1 is negative"),
-    (pb.LinuxContainerResources(memory_swap_limit_in_bytes=-2), "linux.memory_swap_limit_in_bytes: -2 is less"),
-    (pb.LinuxContainerResources(oom_score_adj=1001), "linux.oom_score_adj: 1001 is not within"),
-    (pb.LinuxContainerResources(oom_score_adj=-1001), "linux.oom_score_adj: -1001 is not within"),
-    (pb.LinuxContainerResources(cpuset_cpus="0;1"), "linux.cpuset_cpus: '0;1' is not a list"),
-    (pb.LinuxContainerResources(cpuset_mems="0\n"), r"linux.cpuset_mems: '0\\n' is not a list"),
-    (pb.LinuxContainerResources(hugepage_limits=[pb.HugepageLimit(page_size="../2MB")]), r"hugepage_limits\[0\]"),
-    (pb.LinuxContainerResources(hugepage_limits=[pb.HugepageLimit(page_size="")]), "page_size: '' is not a size"),
-    (pb.LinuxContainerResources(unified={"../memory.max": "1"}), "linux.unified: '../memory.max' is not a file"),
-    (pb.LinuxContainerResources(unified={"memory": "1"}), "linux.unified: 'memory' is not a file"),
-]
 
 
 def test_good_configs_pass() -> None:
@@ -171,7 +153,7 @@ def test_rich_configs_pass() -> None:
     one.linux.security_context.run_as_group.value = 2**31 - 1
     one.linux.security_context.capabilities.add_capabilities.extend(["ALL", "net_admin", "CAP_SYS_TIME"])
     one.linux.resources.hugepage_limits.add(page_size="2MB")
-    one.linux.resources.unified.update({"memory.swap.max": "1", "hugetlb.2MB.max": "0"})
+    one.linux.resources.unified.update({"memory.swap.max": "1", "hugetlb.1GB.max": "0"})
     one.stop_signal = pb.SIGRTMINPLUS3
     mount(one, readonly=True, recursive_read_only=True)
     device(one, permissions="")
@@ -192,12 +174,6 @@ def test_a_bad_container_is_refused(change: Change, message: str) -> None:
     change(config)
     with pytest.raises(InvalidArgument, match=message):
         validate_container(config, pod())
-
-
-@pytest.mark.parametrize(("resources", "message"), BAD_RESOURCES)
-def test_bad_resources_are_refused(resources: pb.LinuxContainerResources, message: str) -> None:
-    with pytest.raises(InvalidArgument, match=message):
-        limits.check(resources, "linux")
 
 
 @pytest.mark.parametrize("key", ["net.core.somaxconn", "kernel.domainname", "kernel.sem", "fs.mqueue.msg_max"])

@@ -40,17 +40,19 @@ def test_what_is_no_address_is_refused(said: bytes) -> None:
         parse(said)
 
 
-def foreign(tmp_path: Path, name: str = "containerd-shim-runc-v2", **table: object) -> handlers.Handler:
+def foreign(
+    tmp_path: Path, name: str = "containerd-shim-runc-v2", systemd: bool = False, **table: object
+) -> handlers.Handler:
     shim = tmp_path / name
     shim.write_text("")
     shim.chmod(0o755)
-    found = handlers._foreign("my", {"shim": str(shim), **table}, tmp_path / "state", 7.0)
+    found = handlers._foreign("my", {"shim": str(shim), **table}, tmp_path / "state", 7.0, systemd)
     assert found is not None
     return found
 
 
 def test_runc_is_told_where_its_things_are(tmp_path: Path) -> None:
-    found = foreign(tmp_path, binary="/bin/true", options={"systemd_cgroup": True})
+    found = foreign(tmp_path, binary="/bin/true", systemd=True)
     options = Any.FromString(found.options)
     assert options.type_url == "containerd.runc.v1.Options"
     said = runc_options_pb2.Options.FromString(options.value)
@@ -65,6 +67,13 @@ def test_other_shims_are_told_what_the_configuration_says(tmp_path: Path) -> Non
     assert options.type_url == "runtimeoptions.v1.Options"
     assert runtime_options_pb2.Options.FromString(options.value).config_body == b"x = 1"
     assert foreign(tmp_path, "containerd-shim-kata-v2", sandbox_container=False).options == b""
+
+
+def test_who_makes_the_cgroups_is_said_once(tmp_path: Path) -> None:
+    found = foreign(tmp_path, binary="/bin/true", options={"systemd_cgroup": False})
+    assert not runc_options_pb2.Options.FromString(Any.FromString(found.options).value).systemd_cgroup
+    with pytest.raises(InvalidArgument, match="runtimes.my.options.systemd_cgroup: cgroup_driver says something else"):
+        foreign(tmp_path, binary="/bin/true", options={"systemd_cgroup": True})
 
 
 @pytest.mark.parametrize("options", [{"roots": "/x"}, {"root": 7}, {"systemd_cgroup": "yes"}, {"io_uid": -1}])

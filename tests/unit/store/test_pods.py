@@ -25,7 +25,7 @@ POD = st.builds(
     PodMetadata, st.builds(new_id), TEXT, TEXT, TEXT, st.integers(0, 2**32 - 1), TEXT, st.binary(max_size=50), TEXT,
     st.booleans(), NUMBER,
 )  # fmt: skip
-POD_STATUS = st.builds(PodStatus, st.booleans(), NUMBER, TEXT, TEXT, PROCESS, TEXT)
+POD_STATUS = st.builds(PodStatus, st.booleans(), NUMBER, TEXT, TEXT, PROCESS, TEXT, st.binary(max_size=50))
 CONTAINER_STATUS = st.builds(
     ContainerStatus, NUMBER, NUMBER, st.integers(0, 255), TEXT, TEXT, PROCESS, NUMBER, st.booleans(),
     st.binary(max_size=50), st.binary(max_size=50),

@@ -1,12 +1,14 @@
 """OCI runtime commands: what they inherit, what their logs say, how long they may take."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from holdfast.linux import cgroup
 from holdfast.workers.shim.loop import Failed
-from holdfast.workers.shim.oci import Runtime, error_text
+from holdfast.workers.shim.oci import Runtime, error_text, without_endless_quota
 from holdfast.workers.shim.spawn import spawn
 
 
@@ -84,3 +86,13 @@ def test_a_program_under_another_name(tmp_path: Path) -> None:
     for fd in (out, null):
         os.close(fd)
     assert (tmp_path / "out").read_text() == "name\n"
+
+
+def test_an_endless_quota_of_v1_is_not_left_to_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = json.dumps({"cpu": {"quota": -1, "shares": 5}}).encode()
+    others = (b"{}", b'{"cpu": {"quota": 1000}}', b'{"cpu": null}', b"nonsense", b"[]")
+    monkeypatch.setattr(cgroup, "hierarchies", lambda: {"cpu": Path("/c"), "memory": Path("/m")})
+    assert without_endless_quota(endless) == (b'{"cpu": {"shares": 5}}', True)
+    assert [without_endless_quota(one) for one in others] == [(one, False) for one in others]
+    monkeypatch.setattr(cgroup, "hierarchies", lambda: {"": Path("/u")})
+    assert without_endless_quota(endless) == (endless, False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from holdfast.linux import cgroup
 from holdfast.workers.shim.loop import Failed
 from holdfast.workers.shim.spawn import spawn
 
@@ -81,6 +82,23 @@ def error_text(log: bytes) -> str:
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal") and entry.get("msg"):
             return str(entry["msg"])
     return ""
+
+
+def without_endless_quota(resources: bytes) -> tuple[bytes, bool]:
+    """linux.resources without a quota of -1, and whether it had one that somebody else has to see to.
+
+    crun writes it as an unsigned number to cgroup v1, which does not take that (seen with 1.8.1).
+    """
+    if "cpu" not in cgroup.hierarchies():
+        return resources, False
+    try:
+        found = json.loads(resources)
+        if found["cpu"]["quota"] != -1:
+            return resources, False
+        del found["cpu"]["quota"]
+    except (ValueError, LookupError, TypeError):
+        return resources, False
+    return json.dumps(found).encode(), True
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from holdfast.workers.context import Context
 from holdfast.workers.shim import grace, remains, rootfs
 from holdfast.workers.shim.failures import as_call_error
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
-from holdfast.workers.shim.oci import Runtime, memory_file, path_of
+from holdfast.workers.shim.oci import Runtime, memory_file, path_of, without_endless_quota
 from holdfast.workers.shim.stdio import Stdio, owner_of
 from holdfast.workers.shim.task import TASK_FILE, Process, State, Task, write_task
 
@@ -339,8 +339,11 @@ class Operations:
         return str(pid)
 
     def _update(self, task: Task, content: bytes) -> None:
+        content, free = without_endless_quota(content)
         with memory_file("resources", content) as resources:
             self._runtime.run("update", "--resources", path_of(resources), task.id)
+        if free and task.record is not None:
+            cgroup.change(task.record.cgroup, [("cpu", "cpu.cfs_quota_us", "-1")])
 
     def _forget(self, task: Task) -> None:
         """Have the runtime delete the container, and unmount its rootfs. One that is not known is deleted."""

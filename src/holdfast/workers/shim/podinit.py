@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import cgroup, files, namespace, process, userns
+from holdfast.model.cgroups import unit_of
+from holdfast.model.errors import HoldfastError
 
 NAME: Final = "pid"
 USERS: Final = "user"  # pinned for a pod that has its own; then the init is root there, and the namespace theirs
@@ -17,7 +19,7 @@ def start(directory: Path, cgroup_path: str = "") -> int:
     It becomes a child of the caller, who has to be a subreaper, and lives on under the next one when the caller dies;
     the cgroup is how it can be found then. Raises OSError.
     """
-    if cgroup_path:
+    if cgroup_path and not unit_of(cgroup_path):
         cgroup.create(cgroup_path)
     told, tell = os.pipe2(os.O_CLOEXEC)
     between = os.fork()
@@ -70,7 +72,12 @@ def _in_between(tell: int, cgroup_path: str, users: Path) -> None:
     It is in the cgroup before it has any, so that there never is an init that nobody can find.
     """
     try:
-        if cgroup_path:
+        if unit := unit_of(cgroup_path):
+            from holdfast.systemd import units  # in a child that ends at once: no shim keeps it in its memory
+
+            slice = unit_of(os.path.dirname(cgroup_path))
+            units.start_scope(unit, slice, os.getpid(), "init of a pod's pid namespace")
+        elif cgroup_path:
             cgroup.enter(cgroup_path, os.getpid())
         if users.exists():
             namespace.enter(users, namespace.CLONE_NEWUSER)
@@ -80,7 +87,7 @@ def _in_between(tell: int, cgroup_path: str, users: Path) -> None:
         if child == 0:
             _be_init()
         os.write(tell, str(child).encode())
-    except OSError as exc:
+    except (OSError, HoldfastError) as exc:
         os.write(tell, str(exc).encode())
     finally:
         os._exit(0)

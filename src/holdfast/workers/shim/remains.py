@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import cgroup, files, process
+from holdfast.model.cgroups import from_oci
 from holdfast.workers.shim.loop import Loop
 
 ROUNDS: Final = 500
@@ -42,7 +43,8 @@ def cgroup_of_bundle(bundle: Path) -> str:
         path = str(spec["linux"]["cgroupsPath"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""
-    return path if path.startswith("/") and not holds_us(path) else ""
+    path = from_oci(path)
+    return path if path and not holds_us(path) else ""
 
 
 def signal_all(path: str, number: int) -> int:
