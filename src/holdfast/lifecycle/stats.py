@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from holdfast.lifecycle.cleanup import container_cgroup
 from holdfast.lifecycle.tasks import Background, in_thread
-from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.lifecycle.world import Container, Pod, World, container_cgroup, pod_cgroup
 from holdfast.linux import usage
 from holdfast.linux.usage import Interface, Usage
 from holdfast.linux.usage import Pressure as Pressure  # for those above, who know no kernel
@@ -84,7 +83,7 @@ class Stats:
         found = list(wanted)
         names = {pod.meta.id: Path(pod.status.netns) for pod in found if pod.status.netns}
         samples, networks, inside = await asyncio.gather(
-            self._sample([pod.meta.cgroup_parent for pod in found]),
+            self._sample([pod_cgroup(pod) for pod in found]),
             in_thread(usage.of_networks, list(names.values())),
             self.containers(one for pod in found for one in pod.containers.values() if runs(one)),
         )
@@ -122,7 +121,7 @@ class Stats:
         """What is gone, when there is much of it."""
         if len(self._rates) > 2 * (len(self._world.containers) + len(self._world.pods)) + 100:
             known = {container_cgroup(one) for one in self._world.containers.values()}
-            known |= {pod.meta.cgroup_parent for pod in self._world.pods.values()}
+            known |= {pod_cgroup(pod) for pod in self._world.pods.values()}
             self._rates = {path: one for path, one in self._rates.items() if path in known}
 
 

@@ -433,6 +433,10 @@ def container_cgroup(container: Container) -> str:
     return cgroups.path_of(container.pod.meta.cgroup_parent, container.meta.id)
 
 
+def pod_cgroup(pod: Pod) -> str:
+    return cgroups.parent_path(pod.meta.cgroup_parent)
+
+
 def init_cgroup(meta: PodMetadata) -> str:
     """Where the init of a shared pid namespace is, so that it can be found and ended without its shim."""
     return cgroups.path_of(meta.cgroup_parent, meta.id)
