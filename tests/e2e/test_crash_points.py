@@ -7,6 +7,7 @@ HOLDFAST_CRASH=operation:point:count:victim (or patterns of such), or the whole 
 import contextlib
 import errno
 import gzip
+import json
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -27,7 +29,7 @@ from kit.crash import Combination, Inject
 from kit.node import IMAGE, Node, until
 from kit.registry import push, registry
 
-from holdfast.linux import files, process
+from holdfast.linux import cgroup, files, process
 from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -43,6 +45,16 @@ DEAF = "trap '' TERM; > /ready; while :; do sleep 0.02; done"
 
 
 FOREIGN = "runc-v2"
+
+
+WANTED = 300  # cpu shares
+
+
+def shares(path: str, otherwise: int) -> int:
+    """What is in a cgroup of v1; with v2, where it is a weight, what it is hoped to be."""
+    if (top := cgroup.hierarchies().get("cpu")) is None:
+        return otherwise
+    return int((top / path.strip("/") / "cpu.shares").read_text())
 
 
 class Stage:
@@ -264,6 +276,73 @@ class Exec(Operation):
         assert stage.node.pid(target.container) == target.facts["pid"]
 
 
+class Update(Operation):
+    """Whatever becomes of it, the limit that is told is the one in the cgroup."""
+
+    def prepare(self, stage: Stage) -> Target:
+        return super().prepare(stage).running()
+
+    def act(self, stage: Stage, target: Target) -> None:
+        limits = pb.LinuxContainerResources(cpu_shares=WANTED)
+        request = pb.UpdateContainerResourcesRequest(container_id=target.container, linux=limits)
+        stage.node.call("UpdateContainerResources", request)
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        until(lambda: "update" not in stage.node.info(target.container)["underWay"], "the update to be over")
+        self.agree(stage, target)
+        self.act(stage, target)
+
+    def agree(self, stage: Stage, target: Target) -> None:
+        told = stage.node.status(target.container).resources.linux.cpu_shares or 1024
+        assert told == shares(f"{stage.node.cgroup}/{target.pod}/{target.container}", told)
+        assert told in (WANTED, 1024)
+
+    def check(self, stage: Stage, target: Target) -> None:
+        self.agree(stage, target)
+        assert stage.node.status(target.container).resources.linux.cpu_shares == WANTED
+
+
+class UpdateCreated(Update):
+    def prepare(self, stage: Stage) -> Target:
+        return Operation.prepare(self, stage).created()
+
+    def agree(self, stage: Stage, target: Target) -> None:
+        assert target.state() == pb.CONTAINER_CREATED
+
+    def check(self, stage: Stage, target: Target) -> None:
+        patiently(lambda: stage.node.start_container(target.container))
+        super().agree(stage, target)
+        assert stage.node.status(target.container).resources.linux.cpu_shares == WANTED
+
+
+class UpdatePod(Operation):
+    def prepare(self, stage: Stage) -> Target:
+        return super().prepare(stage).running()
+
+    def act(self, stage: Stage, target: Target) -> None:
+        limits = pb.LinuxContainerResources(cpu_shares=WANTED)
+        request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=target.pod, resources=limits)
+        stage.node.call("UpdatePodSandboxResources", request)
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        until(lambda: not self.info(stage, target)["underWay"], "the update to be over")
+        self.agree(stage, target)
+        self.act(stage, target)
+
+    def info(self, stage: Stage, target: Target) -> dict[str, Any]:
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=target.pod, verbose=True)
+        found: dict[str, Any] = json.loads(stage.node.call("PodSandboxStatus", request).info["info"])
+        return found
+
+    def agree(self, stage: Stage, target: Target) -> int:
+        told = int(self.info(stage, target)["resources"].get("cpuShares", 1024))
+        assert told == shares(f"{stage.node.cgroup}/{target.pod}", told)
+        return told
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert self.agree(stage, target) == WANTED
+
+
 class Stop(Operation):
     script, seconds, code = TRAP, 20, 3
 
@@ -460,8 +539,9 @@ class ForeignRemovePod(RemovePod):
 
 
 OPERATIONS: dict[str, Operation] = {
-    "run": Run(), "create": Create(), "start": Start(), "share": Share(), "exec": Exec(), "stop": Stop(),
-    "kill": Kill(), "exit": Exit(), "adopt": Adopt(), "adopted-exit": AdoptedExit(),
+    "run": Run(), "create": Create(), "start": Start(), "share": Share(), "exec": Exec(), "update": Update(),
+    "update-created": UpdateCreated(), "update-pod": UpdatePod(), "stop": Stop(), "kill": Kill(),
+    "exit": Exit(), "adopt": Adopt(), "adopted-exit": AdoptedExit(),
     "remove": Remove(), "stop-pod": StopPod(),
     "remove-pod": RemovePod(), "pull": Pull(), "import": Import(), "remove-image": RemoveImage(), "recover": Recover(),
     "salvage": Salvage(), "foreign-run": ForeignRun(), "foreign-start": ForeignStart(), "foreign-exit": ForeignExit(),

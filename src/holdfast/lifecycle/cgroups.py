@@ -15,7 +15,7 @@ from holdfast.linux import cgroup
 from holdfast.model import cgroups
 from holdfast.model.errors import FailedPrecondition, HoldfastError, Unavailable
 from holdfast.model.spec import PodMetadata
-from holdfast.oci.cgroup_files import writes
+from holdfast.oci.cgroup_files import seen, writes
 from holdfast.oci.unit_properties import properties
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.systemd import units
@@ -75,6 +75,16 @@ class Cgroups:
                     await apart(units.set_properties, unit, properties(before, self._mode, limits))
             kind = Unavailable if exc.errno in (errno.EBUSY, errno.EINTR, errno.ENOMEM) else FailedPrecondition
             raise kind(f"cannot limit cgroup {path}: {PurePosixPath(str(exc.filename)).name}: {exc.strerror}") from exc
+
+    async def seen(
+        self, path: str, limits: pb.LinuxContainerResources, before: pb.LinuxContainerResources
+    ) -> pb.LinuxContainerResources:
+        """What the files that are about to change say now; of a cgroup that is not there nothing."""
+        found = {}
+        for one in writes(limits, self._mode, before):
+            if (text := await in_thread(cgroup.read, path, one.controller, one.name)) is not None:
+                found[one.name] = text
+        return seen(found, self._mode)
 
     async def remove(self, path: str, *, kill: bool = False) -> None:
         """Remove a cgroup with those below it; `kill` what is in it first. Idempotent.

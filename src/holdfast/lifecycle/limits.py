@@ -1,8 +1,9 @@
 """Limits that change while there is somebody whom they limit.
 
 The row says what is in force; the cgroup follows it. A change is announced by an intent `update`, made, and recorded
-with the end of the intent in one commit. Whatever goes wrong in between, what the row says is put back: at once, or as
-soon as somebody can, which a daemon that comes after goes on with.
+with the end of the intent in one commit. Whatever goes wrong in between, what was there is put back: at once, or as
+soon as somebody can, which a daemon that comes after goes on with. The intent says what the cgroup's files said before:
+also what no client has ever limited becomes again what it was.
 """
 
 import logging
@@ -12,7 +13,7 @@ from typing import Final
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.tasks import Background
-from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.lifecycle.world import Container, Pod, World, container_cgroup, pod_cgroup
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
     DeadlineExceeded,
@@ -72,13 +73,13 @@ class Limits:
             raise FailedPrecondition(f"cannot update container {container.meta.id}: it is {container.state}")
 
     async def put_back(self, container: Container) -> None:
-        """Have a container that runs limited as its row says, after an update of which that is not certain."""
+        """Have a container that runs limited as it was before an update of which that is not certain."""
         async with container.lock:
             if UPDATE in container.intents and container.meta.id in self._world.containers:
                 await self._put_back(container)
 
     async def _change(self, container: Container, after: pb.LinuxContainerResources, data: bytes) -> None:
-        await self._world.begin(container, UPDATE)
+        await self._begin(container, container_cgroup(container), after, self._bundles.limits(container))
         crashpoint("update.recorded")
         try:
             await self._apply(container, after)
@@ -106,7 +107,7 @@ class Limits:
             raise Unavailable("it is not known whether it runs")
         if container.state is ContainerState.RUNNING:
             try:
-                await self._apply(container, self._bundles.limits(container))
+                await self._apply(container, _overlaid(self._bundles.limits(container), _seen(container)))
             except (NotFound, FailedPrecondition) as exc:
                 if not container.exited.is_set():
                     raise Unavailable(str(exc)) from exc
@@ -115,6 +116,16 @@ class Limits:
     async def _apply(self, container: Container, limits: pb.LinuxContainerResources) -> None:
         task = await self._shims.task(container.pod.meta.id)
         await task.update(container.meta.id, rules.to_update(limits), seconds=SECONDS)
+
+    async def _begin(
+        self, owner: Pod | Container, path: str, after: pb.LinuxContainerResources, before: pb.LinuxContainerResources
+    ) -> None:
+        """The intent keeps what the files say that are about to change, also those that no row has a word on.
+
+        While an earlier update is not taken back yet, what was there before that one is kept.
+        """
+        found = _overlaid(await self._cgroups.seen(path, after, before), _seen(owner))
+        await self._world.begin(owner, UPDATE, seen=found.SerializeToString(deterministic=True).hex())
 
     # -- whole pods
 
@@ -144,7 +155,7 @@ class Limits:
             if resources is not None:
                 asked.resources.CopyFrom(resources)
             data = asked.SerializeToString(deterministic=True)
-            await self._world.begin(pod, UPDATE)
+            await self._begin(pod, pod_cgroup(pod), self._total(asked), before)
             crashpoint("updatep.recorded")
             try:
                 if pod.meta.owns_cgroup:
@@ -152,23 +163,23 @@ class Limits:
                 crashpoint("updatep.applied")
                 await self._world.update_pod(pod, lambda status: replace(status, resources=data), end=UPDATE)
             except (HoldfastError, OSError):
-                self.see_to_pod(pod, self._total(asked))
+                self.see_to_pod(pod)
                 raise
             crashpoint("updatep.done")
 
-    def see_to_pod(self, pod: Pod, wrong: pb.LinuxContainerResources | None = None) -> None:
-        """Put back what it had, as soon as that can be done; `wrong` may have been written to its cgroup."""
-        step = lambda: self.put_back_pod(pod, wrong)  # noqa: E731
-        self._background.see_through(f"limits of pod {pod.meta.id}", step)
+    def see_to_pod(self, pod: Pod) -> None:
+        """Put back what it had, as soon as that can be done."""
+        self._background.see_through(f"limits of pod {pod.meta.id}", lambda: self.put_back_pod(pod))
 
-    async def put_back_pod(self, pod: Pod, wrong: pb.LinuxContainerResources | None = None) -> None:
-        """Have the pod's cgroup limited as its row says."""
+    async def put_back_pod(self, pod: Pod) -> None:
+        """Have the pod's cgroup limited as it was before an update of which that is not certain."""
         async with pod.lock:
             if UPDATE not in pod.intents or pod.meta.id not in self._world.pods:
                 return
             if pod.meta.owns_cgroup and pod.state is PodState.READY:
-                before = wrong if wrong is not None else _everything()
-                await self._cgroups.limit(pod.meta, self._total(asked_of(pod)), before)
+                had = _overlaid(self._total(asked_of(pod)), _seen(pod))
+                now = await self._cgroups.seen(pod_cgroup(pod), had, pb.LinuxContainerResources())
+                await self._cgroups.limit(pod.meta, had, now)
             await self._world.end(pod, UPDATE)
 
     def _total(self, asked: pb.UpdatePodSandboxResourcesRequest) -> pb.LinuxContainerResources:
@@ -190,8 +201,18 @@ def asked_of(pod: Pod) -> pb.UpdatePodSandboxResourcesRequest:
     )
 
 
-def _everything() -> pb.LinuxContainerResources:
-    """As if everything had been limited that can be set free."""
-    return pb.LinuxContainerResources(
-        cpu_shares=rules.SHARES[0], cpu_period=rules.PERIOD_DEFAULT, cpu_quota=-1, memory_limit_in_bytes=-1
-    )
+def _seen(owner: Pod | Container) -> pb.LinuxContainerResources:
+    """What the files said before an update that is under way."""
+    intent = owner.intents.get(UPDATE)
+    return pb.LinuxContainerResources.FromString(bytes.fromhex(str(intent.data.get("seen", ""))) if intent else b"")
+
+
+def _overlaid(lower: pb.LinuxContainerResources, upper: pb.LinuxContainerResources) -> pb.LinuxContainerResources:
+    """All that the upper one says, and of the lower one what that says nothing of."""
+    found = pb.LinuxContainerResources()
+    found.CopyFrom(lower)
+    found.MergeFrom(upper)
+    sizes = {one.page_size: one.limit for one in (*lower.hugepage_limits, *upper.hugepage_limits)}
+    del found.hugepage_limits[:]
+    found.hugepage_limits.extend(pb.HugepageLimit(page_size=size, limit=limit) for size, limit in sizes.items())
+    return found

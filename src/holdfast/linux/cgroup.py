@@ -221,6 +221,14 @@ def has(path: str, controller: str, name: str) -> bool:
     return _file(path, controller, name).exists()
 
 
+def read(path: str, controller: str, name: str) -> str | None:
+    """What a file of a cgroup says; None when there is none."""
+    try:
+        return _file(path, controller, name).read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
 def change(path: str, changes: Iterable[tuple[str, str, str]]) -> None:
     """Write (controller, file, value), in order: all, or none, because what was there before is written back.
 

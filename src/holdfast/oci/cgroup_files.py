@@ -4,6 +4,7 @@ The conversions to v2 are those of runc and crun: cpu.shares from 2 to 262144 be
 limit on memory and swap together becomes one on swap alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,16 @@ from holdfast.proto import runtime_v1_pb2 as pb
 
 WEIGHTS: Final = (1, 10000)
 SHARES_DEFAULT: Final = 1024
+WEIGHT_DEFAULT: Final = 100
+_FIELDS: Final = {
+    "cpu.shares": "cpu_shares",
+    "cpu.cfs_period_us": "cpu_period",
+    "cpu.cfs_quota_us": "cpu_quota",
+    "memory.limit_in_bytes": "memory_limit_in_bytes",
+    "memory.memsw.limit_in_bytes": "memory_swap_limit_in_bytes",
+}
+_LISTS: Final = {"cpuset.cpus": "cpuset_cpus", "cpuset.mems": "cpuset_mems"}
+_HUGE: Final = 1 << 62  # and more is how v1 shows that there is no limit
 _NONE: Final = pb.LinuxContainerResources()
 
 
@@ -26,7 +37,9 @@ class Write:
 
 
 def weight(shares: int) -> int:
-    """cpu.weight for cpu.shares."""
+    """cpu.weight for cpu.shares, 0 for none."""
+    if not shares:
+        return WEIGHT_DEFAULT
     span = WEIGHTS[1] - WEIGHTS[0]
     return WEIGHTS[0] + (max(shares, SHARES[0]) - SHARES[0]) * span // (SHARES[1] - SHARES[0])
 
@@ -38,6 +51,21 @@ def writes(limits: pb.LinuxContainerResources, mode: str, before: pb.LinuxContai
     nothing is said of them any more: nobody knows what they were.
     """
     return _v2(limits, before) if mode == "v2" else _v1(limits, before)
+
+
+def seen(found: Mapping[str, str], mode: str) -> pb.LinuxContainerResources:
+    """What files of a cgroup say, by name, so that it can be written again: on v2 in the words of the files."""
+    limits = pb.LinuxContainerResources()
+    for name, text in found.items():
+        if mode == "v2":
+            limits.unified[name] = text or "\n"  # to write nothing at all would be no write
+        elif name in _LISTS:
+            setattr(limits, _LISTS[name], text)
+        elif name in _FIELDS:
+            setattr(limits, _FIELDS[name], -1 if (number := int(text)) >= _HUGE else number)
+        else:
+            limits.hugepage_limits.add(page_size=name.split(".")[1], limit=int(text))
+    return limits
 
 
 def _v1(limits: pb.LinuxContainerResources, before: pb.LinuxContainerResources) -> list[Write]:
@@ -65,7 +93,7 @@ def _v1(limits: pb.LinuxContainerResources, before: pb.LinuxContainerResources) 
 def _v2(limits: pb.LinuxContainerResources, before: pb.LinuxContainerResources) -> list[Write]:
     found = []
     if limits.cpu_shares or before.cpu_shares:
-        found.append(Write("cpu", "cpu.weight", str(weight(limits.cpu_shares or SHARES_DEFAULT))))
+        found.append(Write("cpu", "cpu.weight", str(weight(limits.cpu_shares))))
     if any((limits.cpu_quota, limits.cpu_period, before.cpu_quota, before.cpu_period)):
         quota = str(limits.cpu_quota) if limits.cpu_quota > 0 else "max"
         found.append(Write("cpu", "cpu.max", f"{quota} {limits.cpu_period or PERIOD_DEFAULT}"))

@@ -22,8 +22,8 @@ def properties(
     v2 = mode == "v2"
     found: list[tuple[str, tuple[str, Any]]] = []
     if limits.cpu_shares or before.cpu_shares:
-        shares = limits.cpu_shares or SHARES_DEFAULT
-        found.append(("CPUWeight", ("t", weight(shares))) if v2 else ("CPUShares", ("t", shares)))
+        share = ("CPUWeight", weight(limits.cpu_shares)) if v2 else ("CPUShares", limits.cpu_shares or SHARES_DEFAULT)
+        found.append((share[0], ("t", share[1])))
     if any((limits.cpu_quota, limits.cpu_period, before.cpu_quota, before.cpu_period)):
         found.append(("CPUQuotaPeriodUSec", ("t", limits.cpu_period or PERIOD_DEFAULT)))
         found.append(("CPUQuotaPerSecUSec", ("t", _per_second(limits))))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.oci.cgroup_files import Write, weight, writes
+from holdfast.oci.cgroup_files import Write, seen, weight, writes
 from holdfast.oci.unit_properties import INFINITY, properties
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -22,7 +22,7 @@ def lines(limits: Limits, mode: str, before: Limits = NONE) -> list[str]:
     return [f"{one.controller}:{one.name}={one.value}" for one in writes(limits, mode, before)]
 
 
-@pytest.mark.parametrize(("shares", "found"), [(2, 1), (1, 1), (1024, 39), (262144, 10000), (100, 4)])
+@pytest.mark.parametrize(("shares", "found"), [(2, 1), (1, 1), (1024, 39), (262144, 10000), (100, 4), (0, 100)])
 def test_shares_are_weights(shares: int, found: int) -> None:
     assert weight(shares) == found
 
@@ -75,7 +75,7 @@ def test_what_was_limited_is_set_free() -> None:
         "memory:memory.limit_in_bytes=-1",
     ]
     assert lines(NONE, "v2", FULL) == [
-        "cpu:cpu.weight=39",
+        "cpu:cpu.weight=100",
         "cpu:cpu.max=max 100000",
         "memory:memory.swap.max=max",
         "memory:memory.max=max",
@@ -90,6 +90,16 @@ def test_memory_and_swap_together_are_never_limited_below_memory(limit: int, swa
     after = Limits(memory_limit_in_bytes=limit * MIB, memory_swap_limit_in_bytes=swap * MIB if swap > 0 else swap)
     names = [one.name.split(".")[1] for one in writes(after, "v1", FULL) if one.controller == "memory"]
     assert names[0].startswith(first)
+
+
+def test_what_files_say_can_be_written_again() -> None:
+    said = {one.name: one.value for one in writes(FULL, "v1")}
+    assert seen(said, "v1") == FULL
+    free = seen({"memory.limit_in_bytes": "9223372036854771712", "cpu.cfs_quota_us": "-1"}, "hybrid")
+    assert free == Limits(memory_limit_in_bytes=-1, cpu_quota=-1)
+    said = {one.name: one.value for one in writes(FULL, "v2")}
+    assert dict(seen(said, "v2").unified) == said
+    assert lines(seen({"cpu.weight": "100", "cpuset.cpus": ""}, "v2"), "v2") == [":cpu.weight=100", ":cpuset.cpus=\n"]
 
 
 def test_no_limit_on_v2() -> None:
@@ -125,7 +135,7 @@ PROPERTIES: list[tuple[str, Limits, Limits, list[tuple[str, tuple[str, Any]]]]] 
         ("MemorySwapMax", ("t", 0)),
     ]),
     ("v2", NONE, FULL, [
-        ("CPUWeight", ("t", 39)),
+        ("CPUWeight", ("t", 100)),
         ("CPUQuotaPeriodUSec", ("t", 100000)),
         ("CPUQuotaPerSecUSec", ("t", INFINITY)),
         ("MemoryMax", ("t", INFINITY)),
