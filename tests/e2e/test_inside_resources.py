@@ -212,6 +212,18 @@ def test_an_update_that_fails_changes_nothing(host: Node, handler: str) -> None:
     assert "update" not in host.info(container)["underWay"]
 
 
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_what_was_never_limited_is_not_limited_by_an_update_that_fails(host: Node, handler: str) -> None:
+    pod = host.run_pod(handler=handler)
+    container = host.run(pod, "sleep 1000")
+    names = [name.partition("/")[::2] for name in INSIDE]
+    before = [value(place(host, pod, container), *name) for name in names]
+    wrong = {"cpu_shares": 700, "cpu_quota": 20000, "memory_limit_in_bytes": 64 * MIB, "cpuset_cpus": "4000"}
+    refused(lambda: update(host, container, **wrong), grpc.StatusCode.UNKNOWN, "it has the limits that it had")
+    assert [value(place(host, pod, container), *name) for name in names] == before
+    assert in_force(host, container) == limits(oom_score_adj=in_force(host, container).oom_score_adj)
+
+
 def test_what_cannot_be_is_refused_by_field(host: Node) -> None:
     pod = host.run_pod()
     invalid = grpc.StatusCode.INVALID_ARGUMENT
@@ -307,6 +319,11 @@ def of_pod(path: str) -> list[str]:
 def test_a_pods_own_cgroup_has_the_limits_of_all_of_it(host: Node, handler: str) -> None:
     pod = host.run_pod(shaped(host), handler)
     assert of_pod(place(host, pod)) == ["110", "60000", str(80 * MIB)]
+    if handler == FOREIGN:
+        with (host.state / "pods" / pod / pod / "config.json").open() as file:
+            sizes = json.load(file)["annotations"]
+        assert sizes["io.kubernetes.cri.sandbox-memory"] == str(64 * MIB)
+        assert sizes["io.kubernetes.cri.sandbox-cpu-quota"] == "50000"
     container = host.run(pod, "sleep 1000")
     given = limits(cpu_shares=200, cpu_quota=80000, memory_limit_in_bytes=128 * MIB)
     for _ in range(2):  # asked twice, it is so

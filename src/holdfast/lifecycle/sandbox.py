@@ -24,6 +24,7 @@ from holdfast.model.spec import Mount
 from holdfast.model.state import REASON_SANDBOX, ProcessRef
 from holdfast.model.witness import INIT_FILE, InitRecord, decode_init, encode
 from holdfast.oci.request import HostFacts
+from holdfast.oci.resources import SHARES
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import pause
 from holdfast.runtime.handlers import Handler
@@ -171,17 +172,31 @@ class Sandboxes:
                 f"{ANNOTATIONS}.sandbox-name": named.name,
                 f"{ANNOTATIONS}.sandbox-namespace": named.namespace,
                 f"{ANNOTATIONS}.sandbox-uid": named.uid,
+                **_sizes(pod.config.linux),
             },
             "linux": {
                 "cgroupsPath": cgroups.oci_path(pod.meta.cgroup_parent, pod.meta.id),
                 "namespaces": namespaces,
-                "resources": {},
+                "resources": {"cpu": {"shares": SHARES[0]}},
                 **rules,
             },
         } | ({"hostname": hostname} if options.network != pb.NODE else {})
 
     def _bundle(self, pod: Pod) -> Path:
         return self._layout.bundle(pod.meta.id, pod.meta.id)
+
+
+def _sizes(linux: pb.LinuxPodSandboxConfig) -> dict[str, str]:
+    """How large the pod is to be, for shims that make a machine for it, as containerd tells them."""
+    if not linux.HasField("resources"):
+        return {}
+    asked = linux.resources
+    return {
+        f"{ANNOTATIONS}.sandbox-cpu-period": str(asked.cpu_period),
+        f"{ANNOTATIONS}.sandbox-cpu-quota": str(asked.cpu_quota),
+        f"{ANNOTATIONS}.sandbox-cpu-shares": str(asked.cpu_shares),
+        f"{ANNOTATIONS}.sandbox-memory": str(asked.memory_limit_in_bytes),
+    }
 
 
 def record_init(bundle: Path, pid: int) -> None:
