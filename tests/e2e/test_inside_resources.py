@@ -340,6 +340,22 @@ def test_a_pods_own_cgroup_has_the_limits_of_all_of_it(host: Node, handler: str)
     assert host.works(container)
 
 
+def test_all_limits_of_a_pod(host: Node) -> None:
+    config = host.pod_config()
+    config.linux.resources.CopyFrom(
+        limits(
+            cpu_period=50000, cpu_quota=25000, cpuset_cpus="0", cpuset_mems="0", memory_limit_in_bytes=64 * MIB,
+            memory_swap_limit_in_bytes=96 * MIB,
+        )
+    )  # fmt: skip
+    pod = host.run_pod(config)
+    found = [value(place(host, pod), *name.partition("/")[::2]) for name in INSIDE if name != "cpu/cpu.shares"]
+    assert found == ["50000", "25000", "0", "0", str(64 * MIB), str(96 * MIB)]
+    container = host.run(pod, "sleep 1000")
+    allowed = host.exec(container, ["/bin/grep", "Cpus_allowed_list", "/proc/self/status"]).stdout
+    assert allowed.split()[1] == b"0", "its containers are below it"
+
+
 def test_a_limit_of_a_pod_holds_its_containers(host: Node) -> None:
     pod = host.run_pod()
     update_pod(host, pod, resources=limits(memory_limit_in_bytes=24 * MIB))

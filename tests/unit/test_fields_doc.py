@@ -85,9 +85,10 @@ EXAMPLES: list[tuple[str, Setting, *tuple[Setting, ...]]] = [
         (INVALID, (f"{where}.linux.resources.{name}", bad))
         for where in (POD, CONTAINER)
         for name, bad in [
-            ("cpu_period", -1), ("cpu_quota", -2), ("cpu_shares", -1), ("memory_limit_in_bytes", -1),
+            ("cpu_period", -1), ("cpu_quota", -2), ("cpu_shares", -1), ("memory_limit_in_bytes", -2),
             ("oom_score_adj", 1001), ("oom_score_adj", -1001), ("cpuset_cpus", "all"), ("cpuset_mems", "all"),
-            ("unified", {"../x": "1"}), ("memory_swap_limit_in_bytes", -2),
+            ("cpu_period", 999), ("cpu_quota", 999), ("cpu_shares", 262145), ("unified", {"../x": "1"}),
+            ("unified", {"cgroup.procs": "1"}), ("memory_swap_limit_in_bytes", -2), ("memory_swap_limit_in_bytes", 5),
         ]
     ),
     (INVALID, (f"{POD}.linux.resources.hugepage_limits.page_size", "2 MB")),

@@ -41,7 +41,11 @@ class Cgroups:
 
     def parent(self, asked: str, pod_id: str) -> str:
         """The parent of a new pod's cgroups, as its row has it. Raises InvalidArgument for one that cannot be."""
-        return cgroups.check_parent(asked, self.driver) if asked else cgroups.below(self._root, pod_id)
+        return (
+            cgroups.check_parent(asked, self.driver, "config.linux.cgroup_parent")
+            if asked
+            else cgroups.below(self._root, pod_id)
+        )
 
     async def owns(self, parent: str) -> bool:
         """Whether it is ours: nobody has made it."""

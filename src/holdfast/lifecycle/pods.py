@@ -88,7 +88,7 @@ class Pods:
 
     async def run(self, config: pb.PodSandboxConfig, handler_name: str) -> Pod:
         """Reserve the name and bring the sandbox up. A failure leaves nothing behind. Asked twice, it is done once."""
-        validate_pod(config)
+        validate_pod(config, self._cgroups.driver)
         self._limits.check_pod(config)
         handler = self._handlers.usable(handler_name)
         if user_namespace(config.linux.security_context.namespace_options) is not None:

@@ -24,7 +24,7 @@ _NAME_LENGTH: Final = 255  # of a unit, systemd.unit(5), and of a directory
 _ID: Final = re.compile(r"(?:[^/]*-)?([0-9a-f]{64})(?:\.scope|\.slice)?")
 
 
-def check_parent(parent: str, driver: str, field: str = "config.linux.cgroup_parent") -> str:
+def check_parent(parent: str, driver: str, field: str) -> str:
     """The parent as a row has it: of a slice its name, which a kubelet gives with the path that leads there.
 
     Raises InvalidArgument for one that the driver cannot have.

@@ -4,6 +4,7 @@ import posixpath
 import re
 from typing import Final
 
+from holdfast.model.cgroups import CGROUPFS, check_parent
 from holdfast.model.errors import InvalidArgument
 from holdfast.oci import (
     capabilities,
@@ -26,7 +27,7 @@ HOSTNAME_LENGTH: Final = 64  # HOST_NAME_MAX, sethostname(2)
 _HOSTNAME: Final = re.compile("[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 
-def validate_pod(config: pb.PodSandboxConfig) -> None:
+def validate_pod(config: pb.PodSandboxConfig, cgroup_driver: str = CGROUPFS) -> None:
     """Raises InvalidArgument, or Unimplemented."""
     if not config.HasField("metadata"):
         raise InvalidArgument("config.metadata: must be set")
@@ -43,6 +44,8 @@ def validate_pod(config: pb.PodSandboxConfig) -> None:
     check_words(config.dns_config.searches, "config.dns_config.searches")
     check_words(config.dns_config.options, "config.dns_config.options")
     sysctls.check(config)
+    if config.linux.cgroup_parent:
+        check_parent(config.linux.cgroup_parent, cgroup_driver, "config.linux.cgroup_parent")
     resources.check(config.linux.resources, "config.linux.resources")
     resources.check(config.linux.overhead, "config.linux.overhead")
     context = config.linux.security_context

@@ -6,6 +6,7 @@ from holdfast.model import cgroups
 from holdfast.model.cgroups import CGROUPFS, SYSTEMD
 from holdfast.model.errors import InvalidArgument
 
+FIELD = "config.linux.cgroup_parent"
 ID = "0123456789abcdef" * 4
 
 
@@ -22,8 +23,8 @@ ID = "0123456789abcdef" * 4
 )
 def test_a_slice_is_below_those_of_which_its_name_begins(name: str, path: str) -> None:
     assert cgroups.slice_path(name) == path
-    assert cgroups.check_parent(name, SYSTEMD) == name
-    assert cgroups.check_parent(path, SYSTEMD) == name  # as a kubelet has it
+    assert cgroups.check_parent(name, SYSTEMD, FIELD) == name
+    assert cgroups.check_parent(path, SYSTEMD, FIELD) == name  # as a kubelet has it
     assert cgroups.parent_path(name) == path
 
 
@@ -31,7 +32,7 @@ def test_a_slice_is_below_those_of_which_its_name_begins(name: str, path: str) -
     ("parent", "found"), [("/kubepods/pod1", "/kubepods/pod1"), ("/a/", "/a"), ("/a//b/./c", "/a/b/c"), ("//a", "/a")]
 )
 def test_a_path(parent: str, found: str) -> None:
-    assert cgroups.check_parent(parent, CGROUPFS) == found
+    assert cgroups.check_parent(parent, CGROUPFS, FIELD) == found
 
 
 @pytest.mark.parametrize(
@@ -53,8 +54,8 @@ def test_a_path(parent: str, found: str) -> None:
     ],
 )
 def test_a_parent_that_the_driver_cannot_have(parent: str, driver: str, message: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"config.linux.cgroup_parent: .*{message}"):
-        cgroups.check_parent(parent, driver)
+    with pytest.raises(InvalidArgument, match=f"{FIELD}: .*{message}"):
+        cgroups.check_parent(parent, driver, FIELD)
 
 
 def test_containers_of_a_path() -> None:
