@@ -60,7 +60,7 @@ def test_5000_configurations(tmp_path: Path, runtime: str) -> None:
 
 def play(count: int, directory: Path, runtime: str = "crun") -> None:
     print(f"HOLDFAST_SEED={SEED:x}")
-    with node(runtime, seccomp_root=str(directory)) as one, bystander(one) as stranger:
+    with node(runtime, seccomp_root=str(directory), cdi_spec_dirs=[str(directory)]) as one, bystander(one) as stranger:
         around = Surroundings(directory / "around", one.cgroup, stranger)
         around.prepare()
         before, trial = host(), Trial(one, around)

@@ -5,6 +5,7 @@ One begins sound and plain; some of its fields are then changed, each to a value
 No value reaches outside the directory and the cgroup of the test, and no command does anything.
 """
 
+import json
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,11 @@ HANDLERS = ["", "", "", "crun", "runc", "runc", "no-such-handler"]
 PODS = ["plain", "plain", "host", "privileged", "shared-pid"]  # of those that are kept for containers
 # What is looked up on the host: text that is made up for them stays within the test's own directory or cgroup.
 ON_HOST = {"log_directory", "host_path", "localhost_ref", "cgroup_parent"}
+VENDOR = {
+    "cdiVersion": "0.6.0",
+    "kind": "vendor.example/device",
+    "devices": [{"name": "one", "containerEdits": {"env": ["VENDOR=one"], "deviceNodes": [{"path": "/dev/null"}]}}],
+}
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,14 @@ class Surroundings:
     stranger: str = ""
 
     def prepare(self) -> None:
-        """Make the files: one of each kind that a path may lead to."""
+        """Make the files: one of each kind that a path may lead to, and above them a vendor's, for CDI."""
         (self.base / "directory").mkdir(parents=True)
         (self.base / "file").write_text("a file\n")
         (self.base / "link").symlink_to("directory")
         (self.base / "dangling").symlink_to("nowhere")
         (self.base / "loop").symlink_to("loop")
         (self.base / "profile.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+        (self.base.parent / "vendor.json").write_text(json.dumps(VENDOR))
         os.mkfifo(self.base / "fifo")
         with socket.socket(socket.AF_UNIX) as one:
             one.bind(str(self.base / "socket"))
