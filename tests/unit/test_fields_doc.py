@@ -34,6 +34,8 @@ POD, CONTAINER = "PodSandboxConfig", "ContainerConfig"
 SANDBOX, SECURITY = "PodSandboxConfig.linux.security_context", "ContainerConfig.linux.security_context"
 USERS = f"{SANDBOX}.namespace_options.userns_options"
 OWN_USERS: Setting = (USERS, USERNS)
+IMAGE_VOLUME = ((f"{CONTAINER}.mounts.image", pb.ImageSpec(image="i")), (f"{CONTAINER}.mounts.readonly", True))
+MAPPED = (f"{CONTAINER}.mounts.gidMappings", pb.IDMapping(length=1))
 
 
 def localhost(name: str) -> Setting:
@@ -103,8 +105,16 @@ EXAMPLES: list[tuple[str, Setting, *tuple[Setting, ...]]] = [
     *((INVALID, (f"{CONTAINER}.mounts.container_path", bad)) for bad in ("a", "", "/", "/a/..")),
     *((INVALID, (f"{CONTAINER}.mounts.host_path", bad)) for bad in ("a", "")),
     *((INVALID, (f"{CONTAINER}.mounts.{name}Mappings", pb.IDMapping(length=1))) for name in ("uid", "gid")),
+    (INVALID, (f"{CONTAINER}.mounts.uidMappings.length", 0), MAPPED),
+    *(
+        (INVALID, (f"{CONTAINER}.mounts.uidMappings.{name}_id", 2**32 - 1), MAPPED) for name in ("host", "container")
+    ),
     (INVALID, (f"{CONTAINER}.mounts.recursive_read_only", True)),
     (INVALID, (f"{CONTAINER}.mounts.image_sub_path", "a")),
+    *((INVALID, (f"{CONTAINER}.mounts.image_sub_path", bad), *IMAGE_VOLUME) for bad in ("/a", "../a")),
+    (INVALID, (f"{CONTAINER}.mounts.host_path", "/h"), *IMAGE_VOLUME),
+    (INVALID, (f"{CONTAINER}.mounts.readonly", False), *IMAGE_VOLUME),
+    (INVALID, (f"{CONTAINER}.mounts.propagation", pb.PROPAGATION_BIDIRECTIONAL), *IMAGE_VOLUME),
     (INVALID, (f"{CONTAINER}.mounts.image.image", "")),
     *((INVALID, (f"{CONTAINER}.devices.{name}_path", "x")) for name in ("container", "host")),
     (INVALID, (f"{CONTAINER}.devices.permissions", "x")),
