@@ -45,14 +45,15 @@ class Surroundings:
     stranger: str = ""
 
     def prepare(self) -> None:
-        """Make the files: one of each kind that a path may lead to, and above them a vendor's, for CDI."""
+        """Make the files: one of each kind that a path may lead to, and beside them a vendor's, for CDI."""
         (self.base / "directory").mkdir(parents=True)
         (self.base / "file").write_text("a file\n")
         (self.base / "link").symlink_to("directory")
         (self.base / "dangling").symlink_to("nowhere")
         (self.base / "loop").symlink_to("loop")
         (self.base / "profile.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
-        (self.base.parent / "vendor.json").write_text(json.dumps(VENDOR))
+        (self.base.parent / "cdi").mkdir()
+        (self.base.parent / "cdi" / "vendor.json").write_text(json.dumps(VENDOR))
         os.mkfifo(self.base / "fifo")
         with socket.socket(socket.AF_UNIX) as one:
             one.bind(str(self.base / "socket"))

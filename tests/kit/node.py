@@ -273,9 +273,9 @@ class Node:
 
 
 @contextlib.contextmanager
-def node(runtime: str = "crun", *, inject: bool = False, **settings: Any) -> Iterator[Node]:
+def node(runtime: str = "crun", base: Path | None = None, *, inject: bool = False, **settings: Any) -> Iterator[Node]:
     """A started node with the busybox image, taken apart at the end."""
-    one = Node(runtime, inject=inject, **settings)
+    one = Node(runtime, base, inject=inject, **settings)
     try:
         one.start()
         one.busybox()
