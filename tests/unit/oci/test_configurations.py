@@ -38,9 +38,16 @@ def test_it_becomes_a_spec_or_is_refused_by_name(example: Example) -> None:
         validate_container(container, pod)
         spec = build(request(pod, container))
     except HoldfastError as exc:
-        assert named_field(str(exc), root), exc
+        named = named_field(str(exc), root)
+        changed = [path for path, _ in (*example.pod_changes, *example.changes)]
+        assert any(related(named, path) for path in changed), f"{exc}, but what was changed is {changed}"
     else:
         assert json.loads(json.dumps(spec)) == spec
+
+
+def related(named: str, changed: str) -> bool:
+    """Whether the field that an error names is in what was changed, or what was changed is in the same message."""
+    return f"{named}.".startswith(f"{changed}.") or changed.startswith(f"{named.rpartition('.')[0]}.")
 
 
 def request(pod: pb.PodSandboxConfig, container: pb.ContainerConfig) -> SpecRequest:
