@@ -65,7 +65,7 @@ def pod_info(pod: Pod) -> dict[str, str]:
         "pid": pod.status.shim.pid if pod.status.shim else 0,
         "networkNamespace": pod.status.netns,
         "cgroupParent": pod.meta.cgroup_parent,
-        "ownsCgroup": pod.meta.owns_cgroup,
+        "ownsCgroup": bool(pod.meta.owns_cgroup),
         "resources": MessageToDict(asked.resources),
         "overhead": MessageToDict(asked.overhead),
         "reason": pod.status.reason,

@@ -6,7 +6,9 @@ What makes those of containers are the OCI runtimes; they are removed here only 
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -23,6 +25,7 @@ from holdfast.systemd import units
 log = logging.getLogger(__name__)
 
 TRIES: Final = 50
+DEPTH: Final = 1000  # deeper than any path
 PAUSE: Final = 0.01  # an ended process leaves its cgroup a moment after it can be waited for
 
 
@@ -47,9 +50,10 @@ class Cgroups:
             else cgroups.below(self._root, pod_id)
         )
 
-    async def owns(self, parent: str) -> bool:
-        """Whether it is ours: nobody has made it."""
-        return not await in_thread(cgroup.exists, cgroups.parent_path(parent))
+    async def owned(self, parent: str, others: Iterable[PodMetadata]) -> int:
+        """How many at the end of the parent's path are ours: that nobody has made, or we for one of the `others`."""
+        ours = {path for meta in others for path in cgroups.ends(meta.cgroup_parent, meta.owns_cgroup)}
+        return await in_thread(_owned, cgroups.ends(parent, DEPTH), ours)
 
     async def create(self, meta: PodMetadata) -> None:
         """Make the pod's cgroup, in every hierarchy. Idempotent. Raises OSError and what systemd says."""
@@ -114,13 +118,20 @@ class Cgroups:
                 await asyncio.sleep(PAUSE)
         raise Unavailable(f"cannot remove cgroup {path}: {busy.strerror}") from busy
 
-    async def remove_pod(self, meta: PodMetadata) -> None:
-        """Remove the pod's cgroup where it is ours, and that of all pods with the last of them."""
-        if meta.owns_cgroup:
-            path = cgroups.parent_path(meta.cgroup_parent)
+    async def remove_pod(self, meta: PodMetadata, others: Iterable[PodMetadata]) -> None:
+        """Remove the pod's cgroup where it is ours, and what was made above it. The last who uses one takes it away."""
+        if not meta.owns_cgroup:
+            return
+        path, *above = cgroups.ends(meta.cgroup_parent, meta.owns_cgroup)
+        if not any(f"{cgroups.parent_path(one.cgroup_parent)}/".startswith(f"{path}/") for one in others):
             await self.remove(path)
-            if str(PurePosixPath(path).parent) == self.root:
-                await self.remove_root()
+        elif await in_thread(_idle, path):
+            with contextlib.suppress(Unavailable):  # one of the others has begun to use it
+                await self.remove(path)
+        for one in above:
+            await in_thread(cgroup.remove_if_empty, one)
+        if str(PurePosixPath(path).parent) == self.root:
+            await self.remove_root()
 
     async def remove_root(self) -> None:
         """Remove the parent of our pods unless there is something in it."""
@@ -129,6 +140,10 @@ class Cgroups:
             with contextlib.suppress(HoldfastError):
                 await apart(units.stop, unit)
         await in_thread(cgroup.remove_if_empty, self.root)
+
+
+def _owned(outwards: list[str], ours: set[str]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda path: path in ours or not cgroup.exists(path), outwards))
 
 
 def _idle(path: str) -> bool:

@@ -135,7 +135,7 @@ class Cleanup:
         crashpoint("sandbox.init")
         await apart(self._unpin, pod_id)
         crashpoint("sandbox.unpinned")
-        await self._cgroups.remove_pod(pod.meta)
+        await self._cgroups.remove_pod(pod.meta, [one.meta for one in self._world.pods.values() if one is not pod])
 
     async def pod(self, pod: Pod) -> None:
         """Remove every trace of a stopped pod without containers, and last its row."""

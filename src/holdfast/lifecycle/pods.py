@@ -296,6 +296,7 @@ class Pods:
     async def _metadata(self, config: pb.PodSandboxConfig, handler: Handler) -> PodMetadata:
         pod_id = new_id()
         parent = self._cgroups.parent(config.linux.cgroup_parent, pod_id)
+        others = [pod.meta for pod in self._world.pods.values() if not pod.status.stopped_at]
         return PodMetadata(
             id=pod_id,
             name=config.metadata.name,
@@ -305,7 +306,7 @@ class Pods:
             handler=handler.name,
             config=config.SerializeToString(),
             cgroup_parent=parent,
-            owns_cgroup=await self._cgroups.owns(parent),
+            owns_cgroup=await self._cgroups.owned(parent, others),
             created_at=self._world.clock.now(),
         )
 

@@ -11,6 +11,7 @@ container with the pod's id.
 
 import posixpath
 import re
+from pathlib import PurePosixPath
 from typing import Final
 
 from holdfast.model.errors import InvalidArgument
@@ -59,6 +60,14 @@ def slice_path(name: str) -> str:
 def parent_path(parent: str) -> str:
     """Where a pod's cgroup is, or that of all pods."""
     return slice_path(parent) if is_slice(parent) else parent.rstrip("/")
+
+
+def ends(parent: str, count: int) -> list[str]:
+    """So many paths from where a parent is outwards, all of them for a parent that is not that deep. Those above a
+    slice are systemd's."""
+    path = PurePosixPath(parent_path(parent))
+    outwards = [str(one) for one in (path, *path.parents) if one.name]
+    return outwards[: min(count, 1) if is_slice(parent) else count]
 
 
 def below(root: str, pod_id: str) -> str:

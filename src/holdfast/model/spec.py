@@ -42,7 +42,7 @@ class PodMetadata:
     handler: str
     config: bytes
     cgroup_parent: str  # e.g. /kubepods/burstable/podUID, or a slice; see model.cgroups
-    owns_cgroup: bool  # made by us, so removed by us
+    owns_cgroup: int  # how many at the end of its path were made by us, so removed by us
     created_at: int  # ns since the epoch; strictly increasing per node
 
 

@@ -6,7 +6,7 @@ Every column is a field of its own; what is not a field of the model does not ex
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, fields
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -101,7 +101,7 @@ def load_pods(
     def decode(row: Row) -> tuple[PodMetadata, PodStatus]:
         meta = PodMetadata(*row[:count])
         check(meta)
-        return replace(meta, owns_cgroup=bool(meta.owns_cgroup)), _pod_status(row[count:])
+        return meta, _pod_status(row[count:])
 
     return _load(tx, "pods", (*_POD_META, *_POD_STATUS), "created_at", decode)
 

@@ -36,6 +36,21 @@ def test_a_path(parent: str, found: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("parent", "count", "found"),
+    [
+        ("/a/b/c", 0, []),
+        ("/a/b/c", 1, ["/a/b/c"]),
+        ("/a/b/c", 2, ["/a/b/c", "/a/b"]),
+        ("/a/b/c", 9, ["/a/b/c", "/a/b", "/a"]),
+        ("a-b.slice", 9, ["/a.slice/a-b.slice"]),
+        ("a-b.slice", 0, []),
+    ],
+)
+def test_the_end_of_a_path(parent: str, count: int, found: list[str]) -> None:
+    assert cgroups.ends(parent, count) == found
+
+
+@pytest.mark.parametrize(
     ("parent", "driver", "message"),
     [
         ("kubepods.slice", CGROUPFS, "'kubepods.slice' is not a path below the cgroup root, which cgroup_driver 'cgro"),

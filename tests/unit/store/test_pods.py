@@ -77,7 +77,6 @@ def test_what_is_written_is_read_again(
     assert pods.update_container(tx, inner.id, lambda before: container_later) == container_later
     assert pods.load_pods(tx) == [(meta, later)]
     assert pods.load_containers(tx) == [(inner, container_later)]
-    assert type(pods.load_pods(tx)[0][0].owns_cgroup) is bool
     tx.close()
 
 
