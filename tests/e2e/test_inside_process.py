@@ -213,7 +213,8 @@ def test_an_exec_is_where_the_init_is_and_may_no_more(life: Node, handler: str) 
     container = life.run(pod, ["/bin/sleep", "1000"], linux=linux, working_dir="/tmp")
     kept = "Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp"
     script = f"cat /proc/$p/cgroup; grep -E '^({kept}):' /proc/$p/status; cat /proc/$p/oom_score_adj /proc/$p/environ"
-    script += "; grep Umask /proc/$p/status; readlink /proc/$p/cwd; for n in /proc/$p/ns/*; do readlink $n; done"
+    script += "; grep Umask /proc/$p/status; cat /proc/$p/limits; readlink /proc/$p/cwd"
+    script += "; for n in /proc/$p/ns/*; do readlink $n; done"
     init, executed = (sh(life, container, f"p={pid}; {script}") for pid in ("1", "$$"))
     assert executed == init
     assert "NoNewPrivs:\t1" in init
