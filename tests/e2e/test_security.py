@@ -118,6 +118,9 @@ def test_cve_2024_21626_a_working_directory_that_leads_out(life: Node, plain: st
     for directory in ("/proc/self/fd/7", "/proc/self/../self/fd/3", "/proc", "/a/out", "/b/3", "/c"):
         message = refused(life, plain, life.container_config("exit 0", image=image, working_dir=directory))
         assert f"config.working_dir: {directory!r} leads to '/proc" in message
+    moved = hostile(images.entry(".wh.proc", b""), link("proc", "elsewhere"), images.entry("elsewhere"))
+    message = refused(life, plain, life.container_config("exit 0", image=moved, working_dir="/proc/self/fd/7"))
+    assert "leads to '/proc/self/fd/7'" in message
     for directory in ("/proc/self/fd/7", "/b/3"):
         of_image = hostile(*links, WorkingDir=directory)
         message = refused(life, plain, life.container_config("exit 0", image=of_image))
