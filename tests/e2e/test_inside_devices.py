@@ -129,6 +129,29 @@ def test_devices_belong_to_who_uses_them_if_that_is_wanted(life: Node, places: d
     assert nodes(life, container, "/dev/one") == ["/dev/one 1:3 640 1234:4321"]
 
 
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_a_device_in_a_pod_with_users_of_its_own_is_no_other(life: Node, places: dict[str, Path], handler: str) -> None:
+    """There runc shows the host's node of the name that is asked for inside, whichever that is."""
+    node = {"path": CONTROL, "hostPath": "/dev/zero"}
+    write(places["etc"] / "v.json", "vendor.com/zero", {"name": "0", "containerEdits": {"deviceNodes": [node]}})
+    config = life.pod_config(network=pb.POD)
+    users = pb.UserNamespace(mode=pb.POD)
+    for mappings in (users.uids, users.gids):
+        mappings.add(host_id=300000, container_id=0, length=65536)
+    config.linux.security_context.namespace_options.userns_options.CopyFrom(users)
+    made = life.container_config("sleep 1000", CDI_devices=[pb.CDIDevice(name="vendor.com/zero=0")])
+    made.devices.extend([device("/dev/zero", "/dev/kmsg"), device("/dev/zero", "/dev/none-such"), device("/dev/zero")])
+    made.linux.security_context.namespace_options.CopyFrom(config.linux.security_context.namespace_options)
+    life.base.chmod(0o711)  # else nobody but root gets to what is below it
+    container = life.create(life.run_pod(config, handler), made)
+    life.start_container(container)
+    for path in ("/dev/kmsg", "/dev/none-such", "/dev/zero", CONTROL):
+        assert sh(life, container, f"stat -c %t:%T {path}; head -c 4 {path} | od -An -tx1").split() == [
+            "1:5",
+            *["00"] * 4,
+        ]
+
+
 @pytest.mark.parametrize("path", ["/dev/no-such", "/etc/passwd"])
 def test_what_is_no_device_is_refused(life: Node, path: str) -> None:
     config = life.container_config("exit 0", devices=[device("/dev/null", "/dev/n"), device(path, "/dev/x")])

@@ -171,6 +171,7 @@ def test_environment(life: Node, handler: str) -> None:
     pod = life.run_pod(life.pod_config("envs", network=pb.POD, hostname="inside"), handler)
     envs = [pb.KeyValue(key="B", value="config"), pb.KeyValue(key="C", value="a=b c"), pb.KeyValue(key="D", value="")]
     container = life.run(pod, ["/bin/sleep", "1000"], image=PEOPLE, envs=envs)
+    until(lambda: sh(life, container, "cat /proc/1/comm") == "sleep\n", "the runtime's own program to be over")
     for pid in ("1", "$$"):
         found = sh(life, container, f"cat /proc/{pid}/environ; :").split("\0")[:-1]
         expected = {"PATH": "/bin", "HOSTNAME": "inside", "A": "image", "B": "config", "C": "a=b c", "D": ""}
@@ -211,9 +212,11 @@ def test_an_exec_is_where_the_init_is_and_may_no_more(life: Node, handler: str) 
     linux.resources.oom_score_adj = 321
     pod = life.run_pod(life.pod_config(), handler)
     container = life.run(pod, ["/bin/sleep", "1000"], linux=linux, working_dir="/tmp")
+    until(lambda: sh(life, container, "cat /proc/1/comm") == "sleep\n", "the runtime's own program to be over")
     kept = "Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp"
     script = f"cat /proc/$p/cgroup; grep -E '^({kept}):' /proc/$p/status; cat /proc/$p/oom_score_adj /proc/$p/environ"
-    script += "; grep Umask /proc/$p/status; readlink /proc/$p/cwd; for n in /proc/$p/ns/*; do readlink $n; done"
+    script += "; grep Umask /proc/$p/status; cat /proc/$p/limits; readlink /proc/$p/cwd"
+    script += "; for n in /proc/$p/ns/*; do readlink $n; done"
     init, executed = (sh(life, container, f"p={pid}; {script}") for pid in ("1", "$$"))
     assert executed == init
     assert "NoNewPrivs:\t1" in init

@@ -47,6 +47,15 @@ def pod(life: Node, handler: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def plain(life: Node) -> Iterator[str]:
+    """A pod for what no OCI runtime gets to see."""
+    pod_id = life.run_pod()
+    yield pod_id
+    life.remove_pod(pod_id)
+    assert not life.leftovers()
+
+
+@pytest.fixture
 def hostile(life: Node) -> Iterator[Any]:
     """Make an image that is busybox with one more layer and such a config; it is removed afterwards."""
     made: list[str] = []
@@ -100,31 +109,40 @@ def test_cve_2019_5736_the_runtimes_binary_cannot_be_written_from_inside(
     assert hashlib.sha256(binary.read_bytes()).digest() == before
 
 
-@pytest.mark.parametrize("directory", ["/proc/self/fd/7", "/proc/self/../self/fd/3", "/proc", "/a/out", "/b/3", "/c"])
-@pytest.mark.parametrize("of_image", [False, True])
-def test_cve_2024_21626_a_working_directory_that_leads_out(
-    life: Node, pod: str, hostile: Any, directory: str, of_image: bool
-) -> None:
+def test_cve_2024_21626_a_working_directory_that_leads_out(life: Node, plain: str, hostile: Any) -> None:
     links = [
         images.entry("a"), link("a/out", "../proc/self/fd/8"), link("b", "/proc/self/fd"), link("c", "/d"),
         link("d", "proc/1/cwd"),
     ]  # fmt: skip
-    image = hostile(*links, **({"WorkingDir": directory} if of_image else {}))
-    asked = {} if of_image else {"working_dir": directory}
-    message = refused(life, pod, life.container_config("exit 0", image=image, **asked))
-    assert f"config.working_dir: {directory!r} leads to '/proc" in message
+    image = hostile(*links)
+    for directory in ("/proc/self/fd/7", "/proc/self/../self/fd/3", "/proc", "/a/out", "/b/3", "/c"):
+        message = refused(life, plain, life.container_config("exit 0", image=image, working_dir=directory))
+        assert f"config.working_dir: {directory!r} leads to '/proc" in message
+    moved = hostile(images.entry(".wh.proc", b""), link("proc", "elsewhere"), images.entry("elsewhere"))
+    message = refused(life, plain, life.container_config("exit 0", image=moved, working_dir="/proc/self/fd/7"))
+    assert "leads to '/proc/self/fd/7'" in message
+    for directory in ("/proc/self/fd/7", "/b/3"):
+        of_image = hostile(*links, WorkingDir=directory)
+        message = refused(life, plain, life.container_config("exit 0", image=of_image))
+        assert f"config.working_dir: {directory!r} leads to '/proc" in message
 
 
 def test_cve_2024_21626_no_descriptor_leaks_into_a_container(life: Node, pod: str) -> None:
     container = life.run(pod, ["/bin/sleep", "1000"])
-    assert sorted(os.listdir(f"/proc/{life.pid(container)}/fd"), key=int) == ["0", "1", "2"]
+    init = life.pid(container)
+    until(lambda: comm(init) == "sleep", "the runtime's own program to be over")
+    assert sorted(os.listdir(f"/proc/{init}/fd"), key=int) == ["0", "1", "2"]
     own = sh(life, container, "ls -l /proc/$$/fd; :").splitlines()[1:]
     assert sorted(line.split()[-3] for line in own) == ["0", "1", "2"]
     assert sh(life, container, "test -c /dev/fd/0 && test -p /dev/fd/1 && test -p /dev/fd/2 && echo so") == "so\n"
-    terminal = life.run(pod, "ls /proc/$$/fd; sleep 1000", "terminal", tty=True)
-    seen = sorted(os.listdir(f"/proc/{life.pid(terminal)}/fd"), key=int)
-    assert [fd for fd in seen if int(fd) < 10] == ["0", "1", "2"]  # a shell puts its terminal at 10
-    assert not [fd for fd in seen[3:] if not os.readlink(f"/proc/{life.pid(terminal)}/fd/{fd}").startswith("/dev/")]
+    terminal = life.pid(life.run(pod, ["/bin/sleep", "1000"], "terminal", tty=True))
+    until(lambda: comm(terminal) == "sleep", "the runtime's own program to be over")
+    assert sorted(os.listdir(f"/proc/{terminal}/fd"), key=int) == ["0", "1", "2"]
+    assert os.readlink(f"/proc/{terminal}/fd/0").startswith("/dev/")
+
+
+def comm(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 GROUPS: dict[str, tuple[dict[str, Any], str]] = {
@@ -159,11 +177,10 @@ def test_users_and_groups_of_an_exec(life: Node, pod: str, hostile: Any, case: s
         assert sorted(status["Groups"].split(), key=int) == sorted(groups, key=int)
 
 
-@pytest.mark.parametrize("user", ["4294967296", "2147483648", "4294967295:0", "0:4294967296", "-1", "9" * 400])
-def test_cve_2024_40635_a_uid_that_wraps_around_to_root(life: Node, pod: str, hostile: Any, user: str) -> None:
-    image = hostile(User=user)
-    message = refused(life, pod, life.container_config("id -u", image=image))
-    assert "out of range" in message or "is not in the image's /etc/passwd" in message
+def test_cve_2024_40635_a_uid_that_wraps_around_to_root(life: Node, plain: str, hostile: Any) -> None:
+    for user in ("4294967296", "2147483648", "4294967295:0", "0:4294967296", "-1", "9" * 400):
+        message = refused(life, plain, life.container_config("id -u", image=hostile(User=user)))
+        assert "out of range" in message or "is not in the image's /etc/passwd" in message
 
 
 def test_cve_2022_31030_output_of_an_exec_without_end(life: Node, pod: str) -> None:
@@ -174,8 +191,7 @@ def test_cve_2022_31030_output_of_an_exec_without_end(life: Node, pod: str) -> N
     peaks = {pid: peak(pid) for pid in (life.process.pid, *shims)}
     script = "dd if=/dev/zero bs=1M count=1024 >&2 2>/dev/null & dd if=/dev/zero bs=1M count=1024 2>/dev/null; wait"
     reply = life.exec(container, ["/bin/sh", "-c", script], 25)
-    assert (reply.exit_code, len(reply.stdout)) == (0, LIMIT)
-    assert len(reply.stderr) <= LIMIT
+    assert (reply.exit_code, len(reply.stdout), len(reply.stderr)) == (0, LIMIT, LIMIT)
     assert len(peaks) > 1
     assert all(peak(pid) - before < ROOM for pid, before in peaks.items())
 
@@ -223,17 +239,17 @@ def test_cve_2024_5154_links_in_the_image_where_files_are_mounted(
 
 
 @pytest.mark.parametrize(("name", "size"), [("passwd", 1 << 30), ("group", 64 << 20)])
-def test_cve_2026_47262_a_huge_file_of_users_is_not_read(life: Node, hostile: Any, name: str, size: int) -> None:
+def test_cve_2026_47262_a_huge_file_of_users_is_not_read(
+    life: Node, plain: str, hostile: Any, name: str, size: int
+) -> None:
     assert life.process is not None
-    image, pod = hostile(layer=of_zeros(f"etc/{name}", size)), life.run_pod()
+    image = hostile(layer=of_zeros(f"etc/{name}", size))
     before = peak(life.process.pid)
     config = life.container_config("exit 0", "huge", image=image)
     config.linux.security_context.run_as_user.value = 65534
-    assert f"/etc/{name} has more than" in refused(life, pod, config)
+    assert f"/etc/{name} has more than" in refused(life, plain, config)
     assert peak(life.process.pid) - before < 32 << 20
     assert not life.containers()
-    life.remove_pod(pod)
-    assert not life.leftovers()
 
 
 def of_zeros(name: str, size: int) -> bytes:
@@ -273,13 +289,11 @@ def test_cve_2026_53488_labels_of_an_image_are_nobodys_orders(life: Node, pod: s
     assert not done.exists()
 
 
-@pytest.mark.parametrize(
-    "volume", ["/../../../../../../etc", "../../../etc", "/data/../../../../etc", "/proc/self/root/etc"]
-)
-def test_cve_2022_23648_a_volume_of_the_image_that_climbs(life: Node, pod: str, hostile: Any, volume: str) -> None:
-    container = life.run(pod, "sleep 1000", image=hostile(Volumes={volume: {}}))
+def test_cve_2022_23648_a_volume_of_the_image_that_climbs(life: Node, pod: str, hostile: Any) -> None:
+    volumes = ["/../../../../../../etc", "../../../etc", "/data/../../../../etc", "/proc/self/root/etc"]
+    container = life.run(pod, "sleep 1000", image=hostile(Volumes={volume: {} for volume in volumes}))
     assert sh(life, container, "cat /etc/passwd").startswith("root:x:0:0:root:/root:/bin/sh\nnobody")
-    assert "no" in sh(life, container, "test -e /etc/debian_version || echo no")
+    assert sh(life, container, "test -e /etc/debian_version || echo no") == "no\n"
     mounted = {line.split()[4] for line in sh(life, container, "cat /proc/self/mountinfo").splitlines()}
     assert "/etc" not in mounted
 

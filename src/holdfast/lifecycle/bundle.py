@@ -31,6 +31,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handlers
 from holdfast.snapshots.overlay import Snapshots
 
+OF_THE_IMAGE: Final = frozenset({errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})  # whose fault they are
 LABEL_LENGTH: Final = 63  # of a host name that nobody has chosen, RFC 1123
 LOOK_SECONDS: Final = 10.0  # that the host's devices may take to be looked at
 
@@ -183,9 +184,14 @@ class Bundles:
 def check_directory(root: int, asked: str) -> None:
     """Refuse a working directory that leads out of an image, whatever links it has. Raises InvalidArgument."""
     try:
-        process.check_directory(asked, files.follow(root, asked))
-    except (OSError, ValueError) as exc:
+        leads_to = files.follow(root, asked)
+    except OSError as exc:
+        if exc.errno not in OF_THE_IMAGE:
+            raise
+        raise InvalidArgument(f"config.working_dir: {asked!r} cannot be followed: {exc.strerror}") from exc
+    except ValueError as exc:  # it is no path at all
         raise InvalidArgument(f"config.working_dir: {asked!r} cannot be followed: {exc}") from exc
+    process.check_directory(asked, leads_to)
 
 
 def have_directories(root: int) -> None:
@@ -214,7 +220,7 @@ def read_in(root: int, path: str, limit: int) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
-        if exc.errno not in (errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):  # not the image's fault
+        if exc.errno not in OF_THE_IMAGE:
             raise
         raise InvalidArgument(f"image: cannot read its {path}: {exc.strerror}") from exc
     try:

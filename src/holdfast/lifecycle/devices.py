@@ -49,6 +49,7 @@ class Devices:
         return {
             "devices": asked,
             "host_devices": tuple(node for _, node in _below("/dev", "config")) if everything else (),
+            "bind_devices": Path(handler.binary).name != "crun",
             "all_devices": handler.host_devices or handler.all_devices,
             "cdi": cdi.complete(self._registry().edits(names), look) if names else cdi.Edits(),
         }

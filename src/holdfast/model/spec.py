@@ -78,7 +78,10 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """A device node of this host, or as a container is to have it. `type` is "b", "c" or "p"."""
+    """A device node of this host, or as a container is to have it: `source` is what it is called here then.
+
+    `type` is "b", "c" or "p".
+    """
 
     path: str
     type: str
@@ -87,6 +90,7 @@ class DeviceNode:
     mode: int = 0o666
     uid: int = 0
     gid: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

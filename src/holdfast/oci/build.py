@@ -27,6 +27,8 @@ def build(request: SpecRequest) -> Spec:
     if "uts" in request.namespaces:
         spec["hostname"] = request.hostname
     cdi.apply(spec, request.cdi)
+    if request.bind_devices and any(one["type"] == "user" for one in spec["linux"]["namespaces"]):
+        devices.bind(spec, request)
     return spec
 
 

@@ -25,7 +25,7 @@ def check(device: pb.Device, field: str) -> None:
 def inside(device: pb.Device, found: DeviceNode, below: str = "") -> DeviceNode:
     """A node of the host as the container is to have it; `below` is its name in a directory that was asked for."""
     path = device.container_path or device.host_path
-    return replace(found, path=in_container(f"{path}/{below}"))
+    return replace(found, path=in_container(f"{path}/{below}"), source=found.path)
 
 
 def owned(node: DeviceNode, context: pb.LinuxContainerSecurityContext) -> DeviceNode:
@@ -40,6 +40,22 @@ def devices(request: SpecRequest) -> list[Spec]:
     for node in (*(one for nodes in request.devices for one in nodes), *request.host_devices):
         found.setdefault(node.path, _node(node))
     return list(found.values())
+
+
+def bind(spec: Spec, request: SpecRequest) -> None:
+    """In a spec that nobody else has yet, mount the nodes that a runtime would take for others.
+
+    Where there is a user namespace nobody can make nodes. runc then shows the host's node of the same name, whatever
+    the spec says it is; crun makes them before. So what has another name here than inside is mounted.
+    """
+    sources = {node.path: node.source for nodes in request.devices for node in nodes}
+    sources |= {node.path: node.host_path for node in request.cdi.nodes}
+    moved = [one["path"] for one in spec["linux"]["devices"] if sources.get(one["path"], one["path"]) != one["path"]]
+    spec["linux"]["devices"] = [one for one in spec["linux"]["devices"] if one["path"] not in moved]
+    spec["mounts"] += [
+        {"destination": path, "type": "bind", "source": sources[path], "options": ["bind", "rprivate"]}
+        for path in moved
+    ]
 
 
 def rules(request: SpecRequest) -> list[Spec]:

@@ -65,6 +65,7 @@ class SpecRequest:
     apparmor_loaded: frozenset[str] = frozenset()  # profiles that the kernel has
     devices: tuple[tuple[DeviceNode, ...], ...] = ()  # for each of the config's, with the paths they have inside
     host_devices: tuple[DeviceNode, ...] = ()  # all of them, for a privileged container
+    bind_devices: bool = False  # whether the OCI runtime cannot make nodes where there is a user namespace
     all_devices: bool = True  # whether a privileged container may use and make any device
     cdi: Edits = field(default_factory=Edits)
     sources: Sources = Sources(())

@@ -14,6 +14,7 @@ from holdfast.model.spec import DeviceNode
 from holdfast.oci import capabilities, lsm, seccomp
 from holdfast.oci.build import build
 from holdfast.oci.capabilities import CAPABILITIES, DEFAULT_CAPABILITIES
+from holdfast.oci.cdi import Edits, Node
 from holdfast.oci.devices import inside, owned
 from holdfast.oci.namespaces import namespaces
 from holdfast.oci.process import arguments, environment
@@ -363,6 +364,24 @@ def test_what_was_asked_for_comes_before_what_the_host_has() -> None:
 )
 def test_where_a_device_is_inside(container_path: str, below: str, expected: str) -> None:
     assert inside(pb.Device(host_path="/dev/fuse", container_path=container_path), FUSE, below).path == expected
+
+
+def test_devices_that_a_runtime_would_take_for_others_are_mounted() -> None:
+    config = container(devices=[pb.Device(host_path="/dev/fuse", container_path=path) for path in ("/dev/f", "")])
+    found = tuple((inside(device, FUSE),) for device in config.devices)
+    edits = Edits(nodes=(Node("/dev/v", "/dev/vda", "b", 254, 0),))
+    one = request(config, devices=found, cdi=edits, bind_devices=True)
+    mapped = [pb.IDMapping(host_id=65536, length=65536)]
+    options = pb.NamespaceOption(userns_options=pb.UserNamespace(mode=pb.POD, uids=mapped, gids=mapped))
+    users = pod(security_context=pb.LinuxSandboxSecurityContext(namespace_options=options))
+    assert len(build(one)["linux"]["devices"]) == 3
+    spec = build(replace(one, namespaces=PINNED | {"user": "/run/ns/user"}, pod=users))
+    assert [each["path"] for each in spec["linux"]["devices"]] == ["/dev/fuse"]
+    assert [each for each in spec["mounts"] if each["destination"] in ("/dev/f", "/dev/v")] == [
+        mount("/dev/f", "bind", "/dev/fuse", "bind", "rprivate"),
+        mount("/dev/v", "bind", "/dev/vda", "bind", "rprivate"),
+    ]
+    assert len(spec["linux"]["resources"]["devices"]) == len(build(one)["linux"]["resources"]["devices"])
 
 
 def test_whom_a_device_belongs_to() -> None:
