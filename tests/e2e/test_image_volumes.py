@@ -156,6 +156,35 @@ def test_ids_of_its_files_are_mapped(life: Node, pod: str) -> None:
     assert staged(life) == []
 
 
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_in_a_pod_with_users_of_its_own(life: Node, handler: str) -> None:
+    life.base.chmod(0o711)  # else nobody but root gets to what is below it
+    uids, gids = ([pb.IDMapping(container_id=0, host_id=first, length=65536)] for first in (300000, 400000))
+    own = pb.UserNamespace(mode=pb.POD, uids=uids, gids=gids)
+    config = life.pod_config(network=pb.POD)
+    config.linux.security_context.namespace_options.userns_options.CopyFrom(own)
+    pod = life.run_pod(config, handler)
+    mapped = {"uidMappings": uids, "gidMappings": gids}
+    mounts = [
+        volume(TWO, "/two", **mapped),
+        volume(ONE, "/one", recursive_read_only=True, **mapped),
+        volume(TWO, "/sub", image_sub_path="link", **mapped),
+        volume(ONE, "/plain"),
+    ]
+    container = life.container_config(
+        "cat /two/models/a /sub/x; stat -c %u:%g /two/models/a /one/only /sub/x /plain/only"
+    )
+    container.mounts.extend(mounts)
+    options = pb.NamespaceOption(network=pb.POD, pid=pb.CONTAINER, userns_options=own)
+    container.linux.security_context.namespace_options.CopyFrom(options)
+    one = life.create(pod, container)
+    life.start_container(one)
+    assert life.exited(one).exit_code == 0
+    assert words(life, one) == ["from below", "deep", "0:0", "0:0", "0:0", "65534:65534"]
+    life.remove_pod(pod)
+    assert views(life) == []
+
+
 @pytest.mark.parametrize(
     ("wanted", "code", "message"),
     [

@@ -157,9 +157,7 @@ class Volumes:
                 field = f"{_field(number)}.host_path"
                 stages.append(Stage(one.host_path, field, str(place), one.recursive_read_only, uids, gids))
                 continue
-            with contextlib.suppress(
-                NotFound, Damaged
-            ):  # the layers of an image that is gone may be there all the same
+            with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there
                 await self._images.whole(one.image.image)
             view = (await self._snapshots.mounts(volume_key(container.meta.id, number)))[0]
             if uids:
