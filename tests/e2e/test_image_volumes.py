@@ -133,6 +133,10 @@ def test_what_is_in_it(life: Node, pod: str) -> None:
         "4",
     ]  # fmt: skip
     assert staged(life) == [], "they are the container's own"
+    shown = [life.images("ImageStatus", pb.ImageStatusRequest(image=one.image)).image for one in mounts]
+    refs = [one.image.image_ref for one in life.status(one).mounts]
+    assert refs == [(image.repo_digests or [image.id])[0] for image in shown]
+    assert len(set(refs)) == 3
     assert views(life) == ["main"] * 6
     invariants.check(life)
 
@@ -220,6 +224,7 @@ def test_an_image_that_is_in_use_can_be_removed_and_goes_with_its_last_user(life
     life.restart()
     until(lambda: recovered(life), "the recovery")
     assert layers(life) == before, "also for a daemon that knows only what is written"
+    assert [one.image.image_ref for one in life.status(waits).mounts] == [""], "nobody knows a name for it any more"
     life.start_container(waits)
     assert life.exited(waits).exit_code == 0
     assert words(life, waits) == ["from above"]
