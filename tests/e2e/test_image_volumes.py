@@ -133,6 +133,10 @@ def test_what_is_in_it(life: Node, pod: str) -> None:
         "4",
     ]  # fmt: skip
     assert staged(life) == [], "they are the container's own"
+    shown = [life.images("ImageStatus", pb.ImageStatusRequest(image=one.image)).image for one in mounts]
+    refs = [one.image.image_ref for one in life.status(one).mounts]
+    assert refs == [(image.repo_digests or [image.id])[0] for image in shown]
+    assert len(set(refs)) == 3
     assert views(life) == ["main"] * 6
     invariants.check(life)
 
@@ -154,6 +158,35 @@ def test_ids_of_its_files_are_mapped(life: Node, pod: str) -> None:
     assert found[-4:] == ["/plain/models/a 0:0", "link", "models", "up"]
     assert [line.split()[1] for line in found[:-4]] == ["5000:6000"] * 6
     assert staged(life) == []
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_in_a_pod_with_users_of_its_own(life: Node, handler: str) -> None:
+    life.base.chmod(0o711)  # else nobody but root gets to what is below it
+    uids, gids = ([pb.IDMapping(container_id=0, host_id=first, length=65536)] for first in (300000, 400000))
+    own = pb.UserNamespace(mode=pb.POD, uids=uids, gids=gids)
+    config = life.pod_config(network=pb.POD)
+    config.linux.security_context.namespace_options.userns_options.CopyFrom(own)
+    pod = life.run_pod(config, handler)
+    mapped = {"uidMappings": uids, "gidMappings": gids}
+    mounts = [
+        volume(TWO, "/two", **mapped),
+        volume(ONE, "/one", recursive_read_only=True, **mapped),
+        volume(TWO, "/sub", image_sub_path="link", **mapped),
+        volume(ONE, "/plain"),
+    ]
+    container = life.container_config(
+        "cat /two/models/a /sub/x; stat -c %u:%g /two/models/a /one/only /sub/x /plain/only"
+    )
+    container.mounts.extend(mounts)
+    options = pb.NamespaceOption(network=pb.POD, pid=pb.CONTAINER, userns_options=own)
+    container.linux.security_context.namespace_options.CopyFrom(options)
+    one = life.create(pod, container)
+    life.start_container(one)
+    assert life.exited(one).exit_code == 0
+    assert words(life, one) == ["from below", "deep", "0:0", "0:0", "0:0", "65534:65534"]
+    life.remove_pod(pod)
+    assert views(life) == []
 
 
 @pytest.mark.parametrize(
@@ -191,6 +224,7 @@ def test_an_image_that_is_in_use_can_be_removed_and_goes_with_its_last_user(life
     life.restart()
     until(lambda: recovered(life), "the recovery")
     assert layers(life) == before, "also for a daemon that knows only what is written"
+    assert [one.image.image_ref for one in life.status(waits).mounts] == [""], "nobody knows a name for it any more"
     life.start_container(waits)
     assert life.exited(waits).exit_code == 0
     assert words(life, waits) == ["from above"]

@@ -21,6 +21,9 @@ from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container, World
 from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.errors import HoldfastError, InvalidArgument, NotFound, ResourceExhausted
+from holdfast.model.image import Image
+from holdfast.model.spec import volume_key
+from holdfast.oci.mounts import image_volumes
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceServicer
 
@@ -214,17 +217,25 @@ class RuntimeService(RuntimeServiceServicer):
 
     def _status(self, container: Container) -> pb.ContainerStatus:
         try:
-            image = self._images.find(container.meta.image_id)
-            ref = image.digests[0] if image.digests else image.id
+            ref = _reference(self._images.find(container.meta.image_id))
         except HoldfastError:  # the image was removed under a container that goes on without it
             ref = container.meta.image_id
-        return convert.container_status(container, ref, self._bundles.limits(container))
+        status = convert.container_status(container, ref, self._bundles.limits(container))
+        for number in image_volumes(container.config):  # what a tag meant when the container was created
+            key, mount = volume_key(container.meta.id, number), status.mounts[number]
+            if (shown := self._images.shown_by(key, mount.image.image)) is not None:
+                mount.image.image_ref = _reference(shown)
+        return status
 
     def _spec(self, container: Container) -> dict[str, object] | None:
         try:
             return self._bundles.load(container)
         except FileNotFoundError:
             return None
+
+
+def _reference(image: Image) -> str:
+    return image.digests[0] if image.digests else image.id
 
 
 def _needed(value: str, field: str) -> str:

@@ -341,6 +341,19 @@ class Images:
         layer_bytes, layer_inodes = self._snapshots.usage()
         return Usage(str(self._root), blob_bytes + layer_bytes, blob_inodes + layer_inodes)
 
+    def shown_by(self, key: str, wanted: str) -> Image | None:
+        """The image that a view shows, by its layers: `wanted` if that is still the same.
+
+        None when it was removed, or the view was.
+        """
+        if not self._snapshots.has(key):
+            return None
+        top = self._snapshots.parent(key)
+        with contextlib.suppress(NotFound):
+            if self.snapshot_name(found := self.find(wanted)) == top:
+                return found
+        return next((image for image in self.all() if self.snapshot_name(image) == top), None)
+
     def snapshot_name(self, image: Image) -> str | None:
         """The topmost committed snapshot of an image; None for one without layers."""
         return chain_ids(image.diff_ids)[-1] if image.diff_ids else None

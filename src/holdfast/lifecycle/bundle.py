@@ -207,7 +207,8 @@ def have_directories(root: int) -> None:
             continue
         if not stat.S_ISDIR(found.st_mode):
             os.unlink(name, dir_fd=root)
-            os.mkdir(name, 0o755, dir_fd=root)
+            os.mkdir(name, dir_fd=root)
+            os.chmod(name, 0o755, dir_fd=root)  # whatever our umask is
 
 
 def read_in(root: int, path: str, limit: int) -> bytes | None:

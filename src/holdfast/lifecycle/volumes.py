@@ -130,9 +130,9 @@ class Volumes:
         if not self._snapshots.has(key):  # else the bundle was lost and is made again, perhaps without the image
             try:
                 image = await self._images.whole(asked.image.image)
+                await self._snapshots.view(key, self._images.snapshot_name(image))
             except (NotFound, Damaged) as exc:
                 raise type(exc)(f"{field}.image.image: {IMAGE_FAILED}: {exc}") from exc
-            await self._snapshots.view(key, self._images.snapshot_name(image))
             crashpoint("create.volume")
         below = ""
         if asked.image_sub_path:
@@ -157,9 +157,7 @@ class Volumes:
                 field = f"{_field(number)}.host_path"
                 stages.append(Stage(one.host_path, field, str(place), one.recursive_read_only, uids, gids))
                 continue
-            with contextlib.suppress(
-                NotFound, Damaged
-            ):  # the layers of an image that is gone may be there all the same
+            with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there
                 await self._images.whole(one.image.image)
             view = (await self._snapshots.mounts(volume_key(container.meta.id, number)))[0]
             if uids:
@@ -193,7 +191,8 @@ class Volumes:
         _, label = lsm.labels(self._facts, pod.meta.id, of_pod, own)
         uids, gids = _mappings(one)
         label = label if one.selinux_relabel else ""
-        return Wanted(one.host_path, f"{_field(number)}.host_path", label, uids, gids)
+        holder = one.propagation != pb.PROPAGATION_PRIVATE
+        return Wanted(one.host_path, f"{_field(number)}.host_path", holder, label, uids, gids)
 
     def _place(self, container: Container, number: int | None = None) -> Path:
         directory = self._layout.bundle(container.pod.meta.id, container.meta.id) / DIRECTORY

@@ -8,21 +8,19 @@ import asyncio
 import json
 import logging
 import os
-import re
 import subprocess
 from dataclasses import dataclass
 from typing import Final
 
 from holdfast.linux.threads import in_thread
+from holdfast.model.escapes import parse, parse_first_line
 from holdfast.runtime.handlers import RUNC_SHIM, Handler
+from holdfast.runtime.versions import ask
 
 log = logging.getLogger(__name__)
 
-ASK_SECONDS: Final = 5.0
-OUTPUT_LIMIT: Final = 1 << 20
 RECURSIVE_READ_ONLY: Final = "rro"
-_CRUN: Final = re.compile(r"crun version (\d+)\.(\d+)")
-_CRUN_WITH_RRO: Final = (1, 4)
+CRUN_WITH_IT: Final = parse("1.4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,8 @@ class RuntimeFeatures:
             return Features()
         key = (handler.binary, status.st_size, status.st_mtime_ns)
         if (found := self._found.get(key)) is None:
-            ask = in_thread(detect, handler.binary)
-            found = self._found[key] = asyncio.get_running_loop().create_task(ask, name=f"features of {handler.name}")
+            look = in_thread(detect, handler.binary)
+            found = self._found[key] = asyncio.get_running_loop().create_task(look, name=f"features of {handler.name}")
         return await asyncio.shield(found)
 
 
@@ -60,33 +58,25 @@ def binds_from_host(handler: Handler) -> bool:
 
 def detect(binary: str) -> Features:
     """Ask it. Blocks."""
-    if (said := _run(binary, "features")) is not None:
-        return parse_features(said)
-    return parse_version(_run(binary, "--version") or "")
-
-
-def parse_features(said: str) -> Features:
-    """From the JSON of `features`; nothing from what is none."""
     try:
-        options = json.loads(said)["mountOptions"]
-        return Features(recursive_read_only_mounts=RECURSIVE_READ_ONLY in options)
-    except (ValueError, LookupError, TypeError):
+        return parse_features(ask(binary, "features")) or parse_version(ask(binary, "--version"))
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        log.warning("cannot ask %s for its features: %s", binary, exc)
         return Features()
+
+
+def parse_features(said: str) -> Features | None:
+    """From the JSON of `features`; None for what is none."""
+    try:
+        return Features(recursive_read_only_mounts=RECURSIVE_READ_ONLY in json.loads(said)["mountOptions"])
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def parse_version(said: str) -> Features:
     """From what `crun --version` says."""
-    found = _CRUN.match(said)
-    return Features(found is not None and (int(found[1]), int(found[2])) >= _CRUN_WITH_RRO)
-
-
-def _run(binary: str, argument: str) -> str | None:
-    """What it writes; None when it fails."""
     try:
-        done = subprocess.run(
-            [binary, argument], capture_output=True, stdin=subprocess.DEVNULL, timeout=ASK_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        log.warning("cannot ask %s for its features: %s", binary, exc)
-        return None
-    return done.stdout[:OUTPUT_LIMIT].decode(errors="replace") if done.returncode == 0 else None
+        runtime, version = parse_first_line(said, "")
+        return Features(runtime == "crun" and parse(version) >= CRUN_WITH_IT)
+    except ValueError:
+        return Features()

@@ -26,10 +26,14 @@ Mappings = tuple[tuple[int, int, int], ...]  # first id inside, first id outside
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A path that is to be mounted, for the field of that name; `label` is what its files are to be labelled with."""
+    """A path that is to be mounted, for the field of that name; `label` is what its files are to be labelled with.
+
+    With `holder` it is told which mount holds it, for which the table of mounts is read.
+    """
 
     path: str
     field: str
+    holder: bool = False
     label: str = ""
     uids: Mappings = ()
     gids: Mappings = ()
@@ -37,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What was found: the path without links, and the mount that holds it, "shared", "slave" or "private"."""
+    """What was found: the path without links; if asked for, the mount that holds it, "shared", "slave" or "private"."""
 
     path: str
     propagation: str

@@ -71,7 +71,7 @@ class Versions:
             mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
             if (known := self._known.get(binary)) is not None and known[0] == mark:
                 return known[1]
-            said = _ask(binary, self._seconds)
+            said = ask(binary, "--version", self._seconds)
             runtime, version = parse_first_line(said, Path(binary).name)
             seccomp = runtime not in ("crun", "krun") or "+SECCOMP" in said.split()
             answer = Version(runtime, version, package_of(binary), seccomp)
@@ -81,11 +81,14 @@ class Versions:
         return answer
 
 
-def _ask(binary: str, seconds: float) -> str:
-    """What it says of its version. What it starts is killed with it, and it cannot block at a pipe."""
+def ask(binary: str, argument: str, seconds: float = SECONDS) -> str:
+    """What a program says of itself. What it starts is killed with it, and it cannot block at a pipe.
+
+    Raises OSError and subprocess.TimeoutExpired.
+    """
     with tempfile.TemporaryFile() as said:
         with subprocess.Popen(
-            [binary, "--version"], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL,
+            [binary, argument], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL,
             start_new_session=True,
         ) as asked:  # fmt: skip
             try:

@@ -91,6 +91,10 @@ class Snapshots:
     def has(self, key: str) -> bool:
         return key in self._rows
 
+    def parent(self, key: str) -> str | None:
+        """What it stands on. Raises NotFound."""
+        return self._row(key).parent
+
     def starting_with(self, prefix: str) -> list[str]:
         """Keys that begin so."""
         return sorted(key for key in self._rows if key.startswith(prefix))

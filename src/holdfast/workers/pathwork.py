@@ -3,8 +3,8 @@
 So it is done by a process that somebody else can give up and kill, and that has nothing else to lose. It is given a
 list of things and says of each, in a line of JSON, what came of it; after an {"errno", "message", "of_ids"} no more.
 
-    directory  {path}                      made, with its parents, as far as it is not there -> {}
-    source     {path, label, uids, gids}   the same; what it is -> {path, propagation, place}, see runtime.pathwork
+    directory  {path}                                made, with its parents, as far as it is not there -> {}
+    source     {path, holder, label, uids, gids}     the same; what it is -> {path, propagation, place}
     stage      {path, target, recursive_read_only, uids, gids}   mounted at `target`, a part of it if it is a bind -> {}
 """
 
@@ -59,17 +59,22 @@ def look_at(item: Mapping[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         make_directory(item)
     path = os.path.realpath(item["path"], strict=True)
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        held = mount.holding(descriptor)
-    finally:
-        os.close(descriptor)
+    propagation, place = _holder(path) if item["holder"] else ("", "")
     if item["label"]:
         selinux.relabel(path, item["label"])
     if item["uids"]:  # now rather than when the container is to start
         with _cloned(path, item):
             pass
-    return {"path": path, "propagation": held.propagation, "place": held.target}
+    return {"path": path, "propagation": propagation, "place": place}
+
+
+def _holder(path: str) -> tuple[str, str]:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        held = mount.holding(descriptor)
+    finally:
+        os.close(descriptor)
+    return held.propagation, held.target
 
 
 def stage(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,15 +14,15 @@ from holdfast.runtime.handlers import Handler
     [
         ('{"ociVersionMin": "1.0.0", "mountOptions": ["ro", "rro"]}', True),
         ('{"mountOptions": ["ro", "rbind"]}', False),
-        ('{"mountOptions": null}', False),
-        ("{}", False),
-        ("[]", False),
-        ("unknown command features", False),
-        ("", False),
+        ('{"mountOptions": null}', None),
+        ("{}", None),
+        ("[]", None),
+        ("unknown command features", None),
+        ("", None),
     ],
 )
-def test_features(said: str, able: bool) -> None:
-    assert parse_features(said).recursive_read_only_mounts is able
+def test_features(said: str, able: bool | None) -> None:
+    assert parse_features(said) == (None if able is None else Features(able))
 
 
 @pytest.mark.parametrize(
