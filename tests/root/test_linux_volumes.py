@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.linux import idmap, mount, selinux
+from holdfast.linux import mount, selinux, userns
 from holdfast.model.spec import Mount
 
 LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
@@ -28,8 +28,8 @@ def test_ids_are_mapped_both_ways(place: Path) -> None:
     (place / "data/file").touch()
     (place / "seen").mkdir()
     descriptor = cloned(place / "data")
-    with idmap.user_namespace([(0, 5000, 10)], [(0, 6000, 10)]) as namespace:
-        mount.set_attributes(descriptor, 0, user_namespace=namespace)
+    with userns.opened([(0, 5000, 10)], [(0, 6000, 10)]) as namespace:
+        mount.idmap(descriptor, namespace)
     mount.attach(descriptor, place / "seen")
     os.close(descriptor)
     found = (place / "seen/file").stat()
@@ -41,9 +41,9 @@ def test_ids_are_mapped_both_ways(place: Path) -> None:
 
 def test_a_user_namespace_leaves_no_process(place: Path) -> None:
     before = children()
-    with idmap.user_namespace([(0, 1000, 1)], [(0, 1000, 1)]):
+    with userns.opened([(0, 1000, 1)], [(0, 1000, 1)]):
         assert children() == before
-    with pytest.raises(OSError, match="Invalid argument"), idmap.user_namespace([(0, 1, 5), (3, 9, 1)], [(0, 1, 1)]):
+    with pytest.raises(OSError, match="Invalid argument"), userns.opened([(0, 1, 5), (3, 9, 1)], [(0, 1, 1)]):
         pass
     assert children() == before
 
@@ -55,8 +55,8 @@ def children() -> str:
 def test_what_is_mounted_already_cannot_be_mapped(place: Path) -> None:
     mount.mount("x", place, "tmpfs")
     descriptor = os.open(place, os.O_PATH)
-    with idmap.user_namespace([(0, 1000, 1)], [(0, 1000, 1)]) as namespace, pytest.raises(OSError) as raised:
-        mount.set_attributes(descriptor, 0, user_namespace=namespace)
+    with userns.opened([(0, 1000, 1)], [(0, 1000, 1)]) as namespace, pytest.raises(OSError) as raised:
+        mount.idmap(descriptor, namespace)
     os.close(descriptor)
     assert raised.value.errno == errno.EINVAL
 
