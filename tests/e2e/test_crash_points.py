@@ -62,7 +62,6 @@ class Stage:
 
     def __init__(self, host: str) -> None:
         self.node = Node(inject=True, runtimes={FOREIGN: {"shim": "containerd-shim-runc-v2"}})
-        self.node.base.chmod(0o711)  # so that pods with users of their own are possible
         self.node.start()
         self.node.busybox()
         self.inject = Inject(self.node)

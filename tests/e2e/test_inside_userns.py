@@ -29,7 +29,6 @@ UID, GID, COUNT = 300000, 400000, 65536
 @pytest.fixture(scope="module")
 def one() -> Iterator[Node]:
     with node() as made:
-        made.base.chmod(0o711)  # else nobody but root gets to what is below it
         yield made
 
 
@@ -378,7 +377,6 @@ def owners(one: Node, container_id: str) -> str:
 def test_an_image_looks_the_same_shown_and_copied() -> None:
     """A filesystem that cannot be mapped: every call that would do so fails, in the daemon's and its shims' eyes."""
     with node(inject=True) as one:
-        one.base.chmod(0o711)
         name = image(one)
         shown: dict[str, str] = {}
         for how in ("shown", "copied"):
@@ -413,7 +411,6 @@ def test_an_image_looks_the_same_shown_and_copied() -> None:
 
 def test_layers_stay_what_they_are_under_a_copy() -> None:
     with node(inject=True) as one:
-        one.base.chmod(0o711)
         (one.inject / "fail-idmap-bind").write_text(f"1 {errno.EINVAL} 1000000")
         assert not any(features(one).values())  # a kubelet means volumes, too
         pod_id = one.run_pod(pod_config(one))

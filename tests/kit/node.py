@@ -44,6 +44,7 @@ class Node:
         self, runtime: str = "crun", base: Path | None = None, *, inject: bool = False, **settings: Any
     ) -> None:
         self.base = base or Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
+        self.base.chmod(0o711)  # so that root of a pod with users of its own gets to its containers
         self.root, self.state = self.base / "root", self.base / "state"
         self.socket = self.state / "holdfast.sock"
         self.cgroup = f"/{self.base.name}"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.linux import mount, selinux
+from holdfast.linux import mount, selinux, userns
+from holdfast.model.spec import Mount
 
 LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
 
@@ -16,6 +17,48 @@ LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
 def place(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     mount.unmount_tree(tmp_path)
+
+
+def cloned(path: Path) -> int:
+    return mount.open_detached(Mount("bind", str(path), options=("rbind",)))
+
+
+def test_ids_are_mapped_both_ways(place: Path) -> None:
+    (place / "data").mkdir()
+    (place / "data/file").touch()
+    (place / "seen").mkdir()
+    descriptor = cloned(place / "data")
+    with userns.opened([(0, 5000, 10)], [(0, 6000, 10)]) as namespace:
+        mount.idmap(descriptor, namespace)
+    mount.attach(descriptor, place / "seen")
+    os.close(descriptor)
+    found = (place / "seen/file").stat()
+    assert (found.st_uid, found.st_gid) == (5000, 6000)
+    assert (place / "data/file").stat().st_uid == 0
+    with pytest.raises(OSError, match="Value too large"):  # root has no id there
+        (place / "seen/mine").touch()
+
+
+def test_a_user_namespace_leaves_no_process(place: Path) -> None:
+    before = children()
+    with userns.opened([(0, 1000, 1)], [(0, 1000, 1)]):
+        assert children() == before
+    with pytest.raises(OSError, match="Invalid argument"), userns.opened([(0, 1, 5), (3, 9, 1)], [(0, 1, 1)]):
+        pass
+    assert children() == before
+
+
+def children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
+def test_what_is_mounted_already_cannot_be_mapped(place: Path) -> None:
+    mount.mount("x", place, "tmpfs")
+    descriptor = os.open(place, os.O_PATH)
+    with userns.opened([(0, 1000, 1)], [(0, 1000, 1)]) as namespace, pytest.raises(OSError) as raised:
+        mount.idmap(descriptor, namespace)
+    os.close(descriptor)
+    assert raised.value.errno == errno.EINVAL
 
 
 @pytest.mark.parametrize(
