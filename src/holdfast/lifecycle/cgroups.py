@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -99,20 +100,25 @@ class Cgroups:
             return None
         if kill:
             await apart(cgroup.kill, path)
-        if unit := cgroups.unit_of(path):
-            if await in_thread(cgroup.populated, path):  # systemd would end whoever that is
-                raise Unavailable(f"cannot remove cgroup {path}: it has processes")
-            try:
-                await apart(units.stop, unit)
-            except HoldfastError as exc:  # the cgroup of a unit that systemd does not have goes all the same
-                log.warning("%s", exc)
+        unit = cgroups.unit_of(path)
         for _ in range(TRIES):
             try:
+                if unit:
+                    await self._stop(unit, path)
                 return await in_thread(cgroup.remove, path)
             except OSError as exc:
                 busy = exc
                 await asyncio.sleep(PAUSE)
         raise Unavailable(f"cannot remove cgroup {path}: {busy.strerror}") from busy
+
+    async def _stop(self, unit: str, path: str) -> None:
+        """End a unit in which nobody is: systemd would end whoever that was. Raises OSError EBUSY."""
+        if await in_thread(cgroup.populated, path):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        try:
+            await apart(units.stop, unit)
+        except HoldfastError as exc:  # the cgroup of a unit that systemd does not have goes all the same
+            log.warning("%s", exc)
 
     async def remove_pod(self, meta: PodMetadata) -> None:
         """Remove the pod's cgroup where it is ours, and that of all pods with the last of them."""
