@@ -383,6 +383,7 @@ class AdoptedExit(Exit):
     def prepare(self, stage: Stage) -> Target:
         target = super().prepare(stage)
         stage.inject.kill_shim(target.pod)
+        until(lambda: stage.node.works(target.container), "the pod to be adopted")
         return target
 
 

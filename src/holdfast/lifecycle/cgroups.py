@@ -8,6 +8,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Final
@@ -103,20 +104,25 @@ class Cgroups:
             return None
         if kill:
             await apart(cgroup.kill, path)
-        if unit := cgroups.unit_of(path):
-            if await in_thread(cgroup.populated, path):  # systemd would end whoever that is
-                raise Unavailable(f"cannot remove cgroup {path}: it has processes")
-            try:
-                await apart(units.stop, unit)
-            except HoldfastError as exc:  # the cgroup of a unit that systemd does not have goes all the same
-                log.warning("%s", exc)
+        unit = cgroups.unit_of(path)
         for _ in range(TRIES):
             try:
+                if unit:
+                    await self._stop(unit, path)
                 return await in_thread(cgroup.remove, path)
             except OSError as exc:
                 busy = exc
                 await asyncio.sleep(PAUSE)
         raise Unavailable(f"cannot remove cgroup {path}: {busy.strerror}") from busy
+
+    async def _stop(self, unit: str, path: str) -> None:
+        """End a unit in which nobody is: systemd would end whoever that was. Raises OSError EBUSY."""
+        if await in_thread(cgroup.populated, path):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        try:
+            await apart(units.stop, unit)
+        except HoldfastError as exc:  # the cgroup of a unit that systemd does not have goes all the same
+            log.warning("%s", exc)
 
     async def remove_pod(self, meta: PodMetadata, others: Iterable[PodMetadata]) -> None:
         """Remove the pod's cgroup where it is ours, and what was made above it. The last who uses one takes it away."""

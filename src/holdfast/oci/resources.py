@@ -15,6 +15,7 @@ SHARES: Final = (2, 262144)  # what the kernel takes, sched/core.c; fewer are ra
 PERIOD: Final = (1000, 1000000)  # microseconds, the same
 PERIOD_DEFAULT: Final = 100000
 QUOTA_LEAST: Final = 1000
+SWAP_FILE: Final = "memory.swap.max"
 _NUMBERS: Final = ("cpu_period", "cpu_quota", "cpu_shares", "memory_limit_in_bytes", "memory_swap_limit_in_bytes")
 _LISTS: Final = ("cpuset_cpus", "cpuset_mems")
 _LIST: Final = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*", re.ASCII)
@@ -27,7 +28,7 @@ _SAME: Final = {
     "cpuset.cpus": "cpuset_cpus",
     "cpuset.mems": "cpuset_mems",
     "memory.max": "memory_limit_in_bytes",
-    "memory.swap.max": "memory_swap_limit_in_bytes",
+    SWAP_FILE: "memory_swap_limit_in_bytes",
 }
 
 
@@ -111,7 +112,7 @@ def in_force(resources: pb.LinuxContainerResources, facts: HostFacts, field: str
         found.cpu_shares = max(found.cpu_shares, SHARES[0])
     if not facts.swap:
         found.memory_swap_limit_in_bytes = 0
-    elif found.memory_limit_in_bytes and not found.memory_swap_limit_in_bytes:
+    elif not found.memory_swap_limit_in_bytes and SWAP_FILE not in found.unified:
         found.memory_swap_limit_in_bytes = found.memory_limit_in_bytes
     if not facts.hugetlb:
         del found.hugepage_limits[:]

@@ -102,6 +102,11 @@ IN_FORCE: list[tuple[str, HostFacts, pb.LinuxContainerResources, pb.LinuxContain
         limits(memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=96 * MIB),
         limits(memory_limit_in_bytes=64 * MIB),
     ),
+    (
+        "swap by the name of its file", V2,
+        limits(memory_limit_in_bytes=64 * MIB, unified={"memory.swap.max": "5"}),
+        limits(memory_limit_in_bytes=64 * MIB, unified={"memory.swap.max": "5"}),
+    ),
     ("huge pages", V2, limits(hugepage_limits=pages(_2MB=0)), limits(hugepage_limits=pages(_2MB=0))),
     ("huge pages that are not counted", replace(V2, hugetlb=False), limits(hugepage_limits=pages(_2MB=0)), limits()),
     ("a score that may be set", V2, limits(oom_score_adj=-997), limits(oom_score_adj=-997)),
