@@ -41,6 +41,22 @@ def _path(key: str, value: Any) -> Path:
     return Path(value)
 
 
+def _path_or_none(key: str, value: Any) -> str:
+    return str(_path(key, value)) if value else ""
+
+
+def _paths(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidArgument(f"{key}: {value!r} is not a list of absolute paths")
+    return tuple(str(_path(f"{key}[{number}]", item)) for number, item in enumerate(value))
+
+
+def _number(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LONGEST:
+        raise InvalidArgument(f"{key}: {value!r} is not a number from 1 to {LONGEST}")
+    return value
+
+
 def _word(*allowed: str) -> Callable[[str, Any], str]:
     def parse(key: str, value: Any) -> str:
         if value not in allowed:
@@ -226,6 +242,21 @@ class Config:
     fixed_escapes: tuple[str, ...] = setting(
         (), "CVEs that are fixed in the OCI runtimes here although neither version nor package shows it.", parse=_cves
     )
+    cni_conf_dir: str = setting(
+        "", "Where network configurations are, e.g. '/etc/cni/net.d'; pods have but loopback by default.",
+        parse=_path_or_none,
+    )  # fmt: skip
+    cni_bin_dirs: tuple[str, ...] = setting(
+        ("/opt/cni/bin", "/usr/lib/cni"), "Where network plugins are looked for, in this order.", parse=_paths
+    )
+    cni_max_networks: int = setting(
+        1, "How many of the configurations a pod is attached to, the first by file name.", parse=_number
+    )
+    cni_timeout: int = setting(20, "Seconds that one call of a network plugin may take.", parse=_seconds)
+    cni_conf_template: str = setting(
+        "", "Made into a configuration when a kubelet tells the pod CIDR: {{.PodCIDR}} and {{.PodCIDRRanges}} in it "
+        "are replaced.", parse=_path_or_none,
+    )  # fmt: skip
     runtimes: dict[str, dict[str, Any]] = setting(
         {},
         "Runtimes by handler name: [runtimes.crun] binary = '/usr/bin/crun'; or a containerd shim, [runtimes.runc-v2] "

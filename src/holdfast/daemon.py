@@ -41,6 +41,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.live import Live
 from holdfast.lifecycle.monitor import Monitor
+from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.oom import Ooms
 from holdfast.lifecycle.pods import Pods
@@ -59,7 +60,9 @@ from holdfast.linux import cgroup, sockets, systemd
 from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.clock import Clock
 from holdfast.model.errors import HoldfastError, Unavailable
-from holdfast.network.network import LoopbackOnly
+from holdfast.network.cni import Cni
+from holdfast.network.network import LoopbackOnly, Network
+from holdfast.network.plugin import Plugins
 from holdfast.proto.node_pb2_grpc import add_NodeServicer_to_server
 from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_server, add_RuntimeServiceServicer_to_server
 from holdfast.runtime import handlers as runtime_handlers
@@ -151,12 +154,13 @@ class Daemon:
         )
         host = await in_thread(facts.detect, self._files)
         cgroups = Cgroups(config.cgroup_driver, config.cgroup_root)
-        network = LoopbackOnly()
         clock = Clock()
         events = Events(clock)
         copies = Copies(config.root / "copies")
         rebuilt = await rebuild(store, copies, config.root / "snapshots")
         world = World(store, copies, clock, events)
+        networks = Networks(world, self._network(cgroups), store, layout)
+        await networks.load()
         snapshots = Snapshots(store, config.root / "snapshots")
         rebuilt += await snapshots.load()
         insecure = frozenset(config.insecure_registries)
@@ -177,7 +181,7 @@ class Daemon:
         features = RuntimeFeatures()
         volumes = Volumes(images, snapshots, paths, handlers, features, layout, host)
         cleanup = Cleanup(
-            world, shims, handlers, snapshots, network, layout, cgroups, adopter, foreign, sandboxes, volumes
+            world, shims, handlers, snapshots, networks, layout, cgroups, adopter, foreign, sandboxes, volumes
         )
         bundles = Bundles(snapshots, images, layout, host, confinement, handlers, devices, volumes)
         limits = Limits(world, shims, bundles, cgroups, background, host)
@@ -209,7 +213,7 @@ class Daemon:
             world,
             shims,
             handlers,
-            network,
+            networks,
             containers,
             cleanup,
             background,
@@ -243,7 +247,7 @@ class Daemon:
             rebuilt,
         )
         shown = self._facts(handlers.default, facts.report(host))
-        node = Node(handlers, features, users, network.ready, shown, storage, gate)
+        node = Node(handlers, features, users, networks.ready, networks.configure, shown, storage, gate)
         runtime = RuntimeService(
             world, events, pods, containers, executor, bundles, images, node, Stats(world, snapshots, background)
         )
@@ -251,6 +255,7 @@ class Daemon:
         background.start("catch up", world.catch_up())
         background.start("disks", storage.watch())
         background.start("known escapes", gate.warn())
+        recovery.afterwards = networks.look_after
         if config.metrics_address:
             from holdfast.metrics import Metrics, serve  # nobody else is to pay for it
 
@@ -260,6 +265,14 @@ class Daemon:
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery, images
+
+    def _network(self, cgroups: Cgroups) -> Network:
+        config = self._config
+        if not config.cni_conf_dir:
+            return LoopbackOnly()
+        plugins = Plugins(tuple(map(Path, config.cni_bin_dirs)), config.cni_timeout)
+        template = Path(config.cni_conf_template) if config.cni_conf_template else None
+        return Cni(Path(config.cni_conf_dir), plugins, cgroups.root, config.cni_max_networks, template)
 
     async def _hear(self, stack: AsyncExitStack, layout: Layout, monitor: Monitor) -> None:
         """Listen to what foreign shims tell. Exits are hints; an OOM kill is seen at the cgroup anyway."""

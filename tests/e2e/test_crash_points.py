@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import tarfile
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -46,6 +47,13 @@ DEAF = "trap '' TERM; > /ready; while :; do sleep 0.02; done"
 
 FOREIGN = "runc-v2"
 
+PLUGIN = """#!/bin/sh
+case $CNI_COMMAND in
+ADD) : > {held}/$CNI_CONTAINERID.{name}; echo '{{"cniVersion": "1.0.0", "interfaces": [], "ips": []}}';;
+DEL) rm -f {held}/$CNI_CONTAINERID.{name};;
+esac
+"""
+
 
 WANTED = 300  # cpu shares
 
@@ -61,7 +69,10 @@ class Stage:
     """What the operations work on: a node with a pod that must never notice anything, and a registry."""
 
     def __init__(self, host: str) -> None:
-        self.node = Node(inject=True, runtimes={FOREIGN: {"shim": "containerd-shim-runc-v2"}})
+        base = Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
+        settings = {"cni_conf_dir": str(base / "net.d"), "cni_bin_dirs": [str(base / "cni")]}
+        self.node = Node(base=base, inject=True, runtimes={FOREIGN: {"shim": "containerd-shim-runc-v2"}}, **settings)
+        self.attached = self._network()
         self.node.start()
         self.node.busybox()
         self.inject = Inject(self.node)
@@ -72,6 +83,19 @@ class Stage:
         self.witness = self.node.run(self.bystander, TRAP, "witness")
         self.pid = self.node.pid(self.witness)
         self.spared = self.inject.shims()
+
+    def _network(self) -> Path:
+        """Two plugins that attach nothing, but keep a file for each attachment. Returns where."""
+        held = self.node.base / "attached"
+        for place in (held, self.node.base / "net.d", self.node.base / "cni"):
+            place.mkdir()
+        for name in ("first", "second"):
+            plugin = self.node.base / "cni" / name
+            plugin.write_text(PLUGIN.format(held=held, name=name))
+            plugin.chmod(0o755)
+        chain = {"cniVersion": "1.0.0", "name": "crash", "plugins": [{"type": "first"}, {"type": "second"}]}
+        (self.node.base / "net.d" / "10-crash.conflist").write_text(json.dumps(chain))
+        return held
 
     def _extra_image(self, host: str) -> Path:
         """Busybox and one more layer, in the registry and as an archive; the layer is long enough to be cut."""
@@ -98,7 +122,11 @@ class Stage:
                 self.node.images("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image=image.id)))
 
     def leftovers(self) -> list[str]:
-        return [one for one in self.node.leftovers() if self.bystander not in one and self.witness not in one]
+        pods = {pod.id for pod in self.node.pods()}
+        attached = [name for name in os.listdir(self.attached) if name.partition(".")[0] not in pods]
+        return attached + [
+            one for one in self.node.leftovers() if self.bystander not in one and self.witness not in one
+        ]
 
     def close(self) -> None:
         self.node.purge()

@@ -6,7 +6,7 @@ from google.protobuf.json_format import MessageToDict
 
 from holdfast.lifecycle.events import Gap, Happening, Notice
 from holdfast.lifecycle.limits import asked_of
-from holdfast.lifecycle.pods import network_result
+from holdfast.lifecycle.networks import network_result
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.model.image import Image
 from holdfast.model.state import ContainerState, PodState
@@ -41,7 +41,7 @@ def pod_item(pod: Pod) -> pb.PodSandbox:
 
 
 def pod_status(pod: Pod) -> pb.PodSandboxStatus:
-    ips = network_result(pod).ips
+    ips = () if pod.status.stopped_at else network_result(pod).ips
     options = pod.config.linux.security_context.namespace_options
     return pb.PodSandboxStatus(
         id=pod.meta.id,
@@ -68,6 +68,7 @@ def pod_info(pod: Pod) -> dict[str, str]:
         "ownsCgroup": bool(pod.meta.owns_cgroup),
         "resources": MessageToDict(asked.resources),
         "overhead": MessageToDict(asked.overhead),
+        "networkTrouble": pod.network_trouble,
         "reason": pod.status.reason,
         "underWay": sorted(pod.intents),
     }

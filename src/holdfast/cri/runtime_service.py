@@ -65,7 +65,7 @@ class RuntimeService(RuntimeServiceServicer):
         )
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
-        ready, reason, message = self._node.network_ready()
+        ready, reason, message = await self._node.network_ready()
         healthy, trouble, details = await self._node.storage.condition(self._world.unwritten)
         conditions = [
             pb.RuntimeCondition(type="RuntimeReady", status=True),  # on a full disk, too: what runs is served
@@ -86,6 +86,12 @@ class RuntimeService(RuntimeServiceServicer):
     async def RuntimeConfig(self, request: pb.RuntimeConfigRequest, context: Any) -> pb.RuntimeConfigResponse:
         driver = pb.SYSTEMD if self._node.facts["cgroup_driver"] == SYSTEMD else pb.CGROUPFS
         return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    async def UpdateRuntimeConfig(
+        self, request: pb.UpdateRuntimeConfigRequest, context: Any
+    ) -> pb.UpdateRuntimeConfigResponse:
+        await self._node.configure_network(request.runtime_config.network_config.pod_cidr)
+        return pb.UpdateRuntimeConfigResponse()
 
     async def RunPodSandbox(self, request: pb.RunPodSandboxRequest, context: Any) -> pb.RunPodSandboxResponse:
         pod = await self._pods.run(request.config, request.runtime_handler)

@@ -15,6 +15,7 @@ from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.volumes import Volumes
@@ -24,7 +25,6 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, NotFound
 from holdfast.model.state import ContainerState
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
-from holdfast.network.network import Network
 from holdfast.runtime.handlers import Handler, Handlers
 from holdfast.runtime.shims import Shims
 from holdfast.snapshots.overlay import Snapshots
@@ -44,7 +44,7 @@ class Cleanup:
         shims: Shims,
         handlers: Handlers,
         snapshots: Snapshots,
-        network: Network,
+        networks: Networks,
         layout: Layout,
         cgroups: Cgroups,
         adopter: Adopter,
@@ -60,7 +60,7 @@ class Cleanup:
         self._adopter = adopter
         self._handlers = handlers
         self._snapshots = snapshots
-        self._network = network
+        self._networks = networks
         self._layout = layout
         self._cgroups = cgroups
 
@@ -123,8 +123,7 @@ class Cleanup:
         """End what a sandbox is made of: network, shim, namespaces, shared memory, cgroup. Its containers are over."""
         pod_id = pod.meta.id
         if pod.status.netns:
-            where = Path(pod.status.netns)
-            await within(STEP_SECONDS, self._network.delete(pod_id, where), f"delete network of pod {pod_id}")
+            await self._networks.detach(pod)
         crashpoint("sandbox.network")
         await self._adopter.release(pod)
         if (handler := self._handlers.get(pod.meta.handler)).shim:

@@ -1,6 +1,6 @@
 """What a daemon can tell of itself and its host."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from holdfast.lifecycle.gate import Gate
@@ -18,7 +18,8 @@ class Node:
     handlers: Handlers
     features: RuntimeFeatures
     users: Users
-    network_ready: Callable[[], tuple[bool, str, str]]
+    network_ready: Callable[[], Awaitable[tuple[bool, str, str]]]
+    configure_network: Callable[[str], Awaitable[None]]
     facts: dict[str, object]
     storage: Storage
     gate: Gate

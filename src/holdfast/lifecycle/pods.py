@@ -17,6 +17,7 @@ from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
+from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
@@ -27,7 +28,6 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, InvalidArgument, NotFound, Unavailable
 from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodState, PodStatus
-from holdfast.network.network import Network, NetworkResult
 from holdfast.oci import sysctls
 from holdfast.oci.namespaces import user_namespace
 from holdfast.oci.validate import validate_pod
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 POD_FILES: Final = ("hostname", "hosts", "resolv.conf")
 SHM_BYTES: Final = 64 * 1024 * 1024
-NETWORK_SECONDS: Final = 60.0
 SETTLE_SECONDS: Final = 30.0  # for which a run waits for what an earlier daemon has begun under its name to be undone
 ASKING_SECONDS: Final = 5.0
 ENDING_SECONDS: Final = 30.0
@@ -54,7 +53,7 @@ class Pods:
         world: World,
         shims: Shims,
         handlers: Handlers,
-        network: Network,
+        networks: Networks,
         containers: Containers,
         cleanup: Cleanup,
         background: Background,
@@ -79,7 +78,7 @@ class Pods:
         self._world = world
         self._shims = shims
         self._handlers = handlers
-        self._network = network
+        self._networks = networks
         self._containers = containers
         self._cleanup = cleanup
         self._background = background
@@ -249,9 +248,9 @@ class Pods:
             await shim
         if pod.status.netns:
             pod.stage = "setting up its network"
-            added = self._network.add(pod.meta.id, Path(pod.status.netns))
-            result = await within(NETWORK_SECONDS, added, f"set up network of pod {pod.meta.id}")
-            pod.status = replace(pod.status, network=result.to_json())
+            crashpoint("run.planned")
+            pod.status = replace(pod.status, network=await self._networks.attach(pod))
+            crashpoint("run.network")
         await self._sandboxes.begin(pod, handler)
 
     async def _make_cgroup(self, pod: Pod) -> None:
@@ -268,8 +267,10 @@ class Pods:
         crashpoint("run.shim")
         options = pod.config.linux.security_context.namespace_options
         netns = "" if options.network == pb.NODE else str(self._layout.namespaces(pod.meta.id) / "net")
-        pod.status = replace(pod.status, shim=shim, netns=netns)  # whoever undoes this must know, written or not
-        await self._world.update_pod(pod, lambda status: replace(status, shim=shim, netns=netns))
+        network = await self._networks.plan(pod) if netns else ""
+        # Whoever undoes this must know, written or not.
+        pod.status = replace(pod.status, shim=shim, netns=netns, network=network)
+        await self._world.update_pod(pod, lambda status: replace(status, shim=shim, netns=netns, network=network))
 
     def _make_namespaces(self, pod: Pod, kinds: list[str]) -> None:
         """Pin what the pod does not take from the host, unless that was done; write the files that go with it."""
@@ -315,10 +316,6 @@ def _own_kinds(options: pb.NamespaceOption) -> list[str]:
     """The namespaces that the pod does not take from the host, but for that of processes, which needs one."""
     kinds = ["net", "uts"] if options.network != pb.NODE else []
     return [*kinds, "ipc"] if options.ipc != pb.NODE else kinds
-
-
-def network_result(pod: Pod) -> NetworkResult:
-    return NetworkResult.from_json(pod.status.network) if pod.status.network else NetworkResult()
 
 
 def set_sysctls(config: pb.PodSandboxConfig, namespaces: list[Path]) -> None:

@@ -104,6 +104,7 @@ class Recovery:
         self._sweeper = sweeper
         self._background = background
         self._rebuilt = rebuilt
+        self.afterwards: Callable[[], Coroutine[Any, Any, None]] | None = None  # when all is settled; nobody waits
         self.report = Report(process.boot_id(), time.time_ns())
         self._began = time.monotonic()
 
@@ -144,6 +145,8 @@ class Recovery:
         else:
             await self._regain_trust()
         crashpoint("recover.swept")
+        if self.afterwards is not None:
+            self._background.start("networks", self.afterwards())
         self.report.total_milliseconds = _since(self._began)
         text = self.report.to_json()
         boot_id = self.report.boot_id

@@ -69,6 +69,7 @@ class Pod:
     released: bool = False  # being taken apart: it needs no shim any more
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # set once its row is
     stage: str = ""  # what is being done to make it; not durable
+    network_trouble: str = ""  # what was found missing of its network after this start
     shown: tuple[PodStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
 
     @property

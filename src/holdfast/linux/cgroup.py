@@ -277,3 +277,8 @@ def of_process(pid: int) -> str:
         if "memory" in controllers.split(","):
             return path
     return next(path for _, controllers, path in entries if not controllers)
+
+
+def entrance(path: str) -> str:
+    """The file to which a process writes 0 to enter the cgroup, in one hierarchy: enough to be found again."""
+    return str(_directories(path)[0] / "cgroup.procs")
