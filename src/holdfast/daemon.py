@@ -159,7 +159,7 @@ class Daemon:
         copies = Copies(config.root / "copies")
         rebuilt = await rebuild(store, copies, config.root / "snapshots")
         world = World(store, copies, clock, events)
-        networks = Networks(world, self._network(cgroups), store, layout)
+        networks = Networks(world, self._network(cgroups), store, layout, background)
         await networks.load()
         snapshots = Snapshots(store, config.root / "snapshots")
         rebuilt += await snapshots.load()

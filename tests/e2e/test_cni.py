@@ -38,8 +38,8 @@ def net(shared: Network) -> Iterator[Network]:
     for place in shared.directory.iterdir():
         place.unlink()
     shared.write("10-test.conflist")
-    until(lambda: not shared.left(), f"nothing to be left, but there is {shared.left()}")  # what failed is tried again
-    assert shared.node.leftovers() == [f"mount {shared.netns}"]
+    left = lambda: [*shared.left(), *shared.node.leftovers()]  # noqa: E731
+    until(lambda: left() == [f"mount {shared.netns}"], "what could not be undone to be tried again")
 
 
 def pod_config(net: Network, name: str = "", **more: Any) -> pb.PodSandboxConfig:
@@ -267,6 +267,16 @@ def test_after_a_start_plugins_check_what_is_there_and_collect_what_is_not(net: 
     assert collected["config"]["cni.dev/valid-attachments"] == [{"containerID": pod, "ifname": "eth0"}]
     assert status(net, pod).state == pb.SANDBOX_READY, "it runs on"
     assert (ready(net).status, "not today" in ready(net).message) == (False, True)
+
+
+def test_a_plugin_that_does_not_tell_its_status_holds_up_nobody(net: Network) -> None:
+    net.configure("10-test.conflist", [{"type": "odd", "now": "one"}], "1.1.0")
+    assert ready(net).status
+    net.does(STATUS="hang")
+    net.configure("10-test.conflist", [{"type": "odd", "now": "another"}], "1.1.0")
+    assert ready(net).status, "as it was, until it is known to be otherwise"
+    until(lambda: not ready(net).status, "it to be given up")
+    assert f"no end after {HANGING} s" in ready(net).message
 
 
 def test_a_namespace_that_is_gone_is_released_all_the_same(net: Network) -> None:

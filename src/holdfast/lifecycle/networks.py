@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.world import Pod, World, init_cgroup
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
@@ -22,6 +22,7 @@ from holdfast.store.db import Store
 
 log = logging.getLogger(__name__)
 
+READY_SECONDS: Final = 1.0
 ADD_SECONDS: Final = 90.0  # for all plugins together; each has a deadline of its own
 PART_LIMIT: Final = 4 * 1024 * 1024
 CIDRS: Final = "pod_cidrs"  # meta: comma-separated, as UpdateRuntimeConfig has them
@@ -31,17 +32,26 @@ PROTOCOLS: Final = {pb.TCP: "tcp", pb.UDP: "udp", pb.SCTP: "sctp"}
 class Networks:
     """Attaches pods to the node's network and detaches them."""
 
-    def __init__(self, world: World, network: Network, store: Store, layout: Layout) -> None:
+    def __init__(self, world: World, network: Network, store: Store, layout: Layout, background: Background) -> None:
         self._world = world
         self._network = network
         self._store = store
         self._layout = layout
-        self.ready = network.ready
+        self._background = background
+        self._said = (False, "NetworkPluginNotReady", "the network's plugins have not told their status yet")
 
     async def load(self) -> None:
         """What kubelets have said before."""
         said = await self._store.read(lambda tx: rows.get_meta(tx, CIDRS))
         self._network.pod_cidrs = tuple(filter(None, said.split(",")))
+
+    async def ready(self) -> tuple[bool, str, str]:
+        """(whether pods can be given a network, reason, message); what was known while a plugin is slow to tell."""
+        await asyncio.wait([self._background.start("network status", self._ask())], timeout=READY_SECONDS)
+        return self._said
+
+    async def _ask(self) -> None:
+        self._said = await self._network.ready()
 
     async def plan(self, pod: Pod) -> str:
         """What is to be recorded before the pod is attached. Raises FailedPrecondition, InvalidArgument."""
