@@ -395,6 +395,19 @@ def test_a_cgroup_that_is_the_clients_is_left_to_it(host: Node) -> None:
         cgroup.remove(f"{host.cgroup}-kubelet")
 
 
+def test_pods_that_share_a_cgroup_are_not_limited_by_each_other(host: Node) -> None:
+    parent = f"{host.cgroup}/shared"
+    one = host.run_pod(shaped(host, parent))
+    assert of_pod(parent) == ["110", "60000", str(80 * MIB)]
+    two = host.run_pod(shaped(host, parent))
+    update_pod(host, two, resources=limits(cpu_shares=500))
+    assert pod_info(host, two)["resources"]["cpuShares"] == "500"
+    assert of_pod(parent) == ["110", "60000", str(80 * MIB)]
+    host.remove_pod(one)
+    update_pod(host, two, resources=limits(cpu_shares=600))
+    assert of_pod(parent)[0] == "610"
+
+
 def test_the_driver_is_told(host: Node) -> None:
     reply = host.call("RuntimeConfig", pb.RuntimeConfigRequest())
     assert reply.linux.cgroup_driver == pb.CGROUPFS

@@ -124,14 +124,15 @@ class Cgroups:
         except HoldfastError as exc:  # the cgroup of a unit that systemd does not have goes all the same
             log.warning("%s", exc)
 
-    async def remove_pod(self, meta: PodMetadata, others: Iterable[PodMetadata]) -> None:
-        """Remove the pod's cgroup where it is ours, and what was made above it. The last who uses one takes it away."""
+    async def remove_pod(self, meta: PodMetadata, others: Iterable[PodMetadata], living: Iterable[PodMetadata]) -> None:
+        """Remove the pod's cgroup where it is ours, and what was made above it. The last who uses one takes it away:
+        nobody does while it is a `living` one's of the others."""
         if not meta.owns_cgroup:
             return
         path, *above = cgroups.ends(meta.cgroup_parent, meta.owns_cgroup)
-        if not any(f"{cgroups.parent_path(one.cgroup_parent)}/".startswith(f"{path}/") for one in others):
+        if not _is_one_of(path, others):
             await self.remove(path)
-        elif await in_thread(_idle, path):
+        elif not _is_one_of(path, living) and await in_thread(_idle, path):
             with contextlib.suppress(Unavailable):  # one of the others has begun to use it
                 await self.remove(path)
         for one in above:
@@ -150,6 +151,11 @@ class Cgroups:
 
 def _owned(outwards: list[str], ours: set[str]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda path: path in ours or not cgroup.exists(path), outwards))
+
+
+def _is_one_of(path: str, pods: Iterable[PodMetadata]) -> bool:
+    """Whether a cgroup is that of one of these pods, or above it."""
+    return any(f"{cgroups.parent_path(one.cgroup_parent)}/".startswith(f"{path}/") for one in pods)
 
 
 def _idle(path: str) -> bool:

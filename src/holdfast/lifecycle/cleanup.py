@@ -134,7 +134,9 @@ class Cleanup:
         crashpoint("sandbox.init")
         await apart(self._unpin, pod_id)
         crashpoint("sandbox.unpinned")
-        await self._cgroups.remove_pod(pod.meta, [one.meta for one in self._world.pods.values() if one is not pod])
+        others = [one for one in self._world.pods.values() if one is not pod]
+        living = [one.meta for one in others if not one.status.stopped_at and not one.released]
+        await self._cgroups.remove_pod(pod.meta, [one.meta for one in others], living)
 
     async def pod(self, pod: Pod) -> None:
         """Remove every trace of a stopped pod without containers, and last its row."""

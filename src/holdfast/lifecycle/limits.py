@@ -131,7 +131,7 @@ class Limits:
 
     async def begin_pod(self, pod: Pod) -> None:
         """Limit the cgroup of a pod that is being made, if it is ours."""
-        if pod.meta.owns_cgroup:
+        if self._ours_alone(pod):
             await self._cgroups.limit(pod.meta, self._total(asked_of(pod)), pb.LinuxContainerResources())
 
     async def update_pod(
@@ -158,7 +158,7 @@ class Limits:
             await self._begin(pod, pod_cgroup(pod), self._total(asked), before)
             crashpoint("updatep.recorded")
             try:
-                if pod.meta.owns_cgroup:
+                if self._ours_alone(pod):
                     await self._cgroups.limit(pod.meta, self._total(asked), before)
                 crashpoint("updatep.applied")
                 await self._world.update_pod(pod, lambda status: replace(status, resources=data), end=UPDATE)
@@ -176,11 +176,17 @@ class Limits:
         async with pod.lock:
             if UPDATE not in pod.intents or pod.meta.id not in self._world.pods:
                 return
-            if pod.meta.owns_cgroup and pod.state is PodState.READY:
+            if self._ours_alone(pod) and pod.state is PodState.READY:
                 had = _overlaid(self._total(asked_of(pod)), _seen(pod))
                 now = await self._cgroups.seen(pod_cgroup(pod), had, pb.LinuxContainerResources())
                 await self._cgroups.limit(pod.meta, had, now)
             await self._world.end(pod, UPDATE)
+
+    def _ours_alone(self, pod: Pod) -> bool:
+        """Whether the pod's cgroup is ours, and no other pod's as well, which its limits are not for."""
+        parent = pod.meta.cgroup_parent
+        others = (one.meta for one in self._world.pods.values() if one is not pod)
+        return bool(pod.meta.owns_cgroup) and all(one.cgroup_parent != parent for one in others)
 
     def _total(self, asked: pb.UpdatePodSandboxResourcesRequest) -> pb.LinuxContainerResources:
         """Of swap only what is said: what each container may have of it is its own matter."""

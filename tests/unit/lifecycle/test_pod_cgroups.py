@@ -116,6 +116,6 @@ async def test_parents_of_new_pods(top: Path) -> None:
     assert by_unit.parent("/a.slice/a-b.slice", id) == "a-b.slice"
     with pytest.raises(InvalidArgument, match=r"config\.linux\.cgroup_parent: 'a\.slice' is not a path"):
         by_path.parent("a.slice", id)
-    assert await by_unit.owns("a-b.slice")
+    assert await by_unit.owned("a-b.slice", ())
     made(top, "a-b.slice")
-    assert not await by_unit.owns("a-b.slice")
+    assert not await by_unit.owned("a-b.slice", ())
