@@ -1,7 +1,8 @@
 """User namespaces (user_namespaces(7)): made by a child that lives as long as somebody needs what it stands in.
 
-unshare(2) refuses a new user namespace to a process with threads, so that all of this is for workers and their
-children, and it is the parent, who has rights outside, that writes the mappings.
+unshare(2) refuses a new user namespace to a process with threads, and the child is forked bare (process.fork), so that
+all of this is for workers and their children while they have one thread. It is the parent, who has rights outside, that
+writes the mappings.
 """
 
 import os

@@ -38,10 +38,15 @@ class UserNamespace:
         )
 
 
+def is_mapping(option: str) -> bool:
+    """Whether a mount option is part of one."""
+    return option.startswith((_UIDS, _GIDS))
+
+
 def from_options(options: tuple[str, ...]) -> tuple[UserNamespace | None, tuple[str, ...]]:
     """The mapping that a mount's options ask for, if any, and the other options. Raises ValueError."""
     found = {sign: [one for one in options if one.startswith(sign)] for sign in (_UIDS, _GIDS)}
-    rest = tuple(one for one in options if not one.startswith((_UIDS, _GIDS)))
+    rest = tuple(one for one in options if not is_mapping(one))
     if not any(found.values()):
         return None, rest
     try:

@@ -298,11 +298,16 @@ class Operations:
 
     def _make(self, task: Task, request: task_pb2.CreateTaskRequest, options: list[str]) -> str:
         """Returns "1" or "0", for whether the init is process 1 of a namespace of its own, and its record."""
-        grace.begin()
-        if request.rootfs:
+        mounts = [Mount(one.type, one.source, one.target, tuple(one.options)) for one in request.rootfs]
+        forks = any(map(rootfs.is_mapped, mounts))
+        if not forks:
+            grace.begin()
+        if mounts:
             files.mkdir(task.rootfs, 0o700, exist_ok=True)
-            for one in request.rootfs:
-                rootfs.mount_on(Mount(one.type, one.source, one.target, tuple(one.options)), task.rootfs)
+            for one in mounts:
+                rootfs.mount_on(one, task.rootfs)
+        if forks:  # which is for processes without threads
+            grace.begin()
         pid_file = task.bundle / "init.pid"
         where = ["--bundle", str(task.bundle), "--pid-file", str(pid_file)]
         crashpoint("shim.mounted")

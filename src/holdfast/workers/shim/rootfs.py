@@ -16,10 +16,15 @@ from typing import Final
 from holdfast.linux import files, mount, namespace, userns
 from holdfast.linux.process import CLONE_NEWNS
 from holdfast.model.spec import Mount
-from holdfast.model.userns import UserNamespace, from_options
+from holdfast.model.userns import UserNamespace, from_options, is_mapping
 
 LOWER: Final = "lowerdir="
 UPPER: Final = "upperdir="
+
+
+def is_mapped(one: Mount) -> bool:
+    """Whether it is to be shown through a mapping, for which a child is forked."""
+    return any(map(is_mapping, one.options))
 
 
 def mount_on(one: Mount, target: Path) -> None:
