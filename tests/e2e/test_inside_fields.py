@@ -149,9 +149,12 @@ def test_a_log_directory_that_cannot_be_made_is_refused(life: Node, handler: str
     assert failure.value.details().startswith(f"config.log_directory: cannot make {config.log_directory}: ")
 
 
-def test_a_log_path_whose_directory_cannot_be_made_is_told_at_the_start(life: Node, pod: str) -> None:
+def test_a_log_path_whose_directory_cannot_be_made_is_told_at_the_start(life: Node, handler: str) -> None:
+    of_pod = life.pod_config()
+    pod = life.run_pod(of_pod, handler)
+    Path(of_pod.log_directory, "in-the-way").touch()
     config = life.container_config("exit 0")
-    config.log_path = f"{'x' * 300}/0.log"
+    config.log_path = "in-the-way/0.log"
     container_id = life.create(pod, config)
     with pytest.raises(grpc.RpcError) as failure:
         life.start_container(container_id)

@@ -97,7 +97,7 @@ EXAMPLES: list[tuple[str, Setting, *tuple[Setting, ...]]] = [
     (INVALID, (f"{CONTAINER}.metadata", None)),
     (INVALID, (f"{CONTAINER}.command", [])),
     (INVALID, (f"{CONTAINER}.working_dir", "tmp")),
-    *((INVALID, (f"{CONTAINER}.log_path", bad)) for bad in ("/x", "../x", "a/..", "a/")),
+    *((INVALID, (f"{CONTAINER}.log_path", bad)) for bad in ("/x", "../x", "a/..", "a/", "x" * 256)),
     *((INVALID, (f"{CONTAINER}.CDI_devices.name", bad)) for bad in ("", "gpu", "vendor.example/gpu")),
     *((INVALID, (f"{CONTAINER}.metadata.name", bad)) for bad in ("", "a/b", "\n")),
     (INVALID, (f"{CONTAINER}.image.image", "")),

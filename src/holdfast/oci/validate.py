@@ -23,6 +23,7 @@ from holdfast.oci import (
 from holdfast.oci.text import check_name, check_sound, check_words
 from holdfast.proto import runtime_v1_pb2 as pb
 
+FILE_LENGTH: Final = 255  # NAME_MAX, limits.h
 HOSTNAME_LENGTH: Final = 64  # HOST_NAME_MAX, sethostname(2)
 _HOSTNAME: Final = re.compile("[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
@@ -98,3 +99,5 @@ def _log_path(path: str) -> None:
         raise InvalidArgument(f"config.log_path: {path!r} leaves the log directory")
     if path and posixpath.basename(path) in ("", "."):
         raise InvalidArgument(f"config.log_path: {path!r} is not a file's name")
+    if any(len(part.encode()) > FILE_LENGTH for part in path.split("/")):
+        raise InvalidArgument(f"config.log_path: {path!r} has a name of more than {FILE_LENGTH} bytes")

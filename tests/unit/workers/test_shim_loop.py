@@ -149,7 +149,7 @@ def test_how_a_child_fails(loop: Loop, capfd: pytest.CaptureFixture[str]) -> Non
         return "never"
 
     for work, text in (
-        (impossible, "[Errno 2] No such file or directory: '/no/such/directory'"),
+        (impossible, "No such file or directory: /no/such/directory"),
         (wrong, "the child that was to do it ended with status 1"),
         (killed, "the child that was to do it ended with status 137"),
     ):

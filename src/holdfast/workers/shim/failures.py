@@ -5,6 +5,7 @@ import os
 from typing import Final
 
 from holdfast.ttrpc.server import INTERNAL, RESOURCE_EXHAUSTED, CallError
+from holdfast.workers.shim.loop import said
 
 NO_SPACE: Final = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))  # as crun, runc and our own children say it
 
@@ -13,5 +14,5 @@ def as_call_error(error: Exception, what: str) -> CallError:
     """The text of a failed command is the runtime's own, and often all there is to tell a full disk by."""
     if isinstance(error, CallError):
         return error
-    text = str(error)
+    text = said(error)
     return CallError(RESOURCE_EXHAUSTED if any(one in text for one in NO_SPACE) else INTERNAL, f"{what}: {text}")

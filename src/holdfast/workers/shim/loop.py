@@ -268,6 +268,13 @@ def _end_group(*_: object) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
+def said(error: Exception) -> str:
+    """An error in words, for whoever asked; of a failed system call what it was about."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
+
+
 def _be_child(work: Callable[[], str], answer: int, parent: int) -> NoReturn:
     """In the child of `in_child`: do the work, leave its text, and end without unwinding the loop's frames."""
     status = 1
@@ -279,7 +286,7 @@ def _be_child(work: Callable[[], str], answer: int, parent: int) -> NoReturn:
         try:
             text, status = work(), 0
         except (OSError, Failed) as exc:
-            text = str(exc)
+            text = said(exc)
         os.write(answer, text.encode())
     except BaseException:
         traceback.print_exc()
