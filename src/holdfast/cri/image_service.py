@@ -2,9 +2,11 @@
 
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from holdfast.cri import convert
+from holdfast.cri.streams import parts
 from holdfast.images.service import Images
 from holdfast.model.errors import InvalidArgument, NotFound
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -17,14 +19,22 @@ class ImageService(ImageServiceServicer):
     def __init__(self, images: Images) -> None:
         self._images = images
 
-    async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:
-        wanted = request.filter.image.image
-        if not wanted:
-            return pb.ListImagesResponse(images=[convert.image_item(image) for image in self._images.all()])
+    async def ListImages(self, request: pb.ListImagesRequest, context: Any) -> bytes:
+        """A ListImagesResponse, already serialized."""
+        return b"".join(self._entries(request.filter))
+
+    async def StreamImages(self, request: pb.StreamImagesRequest, context: Any) -> AsyncIterator[bytes]:
+        """StreamImagesResponses, already serialized."""
+        for part in parts(self._entries(request.filter)):
+            yield part
+
+    def _entries(self, wanted: pb.ImageFilter) -> list[bytes]:
+        name = wanted.image.image
         try:
-            return pb.ListImagesResponse(images=[convert.image_item(self._images.find(wanted))])
+            found = [self._images.find(name)] if name else list(self._images.all())
         except NotFound:
-            return pb.ListImagesResponse()
+            return []
+        return [pb.ListImagesResponse(images=[convert.image_item(image)]).SerializeToString() for image in found]
 
     async def ImageStatus(self, request: pb.ImageStatusRequest, context: Any) -> pb.ImageStatusResponse:
         """An image that is not there is an empty answer, not an error."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from holdfast import __version__
 from holdfast.cri import convert, filters, stats
+from holdfast.cri.streams import parts
 from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
@@ -127,8 +128,15 @@ class RuntimeService(RuntimeServiceServicer):
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Any) -> bytes:
         """A ListPodSandboxResponse, already serialized."""
-        found = [pod for pod in self._world.pods.values() if filters.pod_matches(pod, request.filter)]
-        return b"".join(map(convert.pod_entry, found))
+        return b"".join(self._pod_entries(request.filter))
+
+    async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest, context: Any) -> AsyncIterator[bytes]:
+        """StreamPodSandboxesResponses, already serialized."""
+        for part in parts(self._pod_entries(request.filter)):
+            yield part
+
+    def _pod_entries(self, wanted: pb.PodSandboxFilter) -> list[bytes]:
+        return [convert.pod_entry(pod) for pod in self._world.pods.values() if filters.pod_matches(pod, wanted)]
 
     async def CreateContainer(self, request: pb.CreateContainerRequest, context: Any) -> pb.CreateContainerResponse:
         pod_id = _needed(request.pod_sandbox_id, "pod_sandbox_id")
@@ -151,8 +159,16 @@ class RuntimeService(RuntimeServiceServicer):
 
     async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> bytes:
         """A ListContainersResponse, already serialized."""
-        found = [one for one in self._world.containers.values() if filters.container_matches(one, request.filter)]
-        return b"".join(map(convert.container_entry, found))
+        return b"".join(self._container_entries(request.filter))
+
+    async def StreamContainers(self, request: pb.StreamContainersRequest, context: Any) -> AsyncIterator[bytes]:
+        """StreamContainersResponses, already serialized."""
+        for part in parts(self._container_entries(request.filter)):
+            yield part
+
+    def _container_entries(self, wanted: pb.ContainerFilter) -> list[bytes]:
+        found = [one for one in self._world.containers.values() if filters.container_matches(one, wanted)]
+        return [convert.container_entry(one) for one in found]
 
     async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Any) -> pb.ContainerStatusResponse:
         container = self._world.container(_needed(request.container_id, "container_id"))
@@ -187,22 +203,39 @@ class RuntimeService(RuntimeServiceServicer):
         (found,) = await self._stats.containers([container])
         return pb.ContainerStatsResponse(stats=stats.container_stats(found))
 
-    async def ListContainerStats(
-        self, request: pb.ListContainerStatsRequest, context: Any
-    ) -> pb.ListContainerStatsResponse:
-        wanted = [one for one in self._world.containers.values() if stats.container_wanted(one, request.filter)]
-        found = await self._stats.containers(wanted)
-        return pb.ListContainerStatsResponse(stats=map(stats.container_stats, found))
+    async def ListContainerStats(self, request: pb.ListContainerStatsRequest, context: Any) -> bytes:
+        """A ListContainerStatsResponse, already serialized."""
+        return b"".join(await self._container_stats(request.filter))
+
+    async def StreamContainerStats(self, request: pb.StreamContainerStatsRequest, context: Any) -> AsyncIterator[bytes]:
+        """StreamContainerStatsResponses, already serialized."""
+        for part in parts(await self._container_stats(request.filter)):
+            yield part
+
+    async def _container_stats(self, wanted: pb.ContainerStatsFilter) -> list[bytes]:
+        found = [one for one in self._world.containers.values() if stats.container_wanted(one, wanted)]
+        samples = map(stats.container_stats, await self._stats.containers(found))
+        return [pb.ListContainerStatsResponse(stats=[one]).SerializeToString() for one in samples]
 
     async def PodSandboxStats(self, request: pb.PodSandboxStatsRequest, context: Any) -> pb.PodSandboxStatsResponse:
         (found,) = await self._stats.pods([self._world.pod(_needed(request.pod_sandbox_id, "pod_sandbox_id"))])
         return pb.PodSandboxStatsResponse(stats=stats.pod_stats(found))
 
-    async def ListPodSandboxStats(
-        self, request: pb.ListPodSandboxStatsRequest, context: Any
-    ) -> pb.ListPodSandboxStatsResponse:
-        wanted = [one for one in self._world.pods.values() if stats.pod_wanted(one, request.filter)]
-        return pb.ListPodSandboxStatsResponse(stats=map(stats.pod_stats, await self._stats.pods(wanted)))
+    async def ListPodSandboxStats(self, request: pb.ListPodSandboxStatsRequest, context: Any) -> bytes:
+        """A ListPodSandboxStatsResponse, already serialized."""
+        return b"".join(await self._pod_stats(request.filter))
+
+    async def StreamPodSandboxStats(
+        self, request: pb.StreamPodSandboxStatsRequest, context: Any
+    ) -> AsyncIterator[bytes]:
+        """StreamPodSandboxStatsResponses, already serialized."""
+        for part in parts(await self._pod_stats(request.filter)):
+            yield part
+
+    async def _pod_stats(self, wanted: pb.PodSandboxStatsFilter) -> list[bytes]:
+        found = [pod for pod in self._world.pods.values() if stats.pod_wanted(pod, wanted)]
+        samples = map(stats.pod_stats, await self._stats.pods(found))
+        return [pb.ListPodSandboxStatsResponse(stats=[one]).SerializeToString() for one in samples]
 
     async def GetContainerEvents(
         self, request: pb.GetEventsRequest, context: Any

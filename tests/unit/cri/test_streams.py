@@ -1,0 +1,28 @@
+"""Lists in parts, and that a part of a stream is what a list would have."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.cri import streams
+from holdfast.proto import runtime_v1_pb2 as pb
+
+
+@given(st.lists(st.integers(0, streams.PART * 2), max_size=30))
+def test_all_of_it_in_order_and_no_part_too_large(sizes: list[int]) -> None:
+    entries = [bytes([number]) * min(size, 1 << 16) * (size // (1 << 16) + 1) for number, size in enumerate(sizes)]
+    found = list(streams.parts(entries))
+    assert b"".join(found) == b"".join(entries)
+    largest = max(map(len, entries), default=0)
+    assert all(0 < len(part) <= max(streams.PART, largest) for part in found if part)
+
+
+def test_a_list_and_a_stream_have_the_same_elements_on_the_wire() -> None:
+    for listed, streamed in [
+        (pb.ListPodSandboxResponse, pb.StreamPodSandboxesResponse),
+        (pb.ListContainersResponse, pb.StreamContainersResponse),
+        (pb.ListContainerStatsResponse, pb.StreamContainerStatsResponse),
+        (pb.ListPodSandboxStatsResponse, pb.StreamPodSandboxStatsResponse),
+        (pb.ListImagesResponse, pb.StreamImagesResponse),
+    ]:
+        (one,), (other,) = listed.DESCRIPTOR.fields, streamed.DESCRIPTOR.fields
+        assert (one.number, one.message_type, one.is_repeated) == (other.number, other.message_type, other.is_repeated)
