@@ -55,3 +55,27 @@ def test_images(life: Node) -> None:
     assert part.images == life.images("ListImages", pb.ListImagesRequest()).images
     nobody = pb.ImageFilter(image=pb.ImageSpec(image="nobody"))
     assert list(images.StreamImages(pb.StreamImagesRequest(filter=nobody), timeout=20)) == []
+
+
+def test_metrics(life: Node) -> None:
+    runtime = RuntimeServiceStub(life.channel)
+    known = {
+        one.name: list(one.label_keys)
+        for one in life.call("ListMetricDescriptors", pb.ListMetricDescriptorsRequest()).descriptors
+    }
+    found = life.call("ListPodSandboxMetrics", pb.ListPodSandboxMetricsRequest()).pod_metrics
+    assert [one.pod_sandbox_id for one in found] == [pod.id for pod in life.pods()]
+    for pod in found:
+        (inside,) = pod.container_metrics
+        sent = {one.name: one for one in inside.metrics}
+        assert len(sent) > 20
+        for one in inside.metrics:
+            labels = dict(zip(known[one.name], one.label_values, strict=True))
+            assert (labels["id"], labels["container"]) == (inside.container_id, "main")
+        assert sent["container_memory_usage_bytes"].value.value > 0
+        assert sent["container_threads"].value.value == 1
+        assert sent["container_spec_cpu_period"].value.value == 100_000
+    streamed = list(runtime.StreamPodSandboxMetrics(pb.StreamPodSandboxMetricsRequest(), timeout=20))
+    assert [one.pod_sandbox_id for part in streamed for one in part.pod_sandbox_metrics] == [
+        pod.id for pod in life.pods()
+    ]

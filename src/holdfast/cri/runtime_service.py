@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from holdfast import __version__
-from holdfast.cri import convert, filters, stats
+from holdfast.cri import convert, filters, metrics, stats
 from holdfast.cri.streams import parts
 from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
@@ -236,6 +236,29 @@ class RuntimeService(RuntimeServiceServicer):
         found = [pod for pod in self._world.pods.values() if stats.pod_wanted(pod, wanted)]
         samples = map(stats.pod_stats, await self._stats.pods(found))
         return [pb.ListPodSandboxStatsResponse(stats=[one]).SerializeToString() for one in samples]
+
+    async def ListMetricDescriptors(
+        self, request: pb.ListMetricDescriptorsRequest, context: Any
+    ) -> pb.ListMetricDescriptorsResponse:
+        return pb.ListMetricDescriptorsResponse(descriptors=metrics.descriptors())
+
+    async def ListPodSandboxMetrics(self, request: pb.ListPodSandboxMetricsRequest, context: Any) -> bytes:
+        """A ListPodSandboxMetricsResponse, already serialized."""
+        return b"".join(await self._pod_metrics())
+
+    async def StreamPodSandboxMetrics(
+        self, request: pb.StreamPodSandboxMetricsRequest, context: Any
+    ) -> AsyncIterator[bytes]:
+        """StreamPodSandboxMetricsResponses, already serialized."""
+        for part in parts(await self._pod_metrics()):
+            yield part
+
+    async def _pod_metrics(self) -> list[bytes]:
+        found = [pod for pod in self._world.pods.values() if stats.pod_wanted(pod, pb.PodSandboxStatsFilter())]
+        samples = await self._stats.pods(found)
+        counters = await self._stats.counters(one.container for pod in samples for one in pod.containers)
+        made = [metrics.pod_metrics(sample, counters) for sample in samples]
+        return [pb.ListPodSandboxMetricsResponse(pod_metrics=[one]).SerializeToString() for one in made]
 
     async def GetContainerEvents(
         self, request: pb.GetEventsRequest, context: Any

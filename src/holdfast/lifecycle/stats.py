@@ -15,8 +15,9 @@ from typing import Final
 from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.world import Container, Pod, World, container_cgroup, pod_cgroup
 from holdfast.linux import usage
-from holdfast.linux.usage import Interface, Usage
-from holdfast.linux.usage import Pressure as Pressure  # for those above, who know no kernel
+from holdfast.linux.usage import Interface as Interface  # for those above, who know no kernel
+from holdfast.linux.usage import Pressure as Pressure
+from holdfast.linux.usage import Usage
 from holdfast.model.state import ContainerState
 from holdfast.snapshots.overlay import Snapshots
 
@@ -95,6 +96,11 @@ class Stats:
             PodSample(pod, sample, networks.get(names.get(pod.meta.id, Path()), []), by_pod[pod.meta.id])
             for pod, sample in zip(found, samples, strict=True)
         ]
+
+    async def counters(self, wanted: Iterable[Container]) -> dict[str, dict[str, int]]:
+        """What usage.counters_of tells, by container."""
+        paths = {one.meta.id: container_cgroup(one) for one in wanted}
+        return await in_thread(lambda: {id: usage.counters_of(path) for id, path in paths.items()})
 
     async def _sample(self, paths: list[str]) -> list[Sample]:
         self._forget()

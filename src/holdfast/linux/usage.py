@@ -47,9 +47,13 @@ class Interface:
 
     name: str
     rx_bytes: int
+    rx_packets: int
     rx_errors: int
+    rx_dropped: int
     tx_bytes: int
+    tx_packets: int
     tx_errors: int
+    tx_dropped: int
 
 
 def of_cgroup(path: str) -> Usage | None:
@@ -59,6 +63,70 @@ def of_cgroup(path: str) -> Usage | None:
     if "memory" in found or "cpuacct" in found:
         return _v1({name: f"{top}/{relative}" for name, top in found.items()})
     return _v2(f"{found.get('', cgroup.ROOT)}/{relative}")
+
+
+def counters_of(path: str) -> dict[str, int]:
+    """More of what the kernel counts, for metrics: times in ns, sizes in bytes; without what this host does not count.
+
+    cpu_user, cpu_system, periods, throttled, throttled_time, cache, mapped, kernel, peak, failures, cpu_quota,
+    cpu_period, cpu_shares. Blocks.
+    """
+    found = cgroup.hierarchies()
+    relative = path.strip("/")
+    if "memory" not in found:
+        return _counters_v2(f"{found.get('', cgroup.ROOT)}/{relative}")
+    where = {name: f"{top}/{relative}" for name, top in found.items()}
+    return _counters_v1(where["memory"], where.get("cpuacct", ""), where.get("cpu", ""))
+
+
+def _counters_v1(memory: str, cpuacct: str, cpu: str) -> dict[str, int]:
+    stat, bandwidth = table(f"{memory}/memory.stat") or {}, table(f"{cpu}/cpu.stat") or {}
+    quota = (_text(f"{cpu}/cpu.cfs_quota_us") or "").strip()
+    return _known(
+        {
+            "cpu_user": _number(f"{cpuacct}/cpuacct.usage_user"),
+            "cpu_system": _number(f"{cpuacct}/cpuacct.usage_sys"),
+            "periods": bandwidth.get("nr_periods"),
+            "throttled": bandwidth.get("nr_throttled"),
+            "throttled_time": bandwidth.get("throttled_time"),
+            "cache": stat.get("total_cache"),
+            "mapped": stat.get("total_mapped_file"),
+            "kernel": _number(f"{memory}/memory.kmem.usage_in_bytes"),
+            "peak": _number(f"{memory}/memory.max_usage_in_bytes"),
+            "failures": _number(f"{memory}/memory.failcnt"),
+            "cpu_quota": int(quota) if quota.isdigit() else None,
+            "cpu_period": _number(f"{cpu}/cpu.cfs_period_us"),
+            "cpu_shares": _number(f"{cpu}/cpu.shares"),
+        }
+    )
+
+
+def _counters_v2(where: str) -> dict[str, int]:
+    stat, cpu = table(f"{where}/memory.stat") or {}, table(f"{where}/cpu.stat") or {}
+    events = table(f"{where}/memory.events") or {}
+    quota, _, period = (_text(f"{where}/cpu.max") or "").strip().partition(" ")
+    micro = {name: cpu[key] * 1000 for name, key in _MICROSECONDS.items() if key in cpu}
+    return micro | _known(
+        {
+            "periods": cpu.get("nr_periods"),
+            "throttled": cpu.get("nr_throttled"),
+            "cache": stat.get("file"),
+            "mapped": stat.get("file_mapped"),
+            "kernel": stat.get("kernel"),
+            "peak": _number(f"{where}/memory.peak"),
+            "failures": events.get("max"),
+            "cpu_quota": int(quota) if quota.isdigit() else None,
+            "cpu_period": int(period) if period.isdigit() else None,
+            "cpu_shares": _number(f"{where}/cpu.weight"),
+        }
+    )
+
+
+_MICROSECONDS: Final = {"cpu_user": "user_usec", "cpu_system": "system_usec", "throttled_time": "throttled_usec"}
+
+
+def _known(values: Mapping[str, int | None]) -> dict[str, int]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def of_networks(netns: Iterable[Path]) -> dict[Path, list[Interface]]:
@@ -89,7 +157,7 @@ def interfaces(text: str) -> list[Interface]:
     for line in text.splitlines()[2:]:
         name, _, rest = line.partition(":")
         if (name := name.strip()) != "lo" and len(numbers := rest.split()) >= 16:
-            found.append(Interface(name, int(numbers[0]), int(numbers[2]), int(numbers[8]), int(numbers[10])))
+            found.append(Interface(name, *map(int, (*numbers[:4], *numbers[8:12]))))
     return found
 
 

@@ -23,6 +23,7 @@ def test_a_list_and_a_stream_have_the_same_elements_on_the_wire() -> None:
         (pb.ListContainerStatsResponse, pb.StreamContainerStatsResponse),
         (pb.ListPodSandboxStatsResponse, pb.StreamPodSandboxStatsResponse),
         (pb.ListImagesResponse, pb.StreamImagesResponse),
+        (pb.ListPodSandboxMetricsResponse, pb.StreamPodSandboxMetricsResponse),
     ]:
         (one,), (other,) = listed.DESCRIPTOR.fields, streamed.DESCRIPTOR.fields
         assert (one.number, one.message_type, one.is_repeated) == (other.number, other.message_type, other.is_repeated)

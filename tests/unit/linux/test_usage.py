@@ -78,7 +78,10 @@ def test_our_own_cgroup_has_numbers() -> None:
 
 
 def test_networks() -> None:
-    assert usage.interfaces(DEV) == [Interface("eth0", 1234567, 2, 7654321, 3), Interface("net1", 5, 0, 6, 0)]
+    assert usage.interfaces(DEV) == [
+        Interface("eth0", 1234567, 8901, 2, 0, 7654321, 109, 3, 0),
+        Interface("net1", 5, 1, 0, 0, 6, 1, 0, 0),
+    ]
     assert usage.interfaces("") == []
     assert usage.of_networks([Path("/nowhere")]) == {}
 
