@@ -22,7 +22,7 @@ from holdfast.runtime.task import TaskClient
 log = logging.getLogger(__name__)
 
 CHUNK: Final = 256 * 1024
-KILL_SECONDS: Final = 1.0
+KILL_SECONDS: Final = 0.5  # and as long again to forget it: one second beyond the client's own
 END_SECONDS: Final = 5.0
 
 
@@ -128,7 +128,7 @@ class Executor:
     async def _kill(self, task: TaskClient, container_id: str, exec_id: str) -> None:
         try:
             async with asyncio.timeout(KILL_SECONDS):
-                await task.kill(container_id, signal.SIGKILL, exec_id)
+                await task.kill(container_id, signal.SIGKILL, exec_id, everything=True)
                 await task.wait(container_id, exec_id)
         except (HoldfastError, TimeoutError) as exc:
             log.warning("exec %s in container %s outlives its kill: %s", exec_id, container_id, exc)
@@ -143,7 +143,7 @@ class Executor:
 
 async def _end(task: TaskClient, container_id: str, exec_id: str) -> None:
     with contextlib.suppress(NotFound, FailedPrecondition):  # it has ended, or was never started
-        await task.kill(container_id, signal.SIGKILL, exec_id)
+        await task.kill(container_id, signal.SIGKILL, exec_id, everything=True)
         await task.wait(container_id, exec_id)
     with contextlib.suppress(NotFound):
         await task.delete(container_id, exec_id)

@@ -65,6 +65,12 @@ def state(pid: int) -> str:
     return fields[0].decode() if fields else ""
 
 
+def session(pid: int) -> int:
+    """The session it is in, setsid(2), which is the pid of whoever began that; 0 when there is no such process."""
+    fields = _stat(pid)
+    return int(fields[3]) if fields else 0
+
+
 def stuck(pid: int) -> str:
     """Where in the kernel a thread of the process waits that no signal reaches (state D); "" when none does.
 

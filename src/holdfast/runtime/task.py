@@ -148,7 +148,10 @@ class TaskClient:
     async def kill(
         self, container_id: str, signal: int, exec_id: str = "", *, everything: bool = False, seconds: float = ACT
     ) -> None:
-        """Send a signal; with `everything` to all processes of the container. NotFound when it has ended."""
+        """Send a signal; with `everything` to all processes of the container, or to all that an exec has started.
+
+        NotFound when it has ended.
+        """
         request = task_pb2.KillRequest(id=container_id, exec_id=exec_id, signal=signal, all=everything)
         await self._call("Kill", request, Empty, seconds)
 

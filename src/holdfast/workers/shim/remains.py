@@ -57,6 +57,20 @@ def signal_all(path: str, number: int) -> int:
     return len(found)
 
 
+def signal_session(path: str, leader: int, number: int) -> None:
+    """Send a signal to those in a cgroup that are of one session: to what its leader has started, and nobody else.
+
+    Whoever was forked meanwhile by one that is not dead yet gets it, too. Who began a session of his own is left alone.
+    """
+    seen: set[int] = set()
+    while found := {pid for pid in pids(path) if process.session(pid) == leader} - seen:
+        for pid in found:
+            with process.pin(pid, None) as pinned:
+                if pinned is not None and process.session(pid) == leader and _is_below(pid, path):
+                    pinned.send(number)
+        seen |= found
+
+
 def _is_below(pid: int, path: str) -> bool:
     try:
         return f"{cgroup.of_process(pid)}/".startswith(f"{path}/")

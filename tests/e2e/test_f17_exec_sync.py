@@ -1,0 +1,96 @@
+"""F17: an ExecSync ends when its command does or its time is over, whatever was left running, and leaves nothing."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from kit.node import Node, node, until
+
+from holdfast.linux import process
+from holdfast.runtime import keeper
+
+ROUNDS = 60
+MANY = 10_000
+
+
+@pytest.fixture(scope="module", params=["crun", "runc"])
+def life(request: pytest.FixtureRequest) -> Iterator[Node]:
+    with node(request.param) as one:
+        yield one
+
+
+@pytest.fixture
+def container(life: Node) -> Iterator[str]:
+    pod = life.run_pod()
+    yield life.run(pod, "sleep 5001")
+    life.remove_pod(pod)
+
+
+def sleepers(life: Node, container: str) -> list[str]:
+    """How long those sleep that there are in the container."""
+    found = life.exec(container, ["ps", "-o", "args"]).stdout.decode().splitlines()
+    return sorted(line.split()[1] for line in found if line.startswith("sleep "))
+
+
+def test_f17_what_a_command_leaves_running_is_not_waited_for(life: Node, container: str) -> None:
+    """Though it keeps the command's output open; it goes on, as it would under a shell."""
+    found = life.exec(container, ["sh", "-c", "sleep 5002 & echo said; exit 4"], 20)
+    assert (found.stdout, found.exit_code) == (b"said\n", 4)
+    assert sleepers(life, container) == ["5001", "5002"]
+
+
+def test_f17_all_that_it_has_started_is_ended_with_it_and_nobody_else(life: Node, container: str) -> None:
+    life.exec(container, ["sh", "-c", "sleep 5003 >/dev/null 2>&1 &"])
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(life.exec, container, ["sh", "-c", "sleep 5004; echo never"], 60)
+        until(lambda: "5004" in sleepers(life, container), "another one to run")
+        script = "sleep 5005 & sh -c 'sleep 5006 & sleep 5007' & (sleep 5008 &) ; setsid sleep 5009 & wait"
+        with pytest.raises(grpc.RpcError) as failure:
+            life.exec(container, ["sh", "-c", script], 1)
+        assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        until(lambda: sleepers(life, container) == ["5001", "5003", "5004", "5009"], "the rest to be ended")
+        life.exec(container, ["sh", "-c", "kill $(ps -o pid,args | awk '/sleep 5004$/ {print $1}')"])
+        other.result()
+
+
+def resources(life: Node, pod: str) -> dict[str, int]:
+    """Of daemon and shim: descriptors and threads; and the processes of the pod's container."""
+    assert life.process is not None
+    (shim,) = [worker.pid for worker in keeper.workers(life.state) if worker.id == pod]
+    found = {}
+    for name, pid in (("daemon", life.process.pid), ("shim", shim)):
+        found[f"{name} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
+        found[f"{name} children"] = len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return found
+
+
+def probes(life: Node, number: int) -> None:
+    pod = life.run_pod()
+    container = life.run(pod, "sleep 5001")
+    for _ in range(5):
+        life.exec(container, ["true"])
+    before = resources(life, pod)
+    for turn in range(number):
+        if turn % 20 == 7:
+            with pytest.raises(grpc.RpcError):
+                life.exec(container, ["sh", "-c", "sleep 1000 & wait"], 1)
+        else:
+            assert life.exec(container, ["sh", "-c", "exit 3"]).exit_code == 3
+    until(lambda: sleepers(life, container) == ["5001"], "nothing to be left running")
+    until(lambda: resources(life, pod) == before, f"all to be as it was: {before}, it is {resources(life, pod)}")
+    bundle = life.state / "pods" / pod / container / "exec"
+    until(lambda: not bundle.exists() or not os.listdir(bundle), "nothing to be left of them")
+    assert process.state(life.pid(container)) not in ("", "Z")
+    life.remove_pod(pod)
+
+
+def test_f17_probes_leave_nothing(life: Node) -> None:
+    probes(life, ROUNDS)
+
+
+@pytest.mark.soak
+def test_f17_ten_thousand_probes(life: Node) -> None:
+    probes(life, MANY)
