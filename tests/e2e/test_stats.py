@@ -91,6 +91,20 @@ def test_what_a_container_and_its_pod_use(life: Node, handler: str) -> None:
     assert not life.call("ListPodSandboxStats", pb.ListPodSandboxStatsRequest()).stats
 
 
+def test_the_command_line(life: Node) -> None:
+    pod = life.run_pod(life.pod_config("cli-stats"))
+    container = life.run(pod, "while :; do :; done", "busy")
+    life.run(pod, "sleep 1000", "idle")
+    head, first, second = life.cli("stats", "--no-stream").stdout.splitlines()
+    assert head.split("   ")[0] == "CONTAINER ID"
+    assert first.split()[:3] == [container[:13], "busy", "cli-stats"]
+    assert 10 < float(first.split()[3]) < 150
+    assert float(second.split()[3]) < 10
+    (one,) = json.loads(life.cli("stats", "-o", "json", "busy").stdout)["stats"]
+    assert (one["attributes"]["id"], int(one["memory"]["usage_bytes"]["value"]) > 0) == (container, True)
+    life.remove_pod(pod)
+
+
 @pytest.mark.parametrize("handler", ["", "runc-v2"])
 def test_a_shim_that_stands_still_holds_up_no_statistics(life: Node, handler: str) -> None:
     pod = life.run_pod(handler=handler)

@@ -16,6 +16,7 @@ VERBS: Final = {
     "ps": ("containers", "List containers."),
     "inspect": ("inspect", "Show everything about a container, pod or image."),
     "logs": ("logs", "Print the log of a container."),
+    "stats": ("stats", "Show what running containers use."),
     "exec": ("containers", "Run a command in a running container."),
     "start": ("containers", "Start created containers."),
     "stop": ("containers", "Stop running containers."),
