@@ -10,6 +10,7 @@ import random
 import re
 import socket
 import stat
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -225,6 +226,12 @@ class Trial:
             return act()
         except grpc.RpcError as failure:
             code, text = failure.code(), failure.details()
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # who hangs is gone when somebody looks
+            print(
+                subprocess.run(
+                    ["ps", "-eo", "pid,ppid,stat,wchan:32,args", "--forest"], capture_output=True, text=True
+                ).stdout
+            )
         before = verb in ("run", "create")
         assert code in (REFUSED if before else BY_THE_RUNTIME), f"{verb}: {code.name}: {text}"
         assert not UNFORESEEN.search(text), f"{verb}: {code.name}: {text}"
