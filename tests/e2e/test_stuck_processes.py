@@ -88,13 +88,16 @@ def waits(pid: int) -> bool:
 @pytest.fixture
 def volume(life: Node) -> Iterator[Path]:
     """The directory of a volume in which somebody has mounted a filesystem of his own."""
-    inner = life.base / "emptyDir" / "foreign"
-    inner.mkdir(parents=True)
+    place = life.base / "emptyDir"
+    place.mkdir()
+    mount.mount("volume", place, "tmpfs", 0, "size=1m")
+    mount.set_propagation(place, mount.MS_SHARED)
+    inner = place / "foreign"
+    inner.mkdir()
     mount.mount("foreign", inner, "tmpfs", 0, "size=1m")
-    yield inner.parent
-    mount.unmount_tree(inner)
-    for path in (inner.parent / "own", inner, inner.parent):
-        path.unlink() if path.is_file() else path.rmdir()
+    yield place
+    mount.unmount_tree(place)
+    place.rmdir()
     until(lambda: not life.leftovers(), "nothing to be left")
 
 

@@ -387,7 +387,7 @@ def test_code_in_a_layer_is_never_imported(stack: Stack) -> None:
     module.write_text("raise SystemExit('code of the layer was run')")
     if (pid := os.fork()) == 0:
         try:
-            unpacker._lock_in(str(stack.directory / "fs"), "", "", [])
+            unpacker.lock_in(str(stack.directory / "fs"), "", "", [], unpacker._KEEP)
             import trap  # noqa: F401
         except ModuleNotFoundError:
             os.write(theirs, b"refused")
@@ -405,7 +405,7 @@ def in_cell(directory: Path, act: Callable[[], object]) -> int:
     if (pid := os.fork()) == 0:
         number = 0
         try:
-            unpacker._lock_in(str(directory), "", "", [])
+            unpacker.lock_in(str(directory), "", "", [], unpacker._KEEP)
             act()
         except OSError as exc:
             number = exc.errno or errno.EIO

@@ -26,6 +26,7 @@ _TEMPORARY: Final = re.compile(r"\..+\.([0-9a-f]{16})[0-9a-f]{8}")
 _LINKS: Final = 40  # as many as path_resolution(7) allows
 _OPEN_LEVELS: Final = 64  # of a tree that is being removed
 REMOVE_TRIES: Final = 100
+REMOVE_PAUSE: Final = 0.002
 
 Path_ = str | os.PathLike[str]
 
@@ -261,6 +262,7 @@ def remove_tree(path: Path_) -> None:
             except OSError as exc:  # somebody still writes there: what he has made goes, too
                 if exc.errno != errno.ENOTEMPTY or not left:
                     raise
+                time.sleep(REMOVE_PAUSE)
     finally:
         os.close(parent)
 

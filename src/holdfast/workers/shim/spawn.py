@@ -16,16 +16,8 @@ from holdfast.linux.process import CLONE_NEWNS
 
 # With which a runtime makes directories inside a container: who is not root has to get through them.
 UMASK: Final = 0o022
-# What a Python process ignores or handles and its children shall not.
-_DEFAULTS: Final = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGCHLD,
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-)
+# Whatever a Python process, or whoever started the daemon, ignores or handles: a child shall not.
+_DEFAULTS: Final = frozenset(range(1, signal.SIGRTMIN)) - {signal.SIGKILL, signal.SIGSTOP, 32, 33}
 
 
 def spawn(
