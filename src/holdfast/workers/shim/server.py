@@ -157,14 +157,15 @@ class Shim:
             raise CallError(NOT_FOUND, f"process {one.pid} of task {task.id} has ended")
         if not one.pid:
             raise CallError(FAILED_PRECONDITION, f"cannot signal task {task.id}: the process has not been started")
+        session = process.session(one.pid)
         if request.all and task.record is not None and not request.exec_id:
             remains.signal_all(task.record.cgroup, request.signal)
         elif one.pinned is not None:
             one.pinned.send(request.signal)
         else:
             os.kill(one.pid, request.signal)  # it is a child that we have not reaped: the number is its own
-        if request.all and task.record is not None and request.exec_id:
-            remains.signal_session(task.record.cgroup, one.pid, request.signal)
+        if request.all and task.record is not None and request.exec_id and session not in (0, os.getsid(0)):
+            remains.signal_session(task.record.cgroup, session, request.signal)
         if request.signal == signal.SIGKILL and task.init.state is State.PAUSED:
             await self._operations.freeze(task, "resume")  # the v1 freezer keeps even a killed process
         return Empty()
