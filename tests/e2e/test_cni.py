@@ -269,6 +269,21 @@ def test_after_a_start_plugins_check_what_is_there_and_collect_what_is_not(net: 
     assert (ready(net).status, "not today" in ready(net).message) == (False, True)
 
 
+def test_nobody_is_attached_while_what_is_lost_is_released(net: Network) -> None:
+    """A plugin that is not told of a new pod would release what that has just been given."""
+    net.configure("10-test.conflist", [{"type": "odd"}], "1.1.0")
+    old = net.node.run_pod(pod_config(net, "old"))
+    net.forget()
+    net.does(GC="hang")
+    net.kill()
+    net.start()
+    until(lambda: net.told("GC"), "the plugin to be in GC")
+    new = net.node.run_pod(pod_config(net, "new"))
+    assert [one["verb"] for one in net.told() if one["verb"] in ("GC", "ADD")] == ["GC", "ADD"]
+    assert not cgroup.exists(f"{net.node.cgroup}/cni-gc"), "it was given up before"
+    assert {pod.id for pod in net.node.pods()} == {old, new}
+
+
 def test_a_plugin_that_does_not_tell_its_status_holds_up_nobody(net: Network) -> None:
     net.configure("10-test.conflist", [{"type": "odd", "now": "one"}], "1.1.0")
     assert ready(net).status

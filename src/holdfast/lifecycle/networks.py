@@ -38,6 +38,8 @@ class Networks:
         self._store = store
         self._layout = layout
         self._background = background
+        self._open = asyncio.Event()  # nobody is attached while plugins release what they are not told of
+        self._open.set()
         self._said = (False, "NetworkPluginNotReady", "the network's plugins have not told their status yet")
 
     async def load(self) -> None:
@@ -66,6 +68,7 @@ class Networks:
             pod.status = replace(pod.status, network=known.to_json())
             await in_thread(files.write_atomic, self._part(pod), pod.status.network.encode(), sync=False)
 
+        await self._open.wait()
         plan = network_result(pod).without()
         added = self._network.add(pod_network(pod), Path(pod.status.netns), plan, record)
         return (await within(ADD_SECONDS, added, f"set up network of pod {pod.meta.id}")).to_json()
@@ -89,10 +92,14 @@ class Networks:
 
     async def look_after(self) -> None:
         """Once after a start: have released what no pod has, and see whether the others still have what they had."""
-        alive = [pod for pod in self._world.pods.values() if pod.status.netns and not pod.status.stopped_at]
-        await self._network.collect(
-            [(pod.meta.id, attachment) for pod in alive for attachment in network_result(pod).attachments]
-        )
+        self._open.clear()  # whoever is being attached already has his plan in the record, and is told of
+        try:
+            alive = [pod for pod in self._world.pods.values() if pod.status.netns and not pod.status.stopped_at]
+            await self._network.collect(
+                [(pod.meta.id, attachment) for pod in alive for attachment in network_result(pod).attachments]
+            )
+        finally:
+            self._open.set()
         await asyncio.gather(*(self._check(pod) for pod in alive))
 
     async def _check(self, pod: Pod) -> None:
