@@ -8,7 +8,7 @@ import concurrent.futures
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -74,6 +74,19 @@ class Stuck:
             "RemoveContainer": lambda: self.life.call("RemoveContainer", container, LONG),
             of_pod: lambda: self.life.call(of_pod, kind(pod_sandbox_id=self.pod), LONG),
         }
+
+    def refuses(self, answers: Mapping[str, concurrent.futures.Future[tuple[grpc.StatusCode, str]]]) -> None:
+        """Each says which container it is, and none that all is well."""
+        for name, answer in answers.items():
+            code, told = answer.result()
+            assert code in REFUSED, f"{name}: {code} {told}"
+            assert self.id in told, f"{name}: {told}"
+
+    def is_there_still(self) -> None:
+        assert process.state(self.pid) == "D"
+        assert [one.id for one in self.life.containers()] == [self.id]
+        assert [one.id for one in self.life.pods()] == [self.pod]
+        self.untouched()
 
     def untouched(self) -> None:
         assert [path.read_bytes() for path in self.files] == list(self.files.values())
@@ -159,14 +172,8 @@ def test_f02_while_a_process_may_live_no_volume_is_torn_down(life: Node, stuck: 
             stack.enter_context(stopped(stuck.shim))
         answers = {name: pool.submit(refusal, call) for name, call in stuck.calls(of_pod).items()}
         is_well(life)
-        for name, answer in answers.items():
-            code, told = answer.result()
-            assert code in REFUSED, f"{name}: {code} {told}"
-            assert stuck.id in told, f"{name}: {told}"
-        assert process.state(stuck.pid) == "D"
-        assert [one.id for one in life.containers()] == [stuck.id]
-        assert [one.id for one in life.pods()] == [stuck.pod]
-        stuck.untouched()
+        stuck.refuses(answers)
+        stuck.is_there_still()
     stuck.dead.release()
     life.remove_pod(stuck.pod)
     assert not life.containers() and not life.pods()
@@ -184,14 +191,8 @@ def test_f02_while_what_an_init_has_left_behind_may_live_no_volume_is_torn_down(
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         answers = {name: pool.submit(refusal, call) for name, call in calls.items()}
         is_well(life)
-        for name, answer in answers.items():
-            code, told = answer.result()
-            assert code in REFUSED, f"{name}: {code} {told}"
-            assert stuck.id in told, f"{name}: {told}"
-    assert process.state(stuck.pid) == "D"
-    assert [one.id for one in life.containers()] == [stuck.id]
-    assert [one.id for one in life.pods()] == [stuck.pod]
-    stuck.untouched()
+        stuck.refuses(answers)
+    stuck.is_there_still()
     end.unlink()
     stuck.dead.release()
     life.remove_pod(stuck.pod)
