@@ -151,20 +151,20 @@ class Play:
         self.start()
         self.record(STAGES[4])
 
-    def clear(self) -> None:
-        """By the runtime as far as it knows, and then by hand."""
-        with contextlib.suppress(grpc.RpcError, OSError):
-            stub = self.peer.stub()
-            for pod in stub.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=SECONDS).items:
-                stub.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
-                stub.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
-        with contextlib.suppress(OSError):
-            cgroup.kill(self.peer.cgroup)
-        for pid in self.peer.shim_pids():
-            with process.pin(pid, None) as pinned:
-                if pinned is not None:
-                    pinned.send(signal.SIGKILL)
-        self.peer.stop()
+
+def clear(peer: Peer) -> None:
+    """End all that a runtime has, by itself as far as it knows, and then by hand."""
+    with contextlib.suppress(grpc.RpcError, OSError):
+        stub = peer.stub()
+        for pod in stub.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=SECONDS).items:
+            stub.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+            stub.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+    with contextlib.suppress(OSError):
+        cgroup.kill(peer.cgroup)
+    for pid in peer.shim_pids():
+        with process.pin(pid, None) as pinned:
+            if pinned is not None:
+                pinned.send(signal.SIGKILL)
 
 
 def until(condition, what: str, seconds: float = SECONDS) -> None:  # type: ignore[no-untyped-def]
@@ -206,7 +206,8 @@ def stage(peer: Peer, archives: list[Path]) -> Iterator[Play]:
                 peer.load_image(archive)
             yield play
         finally:
-            play.clear()
+            clear(play.peer)
+            play.peer.stop()
     finally:
         with contextlib.suppress(OSError):
             mount.unmount_tree(str(peer.base))

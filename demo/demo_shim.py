@@ -23,7 +23,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from demo_full_disk import SECONDS, STATES, Failed, console, until
+from demo_full_disk import SECONDS, STATES, Failed, clear, console, until
 from image import build_busybox_image
 from peers import IMAGE, Containerd, Holdfast, Peer, pod_config, running
 
@@ -131,20 +131,6 @@ class Play:
         lost = " and a line that says what is lost" if any("holdfast: lost" in word for word in words) else ""
         return f"its log has {len(numbers)} of {max(numbers)} numbers{lost}"
 
-    def clear(self) -> None:
-        """By the runtime as far as it knows, and then by hand."""
-        with contextlib.suppress(grpc.RpcError, OSError):
-            stub = self.peer.stub()
-            for pod in stub.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=SECONDS).items:
-                stub.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
-                stub.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
-        with contextlib.suppress(OSError):
-            cgroup.kill(self.peer.cgroup)
-        for pid in self.peer.shim_pids():
-            with process.pin(pid, None) as pinned:
-                if pinned is not None:
-                    pinned.send(signal.SIGKILL)
-
 
 def show(plays: list[Play]) -> None:
     table = Table(title="a container that counts, its shim and its daemon SIGKILLed at once", show_lines=True)
@@ -182,7 +168,7 @@ def main() -> int:
                 try:
                     play.act()
                 finally:
-                    play.clear()
+                    clear(play.peer)
             with contextlib.suppress(OSError):
                 mount.unmount_tree(str(play.peer.base))
         show(plays)
