@@ -46,5 +46,5 @@ lock:    ## write requirements.txt from requirements.in (needs pip-tools)
 	  --no-emit-find-links --strip-extras --no-header -o requirements.txt requirements.in
 
 clean:   ## what setup and the tests have made here
-	rm -rf .venv .setup-stamp .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	rm -rf .venv .tools .setup-stamp .pytest_cache .mypy_cache .ruff_cache .hypothesis build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

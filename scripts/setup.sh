@@ -27,6 +27,17 @@ if [ -n "$missing" ]; then
   apt-get install -y -qq --no-install-recommends $packages >/dev/null
 fi
 
+kubectl=.tools/usr/bin/kubectl # Debian's, beside whatever other one there is
+if [ ! -x $kubectl ]; then
+  echo "setup: fetching kubectl"
+  rm -rf .tools && mkdir .tools
+  (
+    cd .tools
+    apt-get download -qq kubernetes-client 2>/dev/null || { apt-get update -qq && apt-get download -qq kubernetes-client; }
+    dpkg -x kubernetes-client_*.deb . && rm kubernetes-client_*.deb
+  )
+fi
+
 if [ -x .venv/bin/holdfastd ] && [ "$(cat $stamp 2>/dev/null)" = "$wanted" ]; then
   exit 0
 fi

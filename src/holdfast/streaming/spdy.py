@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from holdfast.streaming.session import ProtocolError
+
 VERSION: Final = 3
 CONTROL: Final = 0x8000
 SYN_STREAM, SYN_REPLY, RST_STREAM, SETTINGS, PING, GOAWAY, HEADERS, WINDOW_UPDATE = 1, 2, 3, 4, 6, 7, 8, 9
@@ -46,10 +48,6 @@ _TAIL: Final = (
 )
 # What both sides' compression begins with (section 2.6.10.1): names with their lengths, then words without.
 DICTIONARY: Final = b"".join(len(word).to_bytes(4) + word.encode() for word in _WORDS) + _TAIL.encode()
-
-
-class ProtocolError(Exception):
-    """The peer does not speak the protocol; the connection is of no use any more."""
 
 
 @dataclass(frozen=True, slots=True)
