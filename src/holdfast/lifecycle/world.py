@@ -31,6 +31,7 @@ from holdfast.model.state import (
     pod_state,
 )
 from holdfast.model.userns import UserNamespace
+from holdfast.network.network import NetworkResult
 from holdfast.oci.namespaces import user_namespace
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.store import pods as rows
@@ -445,9 +446,15 @@ def init_cgroup(meta: PodMetadata) -> str:
 
 def load_rows(tx: apsw.Connection) -> tuple[Pods, Containers]:
     """All that can be read; what cannot is moved to the quarantine table."""
-    pods = rows.load_pods(tx, lambda meta: pb.PodSandboxConfig.FromString(meta.config))
+    pods = rows.load_pods(tx, _check_pod)
     known = {meta.id for meta, _ in pods}
     return pods, rows.load_containers(tx, lambda meta: _check_container(meta, known))
+
+
+def _check_pod(meta: PodMetadata, status: PodStatus) -> None:
+    pb.PodSandboxConfig.FromString(meta.config)
+    if status.network:
+        NetworkResult.from_json(status.network)
 
 
 def _check_container(meta: ContainerMetadata, pods: set[str]) -> None:

@@ -70,7 +70,7 @@ class NetworkResult:
         """Raises ValueError for anything but the output of to_json(), of this release or an earlier one."""
         try:
             raw = json.loads(text)
-            attachments = tuple(Attachment(**one) for one in raw.get("attachments", ()))
+            attachments = tuple(_attachment(**one) for one in raw.get("attachments", ()))
             return NetworkResult(tuple(str(ip) for ip in raw["ips"]), attachments)
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"{text[:100]!r} is no network result") from exc
@@ -78,6 +78,12 @@ class NetworkResult:
     def without(self) -> "NetworkResult":
         """The plan alone."""
         return NetworkResult((), tuple(replace(one, result=None) for one in self.attachments))
+
+
+def _attachment(network: Mapping[str, Any], **more: Any) -> Attachment:
+    """Raises KeyError, TypeError for what is none."""
+    made = Attachment(network={**network, "name": network["name"]}, **more)
+    return replace(made, arguments={**made.arguments})
 
 
 Record = Callable[[NetworkResult], Awaitable[None]]

@@ -92,16 +92,16 @@ def delete_container(tx: Tx, container_id: str) -> None:
 
 
 def load_pods(
-    tx: Tx, check: Callable[[PodMetadata], object] = lambda meta: None
+    tx: Tx, check: Callable[[PodMetadata, PodStatus], object] = lambda *_: None
 ) -> list[tuple[PodMetadata, PodStatus]]:
     """All pods, the oldest first. A row that cannot be read, or whose `check` raises, is moved to the quarantine
     table, and its containers with it."""
     count = len(_POD_META)
 
     def decode(row: Row) -> tuple[PodMetadata, PodStatus]:
-        meta = PodMetadata(*row[:count])
-        check(meta)
-        return meta, _pod_status(row[count:])
+        meta, status = PodMetadata(*row[:count]), _pod_status(row[count:])
+        check(meta, status)
+        return meta, status
 
     return _load(tx, "pods", (*_POD_META, *_POD_STATUS), "created_at", decode)
 

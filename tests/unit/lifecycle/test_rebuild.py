@@ -142,11 +142,15 @@ async def test_a_row_is_newer_than_a_copy_that_could_not_be_written(store: Store
     assert await store.read(rows) == [(POD, READY), (CONTAINER, EXITED)]
 
 
-async def test_a_row_that_cannot_be_read_is_replaced(store: Store, copies: Copies) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    ["config = x'ff'", "network = '{'", "network = '{\"ips\": 1}'", 'network = \'{"ips": [], "attachments": [7]}\''],
+)
+async def test_a_row_that_cannot_be_read_is_replaced(store: Store, copies: Copies, damage: str) -> None:
     await store.write(insert)
     copies.keep(PodCopy(store.generation, POD, READY))
     copies.keep(ContainerCopy(store.generation, CONTAINER, RUNNING))
-    await store.write(lambda tx: tx.execute("UPDATE pods SET config = x'ff'"))
+    await store.write(lambda tx: tx.execute(f"UPDATE pods SET {damage}"))
     told = await rebuild(store, copies, Path("/none"))
     assert [line.partition(" (")[0] for line in told[:2]] == ["the row of pod web", "the row of container main"]
     assert await store.read(rows) == [(POD, READY), (CONTAINER, RUNNING)]

@@ -123,7 +123,7 @@ async def test_a_pod_that_ended(place: Place, how: Callable[[Place], Awaitable[N
     assert place.pod.state is PodState.NOTREADY
     await place.writable()
     await place.world.write_known(place.pod)
-    ((_, status),) = await place.store.read(lambda tx: rows.load_pods(tx, lambda _: None))
+    ((_, status),) = await place.store.read(lambda tx: rows.load_pods(tx))
     assert status == place.pod.status
     assert place.world.unwritten == 0
 

@@ -176,7 +176,8 @@ def test_a_row_whose_check_fails_is_set_aside(tx: apsw.Connection) -> None:
     for meta in (good, bad):
         pods.insert_pod(tx, meta, PodStatus())
 
-    def check(meta: PodMetadata) -> None:
+    def check(meta: PodMetadata, status: PodStatus) -> None:
+        assert status == PodStatus()
         if meta.config == b"?":
             raise RuntimeError("not a config")
 
