@@ -37,6 +37,7 @@ from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.gate import Gate
+from holdfast.lifecycle.guard import Guard
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.live import Live
@@ -226,6 +227,7 @@ class Daemon:
             gate,
             users,
             limits,
+            Guard(world),
         )
         adopter.stop_pod = pods.finish_stop
         executor = Executor(containers, bundles, shims, config.exec_output_limit)

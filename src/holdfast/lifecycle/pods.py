@@ -14,6 +14,7 @@ from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.gate import Gate
+from holdfast.lifecycle.guard import Guard
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
@@ -66,7 +67,9 @@ class Pods:
         gate: Gate,
         users: Users,
         limits: Limits,
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._limits = limits
         self._gate = gate
         self._users = users
@@ -164,19 +167,24 @@ class Pods:
         await self._limits.update_pod(pod, overhead, resources)
 
     async def finish_stop(self, pod: Pod) -> None:
-        """Carry out a stop, from wherever it stands."""
+        """Carry out a stop, from wherever it stands. The guard has its say however often a stop is asked for."""
         async with pod.lock:
-            if pod.meta.id not in self._world.pods or (pod.status.stopped_at and not pod.intents):
+            if pod.meta.id not in self._world.pods:
                 return
-            if "stop" not in pod.intents:
-                await self._world.begin(pod, "stop")
-                crashpoint("stopp.recorded")
-            await self._end_containers(pod)
-            await self._cleanup.sandbox(pod)
-            now = self._world.clock.now()
-            stopped = lambda status: replace(status, ready=False, stopped_at=now, shim=None)  # noqa: E731
-            await self._world.update_pod(pod, stopped, end="stop")
-            crashpoint("stopp.done")
+            if not pod.status.stopped_at or pod.intents:
+                await self._stop(pod)
+        await self._guard.clear(pod)  # when it is seen to be stopped: the same pod's other sandboxes look at that
+
+    async def _stop(self, pod: Pod) -> None:
+        if "stop" not in pod.intents:
+            await self._world.begin(pod, "stop")
+            crashpoint("stopp.recorded")
+        await self._end_containers(pod)
+        await self._cleanup.sandbox(pod)
+        now = self._world.clock.now()
+        stopped = lambda status: replace(status, ready=False, stopped_at=now, shim=None)  # noqa: E731
+        await self._world.update_pod(pod, stopped, end="stop")
+        crashpoint("stopp.done")
 
     async def remove(self, pod_id: str) -> None:
         """Stop and remove the pod and its containers. One that does not exist has been removed."""

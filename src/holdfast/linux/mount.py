@@ -152,6 +152,13 @@ def set_attributes(descriptor: int, flags: int, *, recursive: bool = False) -> N
     _set_attributes(descriptor, _MountAttr(flags & _ATTRIBUTES, 0, 0, 0), recursive=recursive)
 
 
+def seclude(descriptor: int) -> None:
+    """Make the mount of a descriptor, and all that is mounted below it, private: what is done there is seen nowhere
+    else (mount_namespaces(7))."""
+    fault("mount_setattr")
+    _set_attributes(descriptor, _MountAttr(0, 0, MS_PRIVATE, 0), recursive=True)
+
+
 def _set_attributes(descriptor: int, attributes: _MountAttr, *, recursive: bool) -> None:
     how = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ctypes.sizeof(attributes)

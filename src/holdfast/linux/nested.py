@@ -1,0 +1,95 @@
+"""Mounts inside a directory that somebody is about to delete: found, and taken out of the tree.
+
+Whoever then deletes the directory, however plainly, finds nothing in it that was not its own. What was mounted lives on
+wherever else it is mounted; nothing in it is opened, read or waited for, so that a server that is gone holds up nobody.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable
+from typing import Final
+
+from holdfast.linux import files, mount
+from holdfast.linux.mount import MountEntry
+
+MEMORY: Final = frozenset({"tmpfs", "hugetlbfs"})
+TRIES: Final = 16  # somebody may mount while this is done
+MOVED: Final = frozenset({errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EXDEV})  # look again
+NO_LINKS: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_XDEV
+
+
+def strangers(directory: str, mounts: Iterable[MountEntry]) -> list[MountEntry]:
+    """Those of `mounts` that are not the directory's own, what lies deeper last.
+
+    Its own may be one: memory that is mounted at the directory itself, below all else that is mounted there, and which
+    hides nothing: it came first. Of those that are mounted one upon the other the topmost comes first.
+    """
+    inside = {one.id: one for one in mounts if f"{one.target}/".startswith(f"{directory}/")}
+
+    def height(one: MountEntry) -> int:
+        """How many it is mounted upon at the same place."""
+        lower = inside.get(one.parent)
+        return 0 if lower is None or lower.target != one.target else 1 + height(lower)
+
+    def is_own(one: MountEntry) -> bool:
+        alone = all(other is one or other.parent != one.parent for other in inside.values())
+        return one.target == directory and one.fstype in MEMORY and alone and not height(one)
+
+    found = (one for one in inside.values() if not is_own(one))
+    return sorted(found, key=lambda one: (one.target.count("/"), -height(one)))
+
+
+def detach_strangers(directory: str) -> list[MountEntry]:
+    """Take them out of the tree, with all that is mounted in them. Returns what was there.
+
+    `directory` is absolute and without links. Raises OSError EBUSY for what does not go.
+    """
+    found: dict[int, MountEntry] = {}
+    failed: OSError | None = None
+    for _ in range(TRIES):
+        mounts = mount.mountinfo()
+        left = strangers(directory, mounts)
+        if not left:
+            return list(found.values())
+        found |= {one.id: one for one in left if one.id not in found}
+        try:
+            _detach(directory, left[0], any(one.parent == left[0].id for one in mounts))
+        except OSError as exc:
+            failed = exc
+            if exc.errno not in MOVED:
+                break
+    left = strangers(directory, mount.mountinfo())
+    if left:
+        why = failed.strerror if failed is not None else "something is mounted there again and again"
+        raise OSError(errno.EBUSY, f"cannot be detached: {why}", left[0].target)
+    return list(found.values())
+
+
+def _detach(directory: str, one: MountEntry, has_more: bool) -> None:
+    """Detach one that no other stranger lies above; on the way to it is neither a link nor a mount.
+
+    What is mounted in it would be unmounted wherever else that is seen as well, on the host of whoever has mounted all
+    of it here, too: so it is made private first. Otherwise nothing of it is looked at, as its server may be gone.
+    """
+    with contextlib.ExitStack() as closing:
+
+        def opened(fd: int) -> int:
+            closing.callback(os.close, fd)
+            return fd
+
+        way = os.path.relpath(one.target, directory)
+        if way == ".":
+            place = directory
+        else:
+            parent = opened(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            above, name = os.path.split(way)
+            if above:
+                parent = opened(files.openat2(parent, above, os.O_PATH | os.O_DIRECTORY, NO_LINKS))
+            place = f"/proc/self/fd/{parent}/{name}"
+        if has_more:
+            top = opened(os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+            if mount.mount_id(top) != one.id:
+                raise OSError(errno.ENOENT, "something else is mounted there by now", one.target)
+            mount.seclude(top)
+        mount.detach(place)
