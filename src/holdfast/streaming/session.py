@@ -86,6 +86,9 @@ class Outcome:
 class Command(Protocol):
     """One exec or attach. `receive` and `send` may be called in any order; whoever calls them bounds what waits."""
 
+    def begin(self) -> Iterator[CommandEvent]:
+        """What is so without a byte of the client: where he has no streams to open, it is Ready. Once, first of all."""
+
     def receive(self, data: bytes) -> Iterator[CommandEvent]:
         """What the client's next bytes mean; b"" is the end of what he sends. To be read to its end.
 
@@ -106,7 +109,11 @@ class Command(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether, once `outgoing` was sent, nothing more need pass in either direction."""
+        """Whether, once `outgoing` was sent, nothing more need pass in either direction.
+
+        After `finish` the client's goodbye is awaited by reading on, for a bounded time: a socket that is closed with
+        bytes in it that nobody has read loses the end of what was sent.
+        """
 
 
 # -- port-forward: one connection to a port of the pod is one number, never used again
@@ -146,7 +153,10 @@ ForwardEvent = Opened | Received | Ended | Dropped | Gone
 
 
 class Forward(Protocol):
-    """One port-forward with all its connections."""
+    """One port-forward with all its connections. Calls for one that is over do nothing."""
+
+    def begin(self) -> Iterator[ForwardEvent]:
+        """As Command.begin: where the ports are named beforehand, they are Opened."""
 
     def receive(self, data: bytes) -> Iterator[ForwardEvent]:
         """As Command.receive."""
@@ -161,4 +171,11 @@ class Forward(Protocol):
     def fail(self, connection: int, error: str) -> None:
         """The connection could not be made, or has broken: told to the client in words, and both directions end."""
 
+    def finish(self) -> None:
+        """The end of all, from here."""
+
     def outgoing(self) -> bytes: ...
+
+    @property
+    def finished(self) -> bool:
+        """As Command.finished."""

@@ -23,7 +23,8 @@ PROTOCOL_ERROR, INVALID_STREAM, REFUSED_STREAM, UNSUPPORTED_VERSION, CANCEL, INT
 
 WINDOW: Final = 64 * 1024  # bytes that may be under way in a stream before its reader has said that it took them
 LARGEST_CONTROL: Final = 64 * 1024
-LARGEST_DATA: Final = 1024 * 1024
+LARGEST_DATA: Final = (1 << 24) - 1  # what the length has room for
+PIECE: Final = 64 * 1024  # data of a frame that is made here
 LARGEST_BLOCK: Final = 64 * 1024  # names and values of one frame, decompressed
 MOST_HEADERS: Final = 200
 
@@ -114,31 +115,46 @@ class Decoder:
     """Frames of one direction of a connection. Compression has a memory: none may be left out."""
 
     def __init__(self) -> None:
-        self._waiting = bytearray()
+        self._waiting = bytearray()  # less than a frame
+        self._stream, self._left, self._fin = 0, 0, False  # the data frame of which so many bytes are still to come
         self._inflate = zlib.decompressobj(zdict=DICTIONARY)
 
     def receive(self, data: bytes) -> Iterator[Frame]:
-        """What is whole by now; frames that are not known are passed over. Raises ProtocolError.
+        """What is there by now; frames that are not known are passed over. Raises ProtocolError.
 
-        To be read to its end before more is given.
+        Control frames come when they are whole, data as it arrives: a frame of 16 MiB takes no room here. To be read
+        to its end before more is given.
         """
-        self._waiting += data
-        while len(self._waiting) >= 8:
-            head, length = int.from_bytes(self._waiting[:4]), int.from_bytes(self._waiting[5:8])
-            control = bool(head >> 31)
-            if length > (LARGEST_CONTROL if control else LARGEST_DATA):
-                raise ProtocolError(f"a frame of {length} bytes is too large")
-            if len(self._waiting) < 8 + length:
-                return
-            flags, body = self._waiting[4], bytes(self._waiting[8 : 8 + length])
-            del self._waiting[: 8 + length]
-            if not control:
-                yield Data(head, body, bool(flags & FIN))
-                continue
-            if (version := (head >> 16) & 0x7FFF) != VERSION:
-                raise ProtocolError(f"version {version} is not spoken here")
-            if (frame := self._control(head & 0xFFFF, flags, body)) is not None:
-                yield frame
+        waiting, at = self._waiting + data, 0
+        while True:
+            if self._left:
+                body = bytes(waiting[at : at + self._left])
+                if not body:
+                    break
+                at += len(body)
+                self._left -= len(body)
+                yield Data(self._stream, body, self._fin and not self._left)
+            elif len(waiting) - at < 8:
+                break
+            else:
+                head, flags, length = int.from_bytes(waiting[at : at + 4]), waiting[at + 4], _length(waiting, at)
+                if not head >> 31:
+                    at += 8
+                    self._stream, self._left, self._fin = head, length, bool(flags & FIN)
+                    if not length:
+                        yield Data(head, b"", self._fin)
+                    continue
+                if (version := (head >> 16) & 0x7FFF) != VERSION:
+                    raise ProtocolError(f"version {version} of SPDY is not spoken here")
+                if length > LARGEST_CONTROL:
+                    raise ProtocolError(f"a frame of {length} bytes is too large")
+                if len(waiting) - at < 8 + length:
+                    break
+                body = bytes(waiting[at + 8 : at + 8 + length])
+                at += 8 + length
+                if (frame := self._control(head & 0xFFFF, flags, body)) is not None:
+                    yield frame
+        self._waiting = waiting[at:]
 
     def _control(self, kind: int, flags: int, body: bytes) -> Frame | None:
         fin = bool(flags & FIN)
@@ -165,10 +181,10 @@ class Decoder:
 
     def _headers(self, block: bytes) -> dict[str, str]:
         try:
-            text = self._inflate.decompress(block, LARGEST_BLOCK)
+            text = self._inflate.decompress(block, LARGEST_BLOCK + 1)
         except zlib.error as exc:
             raise ProtocolError(f"names and values cannot be decompressed: {exc}") from exc
-        if self._inflate.unconsumed_tail or self._inflate.eof:
+        if len(text) > LARGEST_BLOCK or self._inflate.eof:
             raise ProtocolError(f"names and values of more than {LARGEST_BLOCK} bytes, or without an end")
         count, at = _number(text, 0), 4
         if count > MOST_HEADERS:
@@ -190,7 +206,7 @@ class Encoder:
         self._deflate = zlib.compressobj(zdict=DICTIONARY)
 
     def encode(self, frame: Frame) -> bytes:
-        """Raises ValueError for data that is longer than a peer need take."""
+        """Raises ValueError for data that no frame has room for."""
         match frame:
             case Data():
                 if len(frame.data) > LARGEST_DATA:
@@ -225,6 +241,10 @@ class Encoder:
 
 def _control_frame(kind: int, flags: int, body: bytes) -> bytes:
     return (CONTROL | VERSION).to_bytes(2) + kind.to_bytes(2) + bytes([flags]) + len(body).to_bytes(3) + body
+
+
+def _length(data: bytearray, at: int) -> int:
+    return int.from_bytes(data[at + 5 : at + 8])
 
 
 def _number(data: bytes, at: int) -> int:
