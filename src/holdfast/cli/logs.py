@@ -3,15 +3,15 @@
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final, NamedTuple, Self
 
 import click
 
 from holdfast.cli.client import Client, client
 from holdfast.cli.completion import container_names
+from holdfast.cli.entries import Entries, Entry, last_lines, not_before, since_of
 from holdfast.cli.errors import CommandError, Missing, Unreachable
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -21,25 +21,37 @@ POLL_SECONDS: Final = 0.1
 @click.command("logs")
 @click.argument("container", shell_complete=container_names)
 @click.option("--follow", "-f", is_flag=True, help="Go on until the container has exited or is removed.")
-@click.option("--tail", type=click.IntRange(min=0), help="Only the last lines.")
-@click.option("--timestamps", "-t", is_flag=True, help="Print the time of each line.")
+@click.option(
+    "--since",
+    default="",
+    metavar="DURATION|TIME",
+    help="Only lines of so long ago (90s, 1h30m) or since then (RFC 3339).",
+)
+@click.option(
+    "--tail", type=click.IntRange(min=-1), default=-1, show_default=True, help="Only so many last lines; -1 for all."
+)
+@click.option("--timestamps", "-t", is_flag=True, help="Print the time before each line.")
 @click.pass_context
-def logs_command(ctx: click.Context, container: str, follow: bool, tail: int | None, timestamps: bool) -> None:
+def logs_command(ctx: click.Context, container: str, follow: bool, since: str, tail: int, timestamps: bool) -> None:
     """Print what a container has written: its stdout on stdout, its stderr on stderr.
 
-    The log is read from the file itself. Following it goes on while the daemon is down, and across rotation.
+    The log is read from the file itself. Following it goes on while the daemon is down, and across rotation; what was
+    rotated away before is not shown. Lines that are long, and so in parts in the file, are whole again; --since and
+    --tail hold for whole lines, and a time is that of a line's beginning.
 
     \b
     holdfast logs --tail 20 -f web
-    holdfast logs -t web 2>/dev/null
+    holdfast logs --since 5m -t web 2>/dev/null
+    holdfast logs --since 2026-01-02T03:04:05Z web
     """
+    wanted = Wanted(since_of(since) if since else None, None if tail < 0 else tail, timestamps)
     daemon = client(ctx)
     found = daemon.find_container(container)
     path = status_of(daemon, found.id).log_path
     if not path:
         raise CommandError(f"cannot read the log of container {container}: it has none")
     with Log(Path(path)) as log:
-        follow_log(log, exited(daemon, found.id) if follow else lambda: True, tail, timestamps)
+        follow_log(log, exited(daemon, found.id) if follow else lambda: True, wanted)
 
 
 def status_of(daemon: Client, container_id: str) -> pb.ContainerStatus:
@@ -62,15 +74,28 @@ def exited(daemon: Client, container_id: str) -> Callable[[], bool]:
     return over
 
 
-def follow_log(log: "Log", ended: Callable[[], bool], tail: int | None = None, timestamps: bool = False) -> None:
+class Wanted(NamedTuple):
+    """What of a log is printed, and how."""
+
+    since: int | None = None  # ns since the epoch
+    tail: int | None = None
+    timestamps: bool = False
+
+
+def follow_log(log: "Log", ended: Callable[[], bool], wanted: Wanted = Wanted()) -> None:  # noqa: B008  (immutable)
     """Print the log until `ended` says so and everything there was until then has been printed."""
+    entries = Entries()
+
+    def more() -> Iterator[Entry]:
+        found = entries.read(log.lines())
+        return found if wanted.since is None else not_before(found, wanted.since)
+
     over = ended()  # asked before reading: what was written until then is read below
-    lines = log.lines()
-    _print(lines if tail is None else iter(deque(lines, tail)), timestamps)
+    _print(more() if wanted.tail is None else last_lines(more(), wanted.tail), wanted.timestamps)
     while not over:
         time.sleep(POLL_SECONDS)
         over = ended()
-        _print(log.lines(), timestamps)
+        _print(more(), wanted.timestamps)
 
 
 class Log:
@@ -125,17 +150,14 @@ class Log:
                 yield line
 
 
-def _print(lines: Iterator[bytes], timestamps: bool) -> None:
-    """Entries read "<time> stdout|stderr F|P <text>"; P is a part of a line that goes on in the next entry."""
+def _print(entries: Iterator[Entry], timestamps: bool) -> None:
     last = None
-    for line in lines:
-        moment, _, entry = line.partition(b" ")
-        stream, _, entry = entry.partition(b" ")
-        tag, _, text = entry.partition(b" ")
-        out = sys.stderr.buffer if stream == b"stderr" else sys.stdout.buffer
+    for entry in entries:
+        out = sys.stderr.buffer if entry.stream == b"stderr" else sys.stdout.buffer
         if last not in (None, out):
             last.flush()  # so that the two come in order on a terminal
         last = out
-        out.write((moment + b" " if timestamps else b"") + text + (b"" if tag.startswith(b"P") else b"\n"))
+        moment = entry.moment + b" " if timestamps and entry.first else b""
+        out.write(moment + entry.text + (b"\n" if entry.whole else b""))
     if last is not None:
         last.flush()
