@@ -7,7 +7,7 @@ wherever else it is mounted; nothing in it is opened, read or waited for, so tha
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from holdfast.linux import files, mount
@@ -27,17 +27,26 @@ def strangers(directory: str, mounts: Iterable[MountEntry]) -> list[MountEntry]:
     """
     inside = {one.id: one for one in mounts if f"{one.target}/".startswith(f"{directory}/")}
 
-    def height(one: MountEntry) -> int:
-        """How many it is mounted upon at the same place."""
+    def below(one: MountEntry) -> MountEntry | None:
+        """What it lies upon at the same place."""
         lower = inside.get(one.parent)
-        return 0 if lower is None or lower.target != one.target else 1 + height(lower)
+        return lower if lower is not None and lower.target == one.target else None
+
+    heights: dict[int, int] = {}
+    for one in inside.values():
+        pile = [one]
+        while (lower := below(pile[-1])) is not None and lower.id not in heights:
+            pile.append(lower)
+        for upper in reversed(pile):
+            heights[upper.id] = 0 if (lower := below(upper)) is None else heights[lower.id] + 1
 
     def is_own(one: MountEntry) -> bool:
-        alone = all(other is one or other.parent != one.parent for other in inside.values())
-        return one.target == directory and one.fstype in MEMORY and alone and not height(one)
+        if one.target != directory or one.fstype not in MEMORY or heights[one.id]:
+            return False
+        return all(other is one or other.parent != one.parent for other in inside.values())
 
     found = (one for one in inside.values() if not is_own(one))
-    return sorted(found, key=lambda one: (one.target.count("/"), -height(one)))
+    return sorted(found, key=lambda one: (one.target.count("/"), -heights[one.id]))
 
 
 def detach_strangers(directory: str) -> list[MountEntry]:
@@ -53,17 +62,27 @@ def detach_strangers(directory: str) -> list[MountEntry]:
         if not left:
             return list(found.values())
         found |= {one.id: one for one in left if one.id not in found}
-        try:
-            _detach(directory, left[0], any(one.parent == left[0].id for one in mounts))
-        except OSError as exc:
-            failed = exc
-            if exc.errno not in MOVED:
-                break
+        failed = _detach_all(directory, left, {one.parent for one in mounts}) or failed
     left = strangers(directory, mount.mountinfo())
     if left:
         why = failed.strerror if failed is not None else "something is mounted there again and again"
         raise OSError(errno.EBUSY, f"cannot be detached: {why}", left[0].target)
     return list(found.values())
+
+
+def _detach_all(directory: str, left: Iterable[MountEntry], parents: Collection[int]) -> OSError | None:
+    """Those that are not in one that was detached just now, and so have gone with it. Returns a failure."""
+    gone: set[int] = set()
+    failed = None
+    for one in left:
+        try:
+            if one.parent not in gone:
+                _detach(directory, one, one.id in parents)
+            gone.add(one.id)
+        except OSError as exc:
+            if exc.errno not in MOVED:
+                failed = exc
+    return failed
 
 
 def _detach(directory: str, one: MountEntry, has_more: bool) -> None:

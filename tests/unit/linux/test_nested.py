@@ -40,6 +40,12 @@ def test_what_is_higher_up_or_on_top_comes_first() -> None:
     ]  # fmt: skip
 
 
+def test_many_that_lie_upon_each_other() -> None:
+    mounts = [entry(number, number - 1, f"{V}/x") for number in range(2, 5000)]
+    assert ids(*mounts) == list(range(4999, 1, -1))
+    assert ids(*reversed(mounts)) == list(range(4999, 1, -1))
+
+
 def test_volumes_are_known_by_where_they_are() -> None:
     mounts = [
         entry(1, 0, f"{V}/x"),
