@@ -115,10 +115,11 @@ class SpdyForward:
             pair.connection = self._made
             self._connections[pair.connection] = pair
             yield Opened(pair.connection, port)
-            if pair.early:
+            # Whoever hears this may have failed the connection by now, and has to hear no more of it.
+            if pair.early and pair.connection in self._connections:
                 yield Received(pair.connection, bytes(pair.early))
-                pair.early.clear()
-            if pair.client_ended:
+            pair.early.clear()
+            if pair.client_ended and pair.connection in self._connections:
                 yield Ended(pair.connection)
 
     def _too_many(self, key: tuple[str, str]) -> bool:
@@ -135,12 +136,12 @@ class SpdyForward:
             pair.early += frame.data
             if len(pair.early) > WINDOW:
                 raise ProtocolError(f"more than {WINDOW} bytes for port {pair.port} before the stream for its error")
-        if frame.fin:
+        if frame.fin and frame.stream in self._streams:
             pair.client_ended = True
+            if pair.ended:
+                self._forget(pair)
             if pair.connection:
                 yield Ended(pair.connection)
-                if pair.ended:
-                    self._forget(pair)
 
     def _reset(self, stream: int) -> Iterator[ForwardEvent]:
         pair = self._streams.get(stream)
