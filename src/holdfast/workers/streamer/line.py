@@ -41,7 +41,7 @@ def hear(line: socket.socket) -> Said | None:
     try:
         message = json.loads(line.recv(MESSAGE_BYTES) or b"null")
         width, height = (int(message.get(name, 0)) & _SIZE for name in ("width", "height"))
-        return Said(str(message["event"]), width, height, str(message.get("text", ""))[:WORDS])
+        return Said(str(message["event"]), width, height, str(message.get("text", ""))[-WORDS:])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 

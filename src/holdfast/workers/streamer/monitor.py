@@ -32,6 +32,7 @@ from holdfast.workers.streamer.wish import Wish
 HANGUP_SECONDS: Final = 2.0  # from SIGHUP to SIGKILL
 END_SECONDS: Final = 30.0  # for a killed process to end
 FAREWELL_SECONDS: Final = 600.0  # for a client to take what he is still to be told
+WORDS: Final = 10  # so often the other half is written to the log
 ATTACH: Final = "holdfast.io/attach"
 FAILURES: Final = (CallError, TimeoutError, ConnectionError, DecodeError)
 
@@ -51,6 +52,7 @@ class Monitor:
         exec_id = session_id if wish.session == EXEC else ""
         self._process = Process(loop, wish.shim, wish.service, wish.container, exec_id)
         self._waiting: list[Resume] = []
+        self._words = WORDS
         self._ready = False
         self._gone = False  # the client, and the other half with him
         self._size: tuple[int, int] | None = None  # not yet set
@@ -70,8 +72,7 @@ class Monitor:
             if self._outcome is None:
                 await self._end_process()
         await self._farewell()
-        with contextlib.suppress(*FAILURES):  # the daemon does what is left undone
-            await self._process.delete()
+        await self._forget()
 
     async def attach(self) -> None:
         await self._until(lambda: self._ready or self._gone)
@@ -84,6 +85,7 @@ class Monitor:
         if self._owns_stdin and self._ready and self._outcome is None:
             with contextlib.suppress(*FAILURES):
                 await self._process.close_stdin()
+        self._clear()
 
     async def forward(self) -> None:
         await self._until(lambda: self._gone)
@@ -159,6 +161,20 @@ class Monitor:
             await self._until(lambda: self._gone, FAREWELL_SECONDS)
         self.hang_up()
 
+    async def _forget(self) -> None:
+        """Of what cannot be deleted the directory stays, so that the daemon sees to it."""
+        try:
+            await self._process.delete()
+        except FAILURES as exc:
+            if not isinstance(exc, CallError) or exc.code != NOT_FOUND:
+                print(f"session {self._id}: cannot delete its process: {exc}", file=sys.stderr)  # noqa: T201
+                return
+        self._clear()
+
+    def _clear(self) -> None:
+        with contextlib.suppress(OSError):  # the daemon comes after
+            files.remove_tree(self._wish.directory)
+
     # -- what the other half says
 
     def _hear(self, _: int) -> None:
@@ -173,7 +189,8 @@ class Monitor:
                 self._owns_stdin = False
             case lines.Said("resize", width, height):
                 self._size = width, height
-            case lines.Said(_, _, _, text):
+            case lines.Said(_, _, _, text) if self._words > 0:
+                self._words -= 1
                 print(f"session {self._id}: {text!r}", file=sys.stderr)  # noqa: T201
         self._notify()
 
@@ -203,10 +220,3 @@ class Monitor:
 def _report(_: object, error: Exception | None) -> None:
     if error is not None:
         raise error
-
-
-def clear(wish: Wish) -> None:
-    """Remove what the session had for itself."""
-    if wish.session != "forward":
-        with contextlib.suppress(OSError):  # the daemon's sweep comes later
-            files.remove_tree(wish.directory)

@@ -10,9 +10,11 @@ It is given the client's connection just behind the head of his request.
 import os
 import signal
 import socket
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from holdfast.linux import files, process
 from holdfast.streaming import upgrade
@@ -24,7 +26,7 @@ from holdfast.workers.shim.stdio import open_fifo
 from holdfast.workers.streamer import line as lines
 from holdfast.workers.streamer.forward import Forwarding
 from holdfast.workers.streamer.frames import Frames
-from holdfast.workers.streamer.monitor import Monitor, clear
+from holdfast.workers.streamer.monitor import Monitor
 from holdfast.workers.streamer.wish import Wish
 
 REFUSAL_SECONDS: Final = 5.0
@@ -87,26 +89,24 @@ def main(context: Context) -> None:
     """A worker's life: as long as its session's."""
     wish = Wish.from_args(context.args)
     connection, *network = context.fds
-    try:
-        streams = open_streams(wish)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parent = os.getpid()
-        pid = process.fork()
-        if pid == 0:
-            _be_frames(wish, connection, theirs, streams, network[0] if network else -1, parent)
-        frames = process.open_pinned(pid, None)
-        assert frames is not None  # it is a child that nobody has reaped
-        theirs.close()
-        streams.hand_over()
-        for fd in context.fds:
-            os.close(fd)
-        context.ready()
-        _monitor(Monitor(loop := Loop(_reap), wish, context.id, ours, frames, streams.props), wish, loop)
-    finally:
-        clear(wish)
+    streams = open_streams(wish)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = process.fork()
+    if pid == 0:
+        _be_frames(wish, connection, theirs, streams, network[0] if network else -1, parent)
+    frames = process.open_pinned(pid, None)
+    assert frames is not None  # it is a child that nobody has reaped
+    theirs.close()
+    streams.hand_over()
+    for fd in context.fds:
+        os.close(fd)
+    context.ready()
+    loop = Loop(_reap)
+    _live(Monitor(loop, wish, context.id, ours, frames, streams.props), wish, loop)
 
 
-def _monitor(monitor: Monitor, wish: Wish, loop: Loop) -> None:
+def _live(monitor: Monitor, wish: Wish, loop: Loop) -> None:
     life = {EXEC: monitor.exec, ATTACH: monitor.attach, FORWARD: monitor.forward}[wish.session]
     failure: list[Exception] = []
 
@@ -129,6 +129,13 @@ def _reap(pid: int, _code: int, _status: int) -> None:
 # -- the other half
 
 
+class _Mortal(Loop):
+    """In which the failure of a callback is the end: there is but one session to lose."""
+
+    def _guard(self, callback: Callable[..., None], *arguments: Any) -> None:
+        callback(*arguments)
+
+
 def _be_frames(wish: Wish, connection: int, line: socket.socket, streams: Streams, network: int, parent: int) -> None:
     """In the child: serve the client until the end, and leave without unwinding anybody else's frames."""
     status = 1
@@ -138,8 +145,8 @@ def _be_frames(wish: Wish, connection: int, line: socket.socket, streams: Stream
         jail.enter([connection, line.fileno(), *streams.fds()], number, network=network, parent=parent)
         serve(wish, socket.socket(fileno=connection), line, streams)
         status = 0
-    except BaseException as exc:
-        lines.tell(line, "words", text=f"{type(exc).__name__}: {exc}")
+    except BaseException:
+        lines.tell(line, "words", text=traceback.format_exc())
     finally:
         os._exit(status)
 
@@ -153,7 +160,7 @@ def serve(wish: Wish, connection: socket.socket, line: socket.socket, streams: S
         connection.sendall(exc.answer())
         connection.shutdown(socket.SHUT_WR)
         return
-    loop = Loop(_reap)
+    loop = _Mortal(_reap)
     half: Frames | Forwarding
     if wish.session == FORWARD:
         half = Forwarding(loop, line, connection, cast(Forward, codec))
