@@ -10,7 +10,7 @@ import resource
 import select
 import signal
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from types import TracebackType
 from typing import Final
 
@@ -25,11 +25,13 @@ F_SEAL_SHRINK: Final = 0x2
 F_SEAL_GROW: Final = 0x4
 F_SEAL_WRITE: Final = 0x8
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
+NOBODY: Final = 65534
 PIDFD_GET_INFO: Final = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes), linux/pidfd.h
 PIDFD_INFO_EXIT: Final = 1 << 3
 _PIDFD_INFO: Final = "=QQ11Ii"  # mask, cgroup id, pid, tgid, ppid, eight user and group ids, exit code
@@ -340,15 +342,29 @@ def sealed_copy(path: str) -> int:
 def drop_capabilities(keep: Iterable[int]) -> None:
     """Keep only these capabilities, by number, for good (capabilities(7), capset(2), PR_SET_NO_NEW_PRIVS)."""
     kept = set(keep)
-    for number in range(64):
-        if number not in kept and libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
-            break  # EINVAL: there are no more
+    _bound_capabilities(kept)
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
     bits = sum(1 << number for number in kept)
     low, high = bits & 0xFFFFFFFF, bits >> 32
     header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
     data = struct.pack("=IIIIII", low, low, 0, high, high, 0)  # effective, permitted, inheritable; twice
     check(libc.capset(header, data), "capset")
+
+
+def _bound_capabilities(kept: Container[int]) -> None:
+    for number in range(64):
+        if number not in kept and libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
+            break  # EINVAL: there are no more
+
+
+def become_nobody() -> None:
+    """Nobody's user and group, no capability nor a way to one, and nobody may look into this process. For good."""
+    _bound_capabilities(())  # first: afterwards there is no right to
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    drop_capabilities(())
+    check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
 
 
 def close_fds_except(keep: Iterable[int]) -> None:

@@ -3,6 +3,7 @@
 import array
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -66,6 +67,27 @@ def connect(
         connection.close()
         raise
     return connection
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Over TCP: find out within a minute that the other machine is no more, and send small things at once (tcp(7))."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_KEEPIDLE, 30),
+        (socket.TCP_KEEPINTVL, 10),
+        (socket.TCP_KEEPCNT, 3),
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def hangups(connection: socket.socket) -> select.epoll:
+    """What becomes readable when the other end says that it sends no more, read or not; for while it is not read."""
+    found = select.epoll(flags=select.EPOLL_CLOEXEC)
+    found.register(connection, select.EPOLLRDHUP)
+    return found
 
 
 def peer_uid(connection: socket.socket) -> int:

@@ -51,6 +51,8 @@ WORKERS: Final = {
     "shift": "holdfast.workers.shift",
     "logger": "holdfast.workers.logger",
     "foreign": "holdfast.workers.foreign",
+    "streamer": "holdfast.workers.streamer.server",
+    "tls": "holdfast.workers.tls",
 }
 
 

@@ -11,8 +11,10 @@ import contextlib
 import heapq
 import itertools
 import os
+import select
 import selectors
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Generator
@@ -22,6 +24,7 @@ from holdfast.linux import process
 
 Resume = Callable[[Any], None]
 Done = Callable[[Any, Exception | None], None]
+Watched = int | socket.socket | select.epoll
 
 ANSWER_BYTES: Final = 256 * 1024
 CALM: Final = 0.01  # after a callback has failed: it may be called again at once, for ever
@@ -250,6 +253,17 @@ class Lock:
             self._loop.soon(lambda: resume(None))  # it is still held, now by the next one
         else:
             self._held = False
+
+
+def watch(selector: selectors.BaseSelector, what: Watched, events: int, callback: Callable[[int], None]) -> None:
+    """Have a descriptor looked at for these events from now on; for none of them not at all."""
+    known = selector.get_map().get(what)
+    if known is None and events:
+        selector.register(what, events, callback)
+    elif known is not None and not events:
+        selector.unregister(what)
+    elif known is not None and known.events != events:
+        selector.modify(what, events, callback)
 
 
 def void(_: object) -> None:

@@ -1,0 +1,222 @@
+"""The privileged half of a session: it asks the shim for what the other half's client wishes, and sees to the end.
+
+    exec     Start when the client is ready, Wait; ResizePty and CloseIO as he says; Delete. If he goes before the
+             process has ended, it and all it has started get SIGHUP and, if that does not end it, SIGKILL
+    attach   a copy of the output, asked of shim or logger; Wait of the container's init; CloseIO for stdin_once
+    forward  nothing: all of it is the other half's
+
+The session ends, too, with SIGTERM to this process, as if the client had gone, and with the death of the other half.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+
+from holdfast.linux import files, process
+from holdfast.proto import task_pb2
+from holdfast.streaming.session import EXEC, Outcome
+from holdfast.ttrpc.server import NOT_FOUND, CallError
+from holdfast.workers.shim.loop import Loop, Pause, Resume
+from holdfast.workers.streamer import line as lines
+from holdfast.workers.streamer.task import ACT, Peer, Process
+from holdfast.workers.streamer.wish import Wish
+
+HANGUP_SECONDS: Final = 2.0  # from SIGHUP to SIGKILL
+END_SECONDS: Final = 30.0  # for a killed process to end
+FAREWELL_SECONDS: Final = 600.0  # for a client to take what he is still to be told
+WORDS: Final = 10  # so often the other half is written to the log
+ATTACH: Final = "holdfast.io/attach"
+FAILURES: Final = (CallError, TimeoutError, ConnectionError, DecodeError)
+
+
+class Monitor:
+    """`frames` is the other half. `props` are ends of FIFOs that only this process has, to be closed in time."""
+
+    def __init__(
+        self, loop: Loop, wish: Wish, session_id: str, line: socket.socket, frames: process.Pinned, props: list[int]
+    ) -> None:
+        self._loop = loop
+        self._wish = wish
+        self._id = session_id
+        self._line = line
+        self._frames = frames
+        self._props = props
+        exec_id = session_id if wish.session == EXEC else ""
+        self._process = Process(loop, wish.shim, wish.service, wish.container, exec_id)
+        self._waiting: list[Resume] = []
+        self._words = WORDS
+        self._ready = False
+        self._gone = False  # the client, and the other half with him
+        self._size: tuple[int, int] | None = None  # not yet set
+        self._owns_stdin = wish.wanted.stdin and (wish.session == EXEC or wish.stdin_once)  # and has not ended it
+        self._closes_stdin = False
+        self._outcome: Outcome | None = None
+        line.setblocking(False)
+        loop.selector.register(line, 1, self._hear)
+
+    async def exec(self) -> None:
+        await self._until(lambda: self._ready or self._gone)
+        if not self._gone and await self._start():
+            self._drop_props()
+            self._loop.start(self._watch(), _report)
+            self._loop.start(self._obey(), _report)
+            await self._until(lambda: self._outcome is not None or self._gone)
+            if self._outcome is None:
+                await self._end_process()
+        await self._farewell()
+        await self._forget()
+
+    async def attach(self) -> None:
+        await self._until(lambda: self._ready or self._gone)
+        if not self._gone and await self._ask_for_copy():
+            self._loop.start(self._watch(), _report)
+            self._loop.start(self._obey(), _report)
+            await self._until(lambda: self._outcome is not None or self._gone)
+        self._drop_props()
+        await self._farewell()
+        if self._owns_stdin and self._ready and self._outcome is None:
+            with contextlib.suppress(*FAILURES):
+                await self._process.close_stdin()
+        self._clear()
+
+    async def forward(self) -> None:
+        await self._until(lambda: self._gone)
+
+    def hang_up(self) -> None:
+        """End the session as if the client had gone."""
+        self._frames.send(signal.SIGKILL)
+        self._gone = True
+        self._notify()
+
+    # -- what becomes of the process
+
+    async def _start(self) -> bool:
+        try:
+            await self._process.start()
+        except FAILURES as exc:
+            self._outcome = Outcome(error=str(exc))
+            return False
+        return True
+
+    async def _ask_for_copy(self) -> bool:
+        wish, request = self._wish, task_pb2.UpdateTaskRequest(id=self._wish.container)
+        request.annotations[ATTACH] = str(wish.directory)
+        peer = Peer(self._loop, wish.attach["socket"], wish.attach["service"])
+        try:
+            method = "Attach" if wish.attach["kind"] == "logger" else "Update"
+            await peer.call(method, request, Empty, ACT)
+        except FAILURES as exc:
+            self._outcome = Outcome(error=f"cannot attach to container {wish.container}: {exc}")
+            return False
+        finally:
+            peer.close()
+        return True
+
+    async def _watch(self) -> None:
+        """Until the process ends, or nobody can tell any more."""
+        try:
+            code = await self._process.wait()
+            self._outcome = Outcome(code if self._wish.session == EXEC else 0)
+        except CallError as exc:
+            lost = exc.code == NOT_FOUND and self._wish.session == EXEC
+            self._outcome = Outcome(error="it was ended with its shim, which was killed" if lost else str(exc))
+        except (ConnectionError, DecodeError) as exc:
+            self._outcome = Outcome(error=f"the pod's shim is gone: {exc}")
+        self._notify()
+
+    async def _obey(self) -> None:
+        """One wish of the client at a time; of the sizes of his terminal the last."""
+        while True:
+            await self._until(lambda: self._size is not None or self._closes_stdin or self._over())
+            if self._over():
+                return
+            with contextlib.suppress(*FAILURES):
+                if self._size is not None:
+                    size, self._size = self._size, None
+                    await self._process.resize(*size)
+                else:
+                    self._closes_stdin = False
+                    await self._process.close_stdin()
+
+    async def _end_process(self) -> None:
+        for number, seconds in ((signal.SIGHUP, HANGUP_SECONDS), (signal.SIGKILL, END_SECONDS)):
+            if self._outcome is None:
+                with contextlib.suppress(*FAILURES):
+                    await self._process.kill(number)
+                await self._until(lambda: self._outcome is not None, seconds)
+
+    async def _farewell(self) -> None:
+        """Have the client told how it ended, if it has and he is there; then the other half ends."""
+        if self._outcome is not None and not self._gone:
+            with contextlib.suppress(OSError):
+                lines.tell_outcome(self._line, self._outcome)
+            await self._until(lambda: self._gone, FAREWELL_SECONDS)
+        self.hang_up()
+
+    async def _forget(self) -> None:
+        """Of what cannot be deleted the directory stays, so that the daemon sees to it."""
+        try:
+            await self._process.delete()
+        except FAILURES as exc:
+            if not isinstance(exc, CallError) or exc.code != NOT_FOUND:
+                print(f"session {self._id}: cannot delete its process: {exc}", file=sys.stderr)  # noqa: T201
+                return
+        self._clear()
+
+    def _clear(self) -> None:
+        with contextlib.suppress(OSError):  # the daemon comes after
+            files.remove_tree(self._wish.directory)
+
+    # -- what the other half says
+
+    def _hear(self, _: int) -> None:
+        match lines.hear(self._line):
+            case None:
+                self._loop.selector.unregister(self._line)
+                self.hang_up()
+            case lines.Said("ready"):
+                self._ready = True
+            case lines.Said("input ended"):
+                self._closes_stdin = self._owns_stdin
+                self._owns_stdin = False
+            case lines.Said("resize", width, height):
+                self._size = width, height
+            case lines.Said(_, _, _, text) if self._words > 0:
+                self._words -= 1
+                print(f"session {self._id}: {text!r}", file=sys.stderr)  # noqa: T201
+        self._notify()
+
+    # -- waiting
+
+    def _over(self) -> bool:
+        return self._gone or self._outcome is not None
+
+    def _notify(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for resume in waiting:
+            self._loop.soon(functools.partial(resume, None))
+
+    async def _until(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
+        """Wait for a condition, or for so long."""
+        timer = self._loop.timers.add(seconds, self._notify) if seconds is not None else None
+        while not condition() and (timer is None or timer.pending):
+            await Pause(self._waiting.append)
+        if timer is not None:
+            timer.cancel()
+
+    def _drop_props(self) -> None:
+        while self._props:
+            os.close(self._props.pop())
+
+
+def _report(_: object, error: Exception | None) -> None:
+    if error is not None:
+        raise error
