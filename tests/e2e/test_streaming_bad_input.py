@@ -87,7 +87,7 @@ HEADS = {
     "another kind": (request(path="/cp/" + "A" * 43), NOT_FOUND),
     "a climb": (request(path="/exec/../exec/" + "A" * 43), NOT_FOUND),
     "an absolute target": (request(path="http://127.0.0.1/exec/" + "A" * 43), NOT_FOUND),
-    "no upgrade": (request(headers=""), BAD),
+    "no upgrade": (request(headers=""), "HTTP/1.1 426 Upgrade Required"),
     "another method": (request("PUT"), "HTTP/1.1 405 Method Not Allowed"),
     "no method": (request(""), BAD),
     "garbage": (os.urandom(64).replace(b"\n", b"x") + b"\r\n\r\n", BAD),

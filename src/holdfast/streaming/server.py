@@ -22,6 +22,7 @@ import h11
 from holdfast.lifecycle.sessions import Caller, Session, Sessions
 from holdfast.model import errors
 from holdfast.streaming.tokens import Tokens
+from holdfast.streaming.upgrade import SPDY, Refused
 
 log = logging.getLogger(__name__)
 
@@ -46,25 +47,6 @@ STATUS: Final[dict[type[Exception], HTTPStatus]] = {
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
 }
-
-
-class Refused(Exception):
-    """What the client is told instead of being served."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = HTTPStatus(status)
-
-    def answer(self) -> bytes:
-        body = f"{self}\n".encode()
-        head = (
-            f"HTTP/1.1 {self.status.value} {self.status.phrase}",
-            "Content-Type: text/plain; charset=utf-8",
-            f"Content-Length: {len(body)}",
-            *(["Allow: GET, POST"] if self.status is HTTPStatus.METHOD_NOT_ALLOWED else []),
-            "Connection: close",
-        )
-        return "".join(f"{line}\r\n" for line in (*head, "")).encode() + body
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +200,10 @@ class Server:
     def _admit(self, caller: Caller) -> Session:
         """The session that a request has the token for, which is used up then. Raises Refused."""
         if caller.method not in ("GET", "POST"):
-            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "sessions are begun by GET or POST")
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "sessions are begun by GET or POST", [("Allow", "GET, POST")])
         if not any(name == "upgrade" for name, _ in caller.headers):
-            raise Refused(HTTPStatus.BAD_REQUEST, "an upgrade to SPDY or WebSocket is needed")
+            offered = [("Upgrade", f"websocket, {SPDY}")]
+            raise Refused(HTTPStatus.UPGRADE_REQUIRED, "an upgrade to SPDY or WebSocket is needed", offered)
         session = self._tokens.take(caller.target.partition("?")[0])
         if session is None:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such session, or it was begun, or not in time")
