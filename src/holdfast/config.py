@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import ipaddress
 import json
 import re
 import tomllib
@@ -17,6 +18,7 @@ from holdfast.model.errors import InvalidArgument
 LONGEST: Final = 100  # below that at which the daemon gives up a call to a shim
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]i?B?|B)?", re.ASCII | re.IGNORECASE)
 _HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")  # it names a directory, and RuntimeClasses refer to it
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 CGROUP_ROOTS: Final = {CGROUPFS: "/holdfast", SYSTEMD: "holdfast.slice"}
 _UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _RUNTIME_FLAGS: Final = (
@@ -118,6 +120,29 @@ def _address(key: str, value: Any) -> str:
     return text
 
 
+def _listening(key: str, value: Any) -> str:
+    text = _text(key, value)
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    named = not bare.replace(".", "").isdigit() and _HOST.fullmatch(bare)
+    if not (port.isascii() and port.isdigit() and int(port) < 65536 and (named or _is_address(bare, host))):
+        raise InvalidArgument(f"{key}: {text!r} is not an address such as '127.0.0.1:0' or '[::1]:10010'")
+    return text
+
+
+def _is_address(bare: str, host: str) -> bool:
+    try:
+        return (ipaddress.ip_address(bare).version == 6) == (bare != host)
+    except ValueError:
+        return False
+
+
+def _idle(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidArgument(f"{key}: {value!r} is not a number of seconds, or 0 for no limit")
+    return value
+
+
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(f"{key}: {value!r} is not true or false")
@@ -216,6 +241,17 @@ class Config:
         "", "Where metrics are served over http for Prometheus, e.g. '127.0.0.1:9113'; nowhere by default.",
         parse=_address,
     )  # fmt: skip
+    streaming_address: str = setting(
+        "127.0.0.1:0", "Where sessions of exec, attach and port-forward are begun; port 0 is any that is free.",
+        parse=_listening,
+    )  # fmt: skip
+    streaming_tls_cert: str = setting(
+        "", "The certificate, with its chain, for TLS there; none by default.", parse=_path_or_none
+    )
+    streaming_tls_key: str = setting("", "Its key.", parse=_path_or_none)
+    streaming_idle_timeout: int = setting(
+        4 * 3600, "Seconds after which a session ends in which no byte has passed; 0 for never.", parse=_idle
+    )
     seccomp_root: Path = setting(
         Path("/var/lib/kubelet/seccomp"), "Where seccomp profiles are that pods name as Localhost.", parse=_path
     )
@@ -289,6 +325,8 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Confi
     parsed = {key: FIELDS[key].metadata["parse"](key, value) for key, value in values.items()}
     if "socket" not in parsed and "state" in parsed:
         parsed["socket"] = parsed["state"] / "holdfast.sock"
+    if bool(parsed.get("streaming_tls_cert")) != bool(parsed.get("streaming_tls_key")):
+        raise InvalidArgument("streaming_tls_cert, streaming_tls_key: one of them is of no use without the other")
     driver = parsed.get("cgroup_driver", CGROUPFS)
     parsed["cgroup_root"] = check_parent(parsed.get("cgroup_root", CGROUP_ROOTS[driver]), driver, "cgroup_root")
     return Config(**parsed)

@@ -49,6 +49,7 @@ from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.recover import Recovery
 from holdfast.lifecycle.sandbox import Sandboxes
+from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.stats import Stats
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
@@ -74,11 +75,13 @@ from holdfast.runtime.keepers import Keepers
 from holdfast.runtime.loggers import Loggers
 from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
+from holdfast.runtime.streamers import Streamers
 from holdfast.runtime.told import Forwarded, Told
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store.copies import Copies
 from holdfast.store.db import Store
 from holdfast.store.space import Minimum
+from holdfast.streaming.server import Address, Server
 from holdfast.ttrpc.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
@@ -181,8 +184,20 @@ class Daemon:
         paths = PathWork(keeper, config.path_timeout)
         features = RuntimeFeatures()
         volumes = Volumes(images, snapshots, paths, handlers, features, layout, host)
+        streamers = Streamers(layout.pods, keeper)
         cleanup = Cleanup(
-            world, shims, handlers, snapshots, networks, layout, cgroups, adopter, foreign, sandboxes, volumes
+            world,
+            shims,
+            handlers,
+            snapshots,
+            networks,
+            layout,
+            cgroups,
+            adopter,
+            foreign,
+            sandboxes,
+            volumes,
+            streamers,
         )
         bundles = Bundles(snapshots, images, layout, host, confinement, handlers, devices, volumes)
         limits = Limits(world, shims, bundles, cgroups, background, host)
@@ -231,7 +246,18 @@ class Daemon:
         )
         adopter.stop_pod = pods.finish_stop
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
-        live = Live(store, world, images, snapshots, keeper)
+        sessions = Sessions(
+            world,
+            containers,
+            executor,
+            bundles,
+            shims,
+            streamers,
+            foreign,
+            background,
+            config.streaming_idle_timeout,
+        )
+        live = Live(store, world, images, snapshots, keeper, sessions)
         sweeper = Sweeper(layout, cgroups, live.rows, live.workers, shims, live.remove_rows)
         recovery = Recovery(
             store,
@@ -246,12 +272,22 @@ class Daemon:
             background,
             adopter,
             limits,
+            sessions,
             rebuilt,
         )
         shown = self._facts(handlers.default, facts.report(host))
         node = Node(handlers, features, users, networks.ready, networks.configure, shown, storage, gate)
         runtime = RuntimeService(
-            world, events, pods, containers, executor, bundles, images, node, Stats(world, snapshots, background)
+            world,
+            events,
+            pods,
+            containers,
+            executor,
+            bundles,
+            images,
+            node,
+            Stats(world, snapshots, background),
+            sessions,
         )
         extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config), gate)
         background.start("catch up", world.catch_up())
@@ -264,6 +300,7 @@ class Daemon:
             stack.push_async_callback(in_thread, serve(config.metrics_address, Metrics(storage, world)))
         if any(one.shim for one in handlers.all.values()):
             await self._hear(stack, layout, monitor)
+        await self._stream(stack, sessions, shown)
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery, images
@@ -291,6 +328,27 @@ class Daemon:
         endpoint = Endpoint(Forwarded(tell).handle)
         await endpoint.listen(layout.events)
         stack.push_async_callback(endpoint.close)
+
+    async def _stream(self, stack: AsyncExitStack, sessions: Sessions, shown: dict[str, object]) -> None:
+        """Listen for those who come with a token; what that lacks is waited for, and all else is served meanwhile."""
+        config = self._config
+        host, _, port = config.streaming_address.rpartition(":")
+        server = Server(
+            sessions, Address(host.strip("[]"), int(port), config.streaming_tls_cert, config.streaming_tls_key)
+        )
+        sessions.offer = server.offer
+        stack.push_async_callback(server.close)
+
+        async def listen() -> None:
+            await server.listen()
+            shown["streaming"] = server.base()
+            if text := server.warning():
+                shown["streaming_warning"] = text
+
+        try:
+            await listen()
+        except Unavailable:
+            self._background.see_through("stream server", listen)
 
     async def _listen(
         self,

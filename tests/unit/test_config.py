@@ -39,6 +39,16 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
         ('seccomp_root = "profiles"', "seccomp_root: 'profiles' is not an absolute path"),
         ('known_escapes = "ignore"', "known_escapes: 'ignore' is not one of warn, refuse"),
         ('fixed_escapes = ["2024-21626"]', "fixed_escapes: ['2024-21626'] is not a list such as"),
+        ('streaming_address = "127.0.0.1"', "streaming_address: '127.0.0.1' is not an address such as"),
+        ('streaming_address = "127.0.0.1:70000"', "streaming_address"),
+        ('streaming_address = "::1:80"', "streaming_address"),
+        ('streaming_address = "[127.0.0.1]:80"', "streaming_address"),
+        ('streaming_address = "300.0.0.1:80"', "streaming_address"),
+        ('streaming_address = ":80"', "streaming_address"),
+        ('streaming_address = "a b:80"', "streaming_address"),
+        ("streaming_idle_timeout = -1", "streaming_idle_timeout: -1 is not a number of seconds"),
+        ('streaming_tls_cert = "/cert.pem"', "streaming_tls_cert, streaming_tls_key"),
+        ('streaming_tls_key = "key.pem"', "streaming_tls_key: 'key.pem' is not an absolute path"),
         ("= 3", "cannot read configuration"),
     ],
 )
@@ -54,6 +64,13 @@ SIZES = [("8MiB", 8 << 20), ("64K", 64 << 10), ("1GB", 1 << 30), ("64m", 64 << 2
 @pytest.mark.parametrize(("text", "size"), SIZES)
 def test_sizes(tmp_path: Path, text: str, size: int) -> None:
     assert load(written(tmp_path, f'exec_output_limit = "{text}"')).exec_output_limit == size
+
+
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:0", "[::1]:10010", "0.0.0.0:1", "node-1.example:65535", "[fe80::1%eth0]:9"]
+)
+def test_streaming_addresses(tmp_path: Path, text: str) -> None:
+    assert load(written(tmp_path, f'streaming_address = "{text}"')).streaming_address == text
 
 
 def test_profiles_and_escapes(tmp_path: Path) -> None:

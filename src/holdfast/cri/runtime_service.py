@@ -17,6 +17,7 @@ from holdfast.lifecycle.events import CRI_KINDS, Events, Gap, Notice
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.pods import Pods
+from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.stats import Stats
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import Container, World
@@ -46,6 +47,7 @@ class RuntimeService(RuntimeServiceServicer):
         images: Images,
         node: Node,
         statistics: Stats,
+        sessions: Sessions,
     ) -> None:
         self._world = world
         self._events = events
@@ -56,6 +58,7 @@ class RuntimeService(RuntimeServiceServicer):
         self._images = images
         self._node = node
         self._stats = statistics
+        self._sessions = sessions
 
     async def Version(self, request: pb.VersionRequest, context: Any) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -197,6 +200,15 @@ class RuntimeService(RuntimeServiceServicer):
         container_id = _needed(request.container_id, "container_id")
         out, err, code = await self._executor.exec_sync(container_id, list(request.cmd), request.timeout)
         return pb.ExecSyncResponse(stdout=out, stderr=err, exit_code=code)
+
+    async def Exec(self, request: pb.ExecRequest, context: Any) -> pb.ExecResponse:
+        return pb.ExecResponse(url=await self._sessions.exec(request))
+
+    async def Attach(self, request: pb.AttachRequest, context: Any) -> pb.AttachResponse:
+        return pb.AttachResponse(url=await self._sessions.attach(request))
+
+    async def PortForward(self, request: pb.PortForwardRequest, context: Any) -> pb.PortForwardResponse:
+        return pb.PortForwardResponse(url=await self._sessions.forward(request))
 
     async def ContainerStats(self, request: pb.ContainerStatsRequest, context: Any) -> pb.ContainerStatsResponse:
         container = self._world.container(_needed(request.container_id, "container_id"))

@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
-from holdfast.lifecycle.diagnosis import Finding, Fix, Owners, Verdict, check_rows
+from holdfast.lifecycle.diagnosis import NODE, Finding, Fix, Owners, Verdict, check_rows
+from holdfast.lifecycle.pod_files import pods, stranger, temporary
 from holdfast.lifecycle.rows import Rows
-from holdfast.lifecycle.survey import EXEC, Entry, Survey
+from holdfast.lifecycle.survey import Entry, Survey
 from holdfast.linux.table import Listed
 from holdfast.model.cgroups import id_in
 from holdfast.model.spec import is_id
 from holdfast.model.state import ProcessRef
+from holdfast.runtime.streamers import KIND as STREAMER
+from holdfast.runtime.streamers import owner_of
 
 KEEPER: Final = "holdfast.workers.keeper"  # what every keeper and every process forked from one was started with
-NODE: Final = "node"
-TEMPORARY_SECONDS: Final = 2.0  # a file that is being replaced is there for a moment
 STATE_NAMES: Final = frozenset({
     "events.sock", "holdfast.sock", "holdfastd.toml", "oci", "pods", "rehearsal",
 })  # fmt: skip
@@ -35,7 +36,7 @@ def plan(survey: Survey, rows: Rows) -> list[Finding]:
         *_cgroups(owners),
         *_mounts(owners),
         *_state(owners),
-        *_pods(owners),
+        *pods(owners),
         *_root(owners),
         *_snapshots(owners),
         *check_rows(owners),
@@ -67,6 +68,10 @@ class _Processes:
         self._inits = {(init.pid, init.start_time): id for id, init in inits if init.boot_id == self._survey.boot_id}
         loggers = self._survey.loggers.items()
         self._loggers = {(ref.pid, ref.start_time): id for id, ref in loggers if ref.boot_id == self._survey.boot_id}
+        streamers = self._survey.streamers.items()
+        self._streamers = {
+            (ref.pid, ref.start_time): id for id, ref in streamers if ref.boot_id == self._survey.boot_id
+        }
         ours = [one for one in self._alive if self._is_worker(one)]
         self._keepers = {one.pid for one in ours if one.name == "hf-keeper"}
         self._foreign = {one.pid: id for one in self._alive if (id := self._foreign_pod(one))}
@@ -118,12 +123,14 @@ class _Processes:
             return self._shim(one, listed.id if listed is not None else self._recorded[identity])
         if identity in self._loggers:
             return self._logger(one, self._loggers[identity])
+        if identity in self._streamers or (listed is not None and listed.kind == STREAMER):
+            return self._streamer(one, listed.id if listed is not None else self._streamers[identity])
         if listed is not None:
             ok = Finding("process", where, Verdict.OK, f"{listed.kind} {listed.id}", NODE)
             if listed.kind == "logger":
                 return self._logger(one, listed.id)
             return self._unpacker(one) if listed.kind == "unpack" else ok
-        if one.name in ("hf-keeper", "hf-template", "hf-pod-init") or not one.name.startswith("hf-"):
+        if one.name in ("hf-keeper", "hf-template", "hf-pod-init", "hf-tls") or not one.name.startswith("hf-"):
             return Finding("process", where, Verdict.OK, one.name, NODE)
         if one.parent in self._parents - self._keepers:
             return Finding("process", where, Verdict.OK, f"it works for pid {one.parent}", NODE)
@@ -165,6 +172,13 @@ class _Processes:
                 "logger", where, Verdict.ORPHAN, f"no container has the id {id}", "", id, Fix.KILL, self._ref(one)
             )
         return Finding("logger", where, Verdict.OK, "", owner, id)
+
+    def _streamer(self, one: Listed, id: str) -> Finding:
+        where, owner = _pid(one), self._owners.name(owner_of(id))
+        if not owner:
+            why = f"no pod or container has the id of its session {id}"
+            return Finding("streamer", where, Verdict.ORPHAN, why, "", owner_of(id), Fix.KILL, self._ref(one))
+        return Finding("streamer", where, Verdict.OK, f"session {id}", owner, owner_of(id))
 
     def _unpacker(self, one: Listed) -> Finding:
         if self._owners.rows.under_way.arriving:
@@ -269,50 +283,12 @@ def _state(owners: Owners) -> Iterator[Finding]:
         for one in (entry for entry in survey.names(runtime) if entry.name != ".cache"):  # of crun's compiled filters
             where = f"{runtime}/{one.name}"
             if not is_id(one.name):
-                yield _stranger(where, one)
+                yield stranger(where, one)
             elif owners.over(one.name):
                 why = "the runtime still knows it, and it is over"
                 yield Finding("runtime state", where, Verdict.INCONSISTENT, why, owners.name(one.name), one.name)
             else:
                 yield owners.thing("runtime state", where, one.name)
-
-
-def _pods(owners: Owners) -> Iterator[Finding]:
-    survey = owners.survey
-    oci = f"{survey.state}/oci"
-    runtimes = [f"{oci}/{entry.name}" for entry in survey.names(oci)]
-    known = {one.name for runtime in runtimes for one in survey.names(runtime)}
-    all_known = all(map(survey.looked, ("mounts", oci, *runtimes)))
-    for pod in survey.names(f"{survey.state}/pods"):
-        where = f"{survey.state}/pods/{pod.name}"
-        if pod.kind != "directory" or not is_id(pod.name):
-            yield _stranger(where, pod)
-            continue
-        yield owners.thing("pod directory", where, pod.name)
-        if not owners.name(pod.name):
-            continue  # what is in it goes with it
-        for entry in survey.names(where):
-            if is_id(entry.name):
-                yield owners.thing("bundle", f"{where}/{entry.name}", entry.name)
-                if owners.over(entry.name) and entry.name not in known and all_known:
-                    yield from _remains(owners, f"{where}/{entry.name}", entry.name)
-            elif entry.age is not None:
-                yield from _temporary(f"{where}/{entry.name}", entry)
-
-
-def _remains(owners: Owners, bundle: str, id: str) -> Iterator[Finding]:
-    """What a task that is over, and that its runtime has forgotten, has left in its bundle."""
-    survey = owners.survey
-    if f"{bundle}/rootfs" in owners.mounted:
-        return
-    why = f"the task of {owners.name(id)} is over"
-    for entry in survey.names(bundle):
-        if entry.kind in ("fifo", "socket"):
-            yield Finding(entry.kind, f"{bundle}/{entry.name}", Verdict.ORPHAN, why, "", id, Fix.DELETE)
-        elif entry.age is not None:
-            yield from _temporary(f"{bundle}/{entry.name}", entry)
-    for entry in survey.names(f"{bundle}/{EXEC}"):
-        yield Finding("exec", f"{bundle}/{EXEC}/{entry.name}", Verdict.ORPHAN, why, "", id, Fix.DELETE)
 
 
 def _root(owners: Owners) -> Iterator[Finding]:
@@ -332,14 +308,14 @@ def _root(owners: Owners) -> Iterator[Finding]:
         elif is_id(entry.name):
             yield owners.thing("copy", where, entry.name)
         elif entry.age is not None:
-            yield from _temporary(where, entry)
+            yield from temporary(where, entry)
         else:
-            yield _stranger(where, entry)
+            yield stranger(where, entry)
     blobs = f"{survey.root}/content/sha256"
     for entry in survey.names(blobs):
         digest = f"sha256:{entry.name}"
         if not is_id(entry.name):
-            yield _stranger(f"{blobs}/{entry.name}", entry)
+            yield stranger(f"{blobs}/{entry.name}", entry)
         elif digest in rows.blobs - rows.loose_blobs or rows.under_way.arriving:
             yield Finding("blob", digest, Verdict.OK, "", "an image")
         elif digest not in rows.blobs and digest not in rows.under_way.abandoned:
@@ -356,7 +332,7 @@ def _snapshots(owners: Owners) -> Iterator[Finding]:
         where = f"{top}/{entry.name}"
         there.add(entry.name)
         if not entry.name.isdigit():
-            yield _stranger(where, entry)
+            yield stranger(where, entry)
         elif entry.name in directories or int(entry.name) in rows.under_way.directories:
             yield Finding("snapshot directory", where, Verdict.OK, "", directories.get(entry.name, NODE))
         else:
@@ -383,18 +359,4 @@ def _top(directory: str, entries: tuple[Entry, ...] | list[Entry], known: frozen
         if entry.name in known:
             yield Finding("file", f"{directory}/{entry.name}", Verdict.OK, "", NODE)
         else:
-            yield _stranger(f"{directory}/{entry.name}", entry)
-
-
-def _temporary(where: str, entry: Entry) -> Iterator[Finding]:
-    if entry.age is not None and entry.age > TEMPORARY_SECONDS:
-        yield Finding("temporary file", where, Verdict.ORPHAN, "whoever was writing it is gone", fix=Fix.DELETE)
-
-
-def _stranger(where: str, entry: Entry) -> Finding:
-    """Something among what is ours that does not look like it."""
-    if entry.age is not None:
-        if entry.age > TEMPORARY_SECONDS:
-            return Finding("temporary file", where, Verdict.ORPHAN, "whoever was writing it is gone", fix=Fix.DELETE)
-        return Finding("temporary file", where, Verdict.OK, "it is being written", NODE)
-    return Finding(entry.kind, where, Verdict.UNKNOWN, "it has no name that Holdfast gives; it is left alone")
+            yield stranger(f"{directory}/{entry.name}", entry)

@@ -27,6 +27,7 @@ from holdfast.model.state import ContainerState
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
 from holdfast.runtime.handlers import Handler, Handlers
 from holdfast.runtime.shims import Shims
+from holdfast.runtime.streamers import Streamers
 from holdfast.snapshots.overlay import Snapshots
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ class Cleanup:
         foreign: Foreign,
         sandboxes: Sandboxes,
         volumes: Volumes,
+        streamers: Streamers,
     ) -> None:
         self._volumes = volumes
+        self._streamers = streamers
         self._foreign = foreign
         self._sandboxes = sandboxes
         self._world = world
@@ -108,6 +111,7 @@ class Cleanup:
     async def container(self, container: Container) -> None:
         """Remove every trace of a container: what its task has left, bundle, snapshot, and last its row."""
         bundle = self._bundle(container)
+        await self._streamers.end(container.pod.meta.id, [container.meta.id])
         if await in_thread(self._has_task, container):
             await self.task(container)
         await self._cgroups.remove(container_cgroup(container))  # while somebody else is in it, the row stays
@@ -122,6 +126,8 @@ class Cleanup:
     async def sandbox(self, pod: Pod) -> None:
         """End what a sandbox is made of: network, shim, namespaces, shared memory, cgroup. Its containers are over."""
         pod_id = pod.meta.id
+        await self._streamers.end(pod_id, [pod_id, *pod.containers])
+        crashpoint("sandbox.sessions")
         if pod.status.netns:
             await self._networks.detach(pod)
         crashpoint("sandbox.network")

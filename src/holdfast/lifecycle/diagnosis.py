@@ -18,6 +18,9 @@ from holdfast.model.state import ContainerState, ProcessRef, container_state
 from holdfast.oci.mounts import image_volumes
 from holdfast.oci.namespaces import user_namespace
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.streamers import KIND as STREAMER
+
+NODE: Final = "node"  # what is nobody's in particular
 
 
 class Verdict(StrEnum):
@@ -126,6 +129,15 @@ class Owners:
         if (ref.pid, ref.start_time) in self.processes:
             return True
         return False if self.survey.looked("/proc") and self.survey.looked(f"pid {ref.pid}") else None
+
+    def streams(self, session_id: str) -> bool:
+        """Whether a session goes on, as far as can be seen, or the daemon sees to its end."""
+        if session_id in self.rows.under_way.sessions or self.survey.workers is None:
+            return True
+        if any((one.kind, one.id) == (STREAMER, session_id) for one in self.survey.workers):
+            return True
+        recorded = self.survey.streamers.get(session_id)
+        return recorded is not None and self.lives(recorded) is not False
 
     def _is_ours(self, parent: str) -> bool:
         return parent in self._ours or parent.startswith(f"{self.survey.place.cgroup_root}/")

@@ -1,4 +1,4 @@
-"""ExecSync: one command in a running container, its output bounded, its time limited."""
+"""Commands in running containers: ExecSync, its output bounded, its time limited; and what a session executes."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
@@ -16,6 +16,7 @@ from holdfast.lifecycle.world import Container
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
+from holdfast.runtime import streamers
 from holdfast.runtime.shims import Shims
 from holdfast.runtime.task import TaskClient
 
@@ -55,7 +56,7 @@ class Collector:
 
 
 class Executor:
-    """Runs commands for ExecSync."""
+    """Runs commands for ExecSync, and prepares those that a streamer starts."""
 
     def __init__(self, containers: Containers, bundles: Bundles, shims: Shims, output_limit: int) -> None:
         self._containers = containers
@@ -70,9 +71,7 @@ class Executor:
         async with self._containers.running(container_id, "exec in") as container:
             task = await self._shims.task(container.pod.meta.id)
             exec_id = secrets.token_hex(8)
-            directory = self._bundles.path(container) / "exec" / exec_id
-            files.make_private(directory.parent)
-            files.make_private(directory)
+            directory = self._directory(container, exec_id)
             outputs: list[Collector] = []
             try:
                 outputs += [Collector(directory / name, self._limit) for name in ("stdout", "stderr")]
@@ -85,12 +84,30 @@ class Executor:
                     output.close()
                 await in_thread(files.remove_tree, directory)
 
+    async def prepare(self, container: Container, exec_id: str, command: list[str], streams: list[str]) -> Path:
+        """Tell the shim of a command for `exec_id` and make FIFOs for its streams; somebody else is to start it.
+
+        `streams` are the names of those that are asked for, with "tty" among them where it has a terminal. Returns the
+        directory in which they are. To be undone by `end`, also when this fails.
+        """
+        task = await self._shims.task(container.pod.meta.id)
+        directory = self._directory(container, exec_id)
+        paths = {name: str(directory / name) for name in streams if name != "tty"}
+        for path in paths.values():
+            files.fifo(path, 0o600)
+        await self._create(task, container, exec_id, command, paths, terminal="tty" in streams)
+        return directory
+
     def forsaken(self, container: Container) -> list[str]:
-        """What an earlier daemon was executing when it died; to be asked before anybody can execute anything new."""
+        """What an earlier daemon was executing for its clients when it died, those of streamers apart.
+
+        To be asked before anybody can execute anything new.
+        """
         try:
-            return sorted(os.listdir(self._bundles.path(container) / "exec"))
+            names = os.listdir(self._bundles.path(container) / "exec")
         except FileNotFoundError:
             return []
+        return sorted(name for name in names if not streamers.kind_of(name))
 
     async def end(self, container: Container, exec_id: str) -> None:
         """End one whose client has gone. Raises DeadlineExceeded, Unavailable while the shim does not answer."""
@@ -98,19 +115,42 @@ class Executor:
         await within(END_SECONDS, _end(task, container.meta.id, exec_id), f"end exec {exec_id}")
         await in_thread(files.remove_tree, self._bundles.path(container) / "exec" / exec_id)
 
+    def _directory(self, container: Container, exec_id: str) -> Path:
+        directory = self._bundles.path(container) / "exec" / exec_id
+        files.make_private(directory.parent)
+        files.make_private(directory)
+        return directory
+
+    async def _create(
+        self,
+        task: TaskClient,
+        container: Container,
+        exec_id: str,
+        command: list[str],
+        paths: dict[str, str],
+        *,
+        terminal: bool = False,
+    ) -> None:
+        spec = await in_thread(self._bundles.load, container)
+        process = {**_process(spec), "args": command, "terminal": terminal}
+        process.pop("consoleSize", None)
+        if terminal and not any(one.startswith("TERM=") for one in process["env"]):
+            process["env"] = [*process["env"], "TERM=xterm"]
+        crashpoint("exec.prepared")
+        stdin, stdout, stderr = (paths.get(name, "") for name in ("stdin", "stdout", "stderr"))
+        await task.exec(
+            container.meta.id, exec_id, process, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal
+        )
+        crashpoint("exec.created")
+
     async def _run(
         self, task: TaskClient, container: Container, exec_id: str, directory: Path, command: list[str], seconds: float
     ) -> int:
-        spec = await in_thread(self._bundles.load, container)
-        process = {**_process(spec), "args": command, "terminal": False}
-        process.pop("consoleSize", None)
         container_id = container.meta.id
-        stdout, stderr = str(directory / "stdout"), str(directory / "stderr")
-        crashpoint("exec.prepared")
+        paths = {name: str(directory / name) for name in ("stdout", "stderr")}
         try:
             async with asyncio.timeout(seconds if seconds > 0 else None):
-                await task.exec(container_id, exec_id, process, stdin="", stdout=stdout, stderr=stderr)
-                crashpoint("exec.created")
+                await self._create(task, container, exec_id, command, paths)
                 await task.start(container_id, exec_id)
                 crashpoint("exec.started")
                 code, _ = await task.wait(container_id, exec_id)
@@ -149,7 +189,7 @@ async def _end(task: TaskClient, container_id: str, exec_id: str) -> None:
         await task.delete(container_id, exec_id)
 
 
-def _process(spec: dict[str, object]) -> dict[str, object]:
+def _process(spec: dict[str, object]) -> dict[str, Any]:
     process = spec["process"]
     assert isinstance(process, dict)
     return process

@@ -5,6 +5,7 @@ import os
 from holdfast.images.service import Images
 from holdfast.lifecycle.diagnosis import Finding, Fix
 from holdfast.lifecycle.rows import Rows, UnderWay, of_world, read_inventory
+from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.world import World
 from holdfast.model.errors import Unavailable
 from holdfast.runtime.keeper import Keeper, WorkerInfo
@@ -16,7 +17,10 @@ from holdfast.store.db import Store
 class Live:
     """The daemon's side of the sweeper."""
 
-    def __init__(self, store: Store, world: World, images: Images, snapshots: Snapshots, keeper: Keeper) -> None:
+    def __init__(
+        self, store: Store, world: World, images: Images, snapshots: Snapshots, keeper: Keeper, sessions: Sessions
+    ) -> None:
+        self._sessions = sessions
         self._store = store
         self._world = world
         self._images = images
@@ -32,6 +36,7 @@ class Live:
             abandoned=self._images.abandoned(inventory.blobs),
             directories=self._snapshots.directories,
             daemon=os.getpid(),
+            sessions=frozenset(self._sessions.mine),
         )
         return of_world(self._world, inventory, under_way)
 

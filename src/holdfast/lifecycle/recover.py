@@ -19,6 +19,7 @@ from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.limits import UPDATE, Limits
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.pods import Pods
+from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import RETRY_LONGEST, Background
@@ -89,8 +90,10 @@ class Recovery:
         background: Background,
         adopter: Adopter,
         limits: Limits,
+        sessions: Sessions,
         rebuilt: list[str],
     ) -> None:
+        self._sessions = sessions
         self._limits = limits
         self._adopter = adopter
         self._store = store
@@ -136,6 +139,7 @@ class Recovery:
 
     async def run(self) -> None:
         """Phases 2 to 5, while the API is served."""
+        self._resume("sessions", self._sessions.recover, EXECS_LONGEST)
         async with asyncio.TaskGroup() as group:
             for pod in list(self._world.pods.values()):
                 group.create_task(self._with_containers(pod), name=f"recover pod {pod.meta.id} and its containers")

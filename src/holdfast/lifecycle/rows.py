@@ -37,13 +37,14 @@ class ContainerRow:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """What a running daemon is doing with images just now, and has given up; nothing when there is no daemon."""
+    """What a running daemon is at just now, and what it has given up; nothing when there is no daemon."""
 
     arriving: bool = False
     transfers: frozenset[str] = frozenset()  # names below ingest
     abandoned: frozenset[str] = frozenset()  # blobs of pulls that failed, for which nobody has come back
     directories: frozenset[int] = frozenset()  # of snapshots that get their row in a moment
     daemon: int = 0  # its pid
+    sessions: frozenset[str] = frozenset()  # whose beginning or end it sees to
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from holdfast.model.spec import is_id
 from holdfast.model.state import ProcessRef
 from holdfast.model.witness import LOGGER_FILE, InitRecord, decode_process
 from holdfast.runtime.keeper import WorkerInfo
+from holdfast.runtime.streamers import ATTACH, EXEC, RECORDS, kind_of
 
-EXEC: Final = "exec"
+INSIDE: Final = (EXEC, ATTACH)  # directories of a bundle in which each thing under way in its container has one
 RECORD_LIMIT: Final = 64 * 1024
 
 
@@ -59,6 +60,7 @@ class Survey:
     files: dict[str, tuple[Entry, ...]]
     inits: dict[str, InitRecord]  # of bundles without a row, by container id
     loggers: dict[str, ProcessRef]  # as bundles name them, by container id
+    streamers: dict[str, ProcessRef]  # as they are recorded, by session id
     unknown: dict[str, str]
 
     def names(self, directory: str) -> tuple[Entry, ...]:
@@ -92,6 +94,7 @@ def take(place: Place, boot_id: str) -> Survey:
         files=look.files,
         inits=inits,
         loggers=look.loggers(),
+        streamers=look.streamers(),
         unknown=look.unknown,
     )
 
@@ -130,9 +133,13 @@ class _Look:
         for runtime in self._directories(f"{state}/oci"):
             self._list(runtime)
         for pod in self._directories(f"{state}/pods"):
-            for bundle in self._directories(pod):
-                if is_id(os.path.basename(bundle)) and any(entry.name == EXEC for entry in self._list(bundle)):
-                    self._list(f"{bundle}/{EXEC}")
+            for directory in self._directories(pod):
+                name = os.path.basename(directory)
+                if name == RECORDS:
+                    self._list(directory)
+                for entry in self._list(directory) if is_id(name) else ():
+                    if entry.name in INSIDE:
+                        self._list(f"{directory}/{entry.name}")
 
     def root_directory(self) -> None:
         for name in ("", "/content/sha256", "/copies", "/ingest", "/snapshots"):
@@ -157,15 +164,28 @@ class _Look:
     def loggers(self) -> dict[str, ProcessRef]:
         found = {}
         for directory, entries in self.files.items():
-            if any(entry.name == LOGGER_FILE for entry in entries):
-                try:
-                    data = files.read_bounded(f"{directory}/{LOGGER_FILE}", RECORD_LIMIT)
-                    found[os.path.basename(directory)] = decode_process(data)
-                except (FileNotFoundError, Damaged):
-                    continue
-                except OSError as exc:
-                    self.unknown[directory] = str(exc)
+            named = any(entry.name == LOGGER_FILE for entry in entries)
+            if named and (logger := self._process(directory, LOGGER_FILE)) is not None:
+                found[os.path.basename(directory)] = logger
         return found
+
+    def streamers(self) -> dict[str, ProcessRef]:
+        found = {}
+        for directory in [path for path in self.files if os.path.basename(path) == RECORDS]:
+            for name in (entry.name for entry in self.files[directory] if kind_of(entry.name)):
+                if (streamer := self._process(directory, name)) is not None:
+                    found[name] = streamer
+        return found
+
+    def _process(self, directory: str, name: str) -> ProcessRef | None:
+        """Whom a file names."""
+        try:
+            return decode_process(files.read_bounded(f"{directory}/{name}", RECORD_LIMIT))
+        except (FileNotFoundError, Damaged):
+            return None
+        except OSError as exc:
+            self.unknown[directory] = str(exc)
+            return None
 
     def cgroups(self, inits: dict[str, InitRecord]) -> tuple[str, ...]:
         """Of `inits` only those cgroups that bear the container's own id."""

@@ -121,15 +121,18 @@ class Shims:
             return found
         return await self.start(pod_id, handler, pid_namespace, init_cgroup, owner=owner, inits=inits)
 
+    def address(self, pod_id: str) -> tuple[Path, str]:
+        """Where the pod's shim listens, and the name of its Task service."""
+        foreign = self.foreign.find(pod_id)
+        return (Path(foreign.path), foreign.service) if foreign else (self._socket(pod_id), V2)
+
     async def task(self, pod_id: str) -> TaskClient:
         """A connected client, made anew when the last one was lost. Raises Unavailable."""
         async with self._connecting.setdefault(pod_id, asyncio.Lock()):
             client = self._clients.get(pod_id)
             if client is None or client.closed:
-                foreign = self.foreign.find(pod_id)
-                where = (Path(foreign.path), foreign.service) if foreign else (self._socket(pod_id), V2)
                 try:
-                    client = self._clients[pod_id] = await TaskClient.connect(*where)
+                    client = self._clients[pod_id] = await TaskClient.connect(*self.address(pod_id))
                 except OSError as exc:
                     raise Unavailable(f"cannot reach shim of pod {pod_id}: {exc.strerror or exc}") from exc
             return client

@@ -17,6 +17,7 @@ from holdfast.model.spec import ContainerMetadata, PodMetadata
 from holdfast.model.state import ContainerStatus, PodStatus, ProcessRef
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.keeper import WorkerInfo
+from holdfast.runtime.streamers import new_id
 from holdfast.store.images import SnapshotRow
 
 POD, OTHER_POD, CONTAINER = "a" * 64, "b" * 64, "c" * 64
@@ -81,6 +82,7 @@ SURVEY = Survey(
     },
     inits={},
     loggers={},
+    streamers={},
     unknown={},
 )
 
@@ -317,3 +319,75 @@ def test_what_is_staged_is_the_containers_and_not_there_when_it_is_over(row: Con
     survey = replace(SURVEY, mounts=(staged,))
     found = [one for one in plan(survey, replace(ROWS, containers={CONTAINER: row})) if one.where == target]
     assert [one.verdict for one in found] == [verdict]
+
+
+# -- sessions
+
+EXEC, ATTACH, FORWARD = new_id("exec", CONTAINER), new_id("attach", CONTAINER), new_id("forward", POD)
+
+
+def with_sessions(streamers: dict[str, int], listed: bool = True, recorded: bool = True) -> Survey:
+    """The node with all three of them; `streamers` are the pids of those that are there."""
+    bundle = f"/s/pods/{POD}/{CONTAINER}"
+    files = {
+        **SURVEY.files,
+        f"/s/pods/{POD}": directory(CONTAINER, "ns", "sessions"),
+        f"/s/pods/{POD}/sessions": tuple(Entry(id, "file") for id in (EXEC, ATTACH, FORWARD) if recorded),
+        bundle: (Entry("stdout", "fifo"), *directory("exec", "attach")),
+        f"{bundle}/exec": directory(EXEC, "0123456789abcdef"),
+        f"{bundle}/attach": directory(ATTACH),
+    }
+    found = tuple(worker(pid, pid * 10, "hf-streamer") for pid in streamers.values())
+    frames = tuple(worker(pid + 1, pid * 10, "hf-streamer", parent=pid) for pid in streamers.values())
+    infos = tuple(WorkerInfo("streamer", id, pid, pid * 10) for id, pid in streamers.items())
+    return replace(
+        SURVEY,
+        files=files,
+        processes=(*SURVEY.processes, *found, *frames),
+        workers=((*SURVEY.workers, *infos) if listed else SURVEY.workers) if SURVEY.workers is not None else None,
+        streamers={id: ProcessRef(pid, pid * 10, BOOT) for id, pid in streamers.items()} if recorded else {},
+    )
+
+
+ALL = {EXEC: 40, ATTACH: 50, FORWARD: 60}
+
+
+@pytest.mark.parametrize(("listed", "recorded"), [(True, True), (True, False), (False, True)])
+def test_a_session_is_known_by_its_keeper_or_by_its_record(listed: bool, recorded: bool) -> None:
+    survey = with_sessions(ALL, listed, recorded)
+    assert wrong(survey) == []
+    owners = {finding.where: finding.owner for finding in plan(survey, ROWS) if finding.kind == "streamer"}
+    assert owners == {
+        "pid 40 (hf-streamer)": "container main",
+        "pid 50 (hf-streamer)": "container main",
+        "pid 60 (hf-streamer)": "pod default/web",
+    }
+
+
+def test_what_a_session_without_a_streamer_has_left() -> None:
+    """Of an exec the shim knows, too, so the sweep lets it be until the daemon has ended it."""
+    found = {(one.kind, one.where.rpartition("/")[2]): one for one in wrong(with_sessions({}))}
+    records = {("session", id) for id in (EXEC, ATTACH, FORWARD)}
+    assert found.keys() == {("exec", EXEC), ("attach", ATTACH), *records}
+    assert found["exec", EXEC].verdict is Verdict.INCONSISTENT
+    assert {found[key].fix for key in (*records, ("attach", ATTACH))} == {Fix.DELETE}
+    over = [one for one in wrong(with_sessions({}), replace(ROWS, containers={CONTAINER: EXITED})) if one.id]
+    assert ("exec", Fix.DELETE) in {(one.kind, one.fix) for one in over if one.where.endswith(EXEC)}
+
+
+def test_what_the_daemon_is_at_and_what_no_keeper_tells_is_left_alone() -> None:
+    rows = replace(ROWS, under_way=UnderWay(sessions=frozenset(ALL)))
+    assert wrong(with_sessions({}), rows) == []
+    silent = replace(with_sessions({}), workers=None)
+    assert not [one for one in wrong(silent) if one.kind in ("session", "exec", "attach")]
+
+
+def test_a_streamer_of_nobody() -> None:
+    stray = new_id("exec", STRAY)
+    found = only(wrong(with_sessions(ALL | {stray: 70})))
+    assert (found.kind, found.verdict, found.fix, found.process) == (
+        "streamer",
+        Verdict.ORPHAN,
+        Fix.KILL,
+        ProcessRef(70, 700, BOOT),
+    )
