@@ -312,10 +312,9 @@ class Containers:
         return ProcessRef(init.pid, init.start_time, init.boot_id)
 
     async def _prepare_log(self, path: str) -> str:
-        """The log's address for the shim, its directory made; "" without a log."""
-        if not path:
-            return ""
-        await self._paths.make_directory(os.path.dirname(path), "config.log_path")
+        """The log's address for the shim, its directory made; without a path, for output that is read and not kept."""
+        if path:
+            await self._paths.make_directory(os.path.dirname(path), "config.log_path")
         return f"cri://{path}"
 
     async def _start_failed(self, container: Container, message: str) -> None:

@@ -48,7 +48,7 @@ class Foreign:
         if (left := self._loggers.find(pod_id, id)) is not None:  # of an attempt that was cut off
             await self._loggers.finish(pod_id, id)
             await wait_gone(left)
-        await self._loggers.start(pod_id, id, path or "/dev/null", stdin)
+        await self._loggers.start(pod_id, id, path, stdin)
         crashpoint("foreign.logging")
         stdout, stderr = self._loggers.streams(pod_id, id)
         return stdout, "" if container.config.tty else stderr
@@ -93,7 +93,7 @@ class Foreign:
     async def _adopt(self, container: Container) -> ProcessRef:
         pod_id, id, path = container.pod.meta.id, container.meta.id, container.meta.log_path
         stdin = str(self._layout.bundle(pod_id, id) / "stdin") if container.config.stdin else ""
-        return await self._loggers.start(pod_id, id, path or "/dev/null", stdin, adopt=True)
+        return await self._loggers.start(pod_id, id, path, stdin, adopt=True)
 
     def _has_log(self, container: Container) -> bool:
         return self._loggers.has(container.pod.meta.id, container.meta.id)

@@ -3,8 +3,10 @@
 It has its own ends of the FIFOs open for reading and for writing, so that a shim that comes, goes or is late is neither
 an end nor an error; the end of the log is what `Finish` finds in them. On `log.sock` in the bundle it serves, by ttrpc,
 
-    Reopen   write to the file that has the log's name now
-    Finish   take what is left, complete the log, and end; the answer comes when that is done
+    Reopen    write to the file that has the log's name now
+    Attach    send copies to FIFOs in the directory that an annotation names, as Update of our own shims does
+    CloseIO   keep the container's stdin open no longer
+    Finish    take what is left, complete the log, and end; the answer comes when that is done
 
 One that was killed is replaced by one that adopts: it goes on at the same FIFOs, and says in the log what was lost.
 """
@@ -12,26 +14,32 @@ One that was killed is replaced by one that adopts: it goes on at the same FIFOs
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 
 from holdfast.linux import files, process
 from holdfast.model.state import ProcessRef
 from holdfast.model.witness import LOGGER_FILE, encode
-from holdfast.ttrpc.server import INTERNAL, UNIMPLEMENTED, Call, Server
+from holdfast.proto import task_pb2
+from holdfast.ttrpc.server import INTERNAL, INVALID_ARGUMENT, UNIMPLEMENTED, Call, CallError, Server
 from holdfast.workers.context import Context
 from holdfast.workers.shim import crilog
+from holdfast.workers.shim.attach import ATTACH
 from holdfast.workers.shim.gap import STREAMS
 from holdfast.workers.shim.loop import Loop
 from holdfast.workers.shim.stdio import LOG_SCHEME, Stdio, open_fifo
 
 SERVICE: Final = "holdfast.v1.Logger"
+LINGER_SECONDS: Final = 5.0
 
 
 class Logger:
-    """Serves the two calls."""
+    """Serves these calls."""
 
     def __init__(self, context: Context) -> None:
         assert context.listener is not None
@@ -49,26 +57,54 @@ class Logger:
             context.hold(name, [descriptor])
         me = ProcessRef(os.getpid(), process.start_time(os.getpid()) or 0, process.boot_id())
         files.write_atomic(self._stdio.directory / LOGGER_FILE, encode(me), sync=False)
+        self._methods: dict[str, Callable[[bytes], None]] = {
+            "Reopen": self._reopen,
+            "Attach": self._attach,
+            "CloseIO": self._close_io,
+            "Finish": self._finish,
+        }
         server = Server(self.loop.selector, context.listener, self._take)
         self.loop.clocks.append(server)
 
     def _take(self, call: Call) -> None:
+        act = self._methods.get(call.method)
+        if call.service != SERVICE or act is None:
+            call.fail(UNIMPLEMENTED, f"{call.service}/{call.method} is not served")
+            return
         try:
-            if (call.service, call.method) == (SERVICE, "Reopen"):
-                assert self._stdio.log is not None
-                self._stdio.log.reopen()
-            elif (call.service, call.method) == (SERVICE, "Finish"):
-                self._stdio.finish()
-                self._stdio.close()
-                files.unlink(self._stdio.directory / LOGGER_FILE)
-                self.loop.running = False
-            else:
-                call.fail(UNIMPLEMENTED, f"{call.service}/{call.method} is not served")
-                return
+            act(call.payload)
+        except CallError as exc:
+            call.fail(exc.code, str(exc))
+        except DecodeError as exc:
+            call.fail(INVALID_ARGUMENT, f"cannot read the request of {call.method}: {exc}")
         except OSError as exc:
             call.fail(INTERNAL, str(exc))
-            return
-        call.answer(Empty())
+        else:
+            call.answer(Empty())
+
+    def _reopen(self, _: bytes) -> None:
+        if self._stdio.output.log is not None:
+            self._stdio.output.log.reopen()
+
+    def _attach(self, payload: bytes) -> None:
+        self._stdio.output.attach(task_pb2.UpdateTaskRequest.FromString(payload).annotations[ATTACH])
+
+    def _close_io(self, _: bytes) -> None:
+        self._stdio.close_stdin()
+
+    def _finish(self, _: bytes) -> None:
+        self._stdio.finish()
+        self._stdio.close()
+        files.unlink(self._stdio.directory / LOGGER_FILE)
+        self.loop.running = False
+
+    def linger(self) -> None:
+        """Have those told of their losses who are attached and late, if they read on soon."""
+        deadline = time.monotonic() + LINGER_SECONDS
+        while self._stdio.output.attached and (left := deadline - time.monotonic()) > 0:
+            timer = self.loop.timers.add(left, lambda: None)
+            self.loop.turn()
+            timer.cancel()
 
 
 def _writer(fifo: Path) -> int:
@@ -84,5 +120,6 @@ def main(context: Context) -> None:
     logger = Logger(context)
     context.ready()
     logger.loop.run()
+    logger.linger()
     crilog.last_words()
     sys.stderr.flush()

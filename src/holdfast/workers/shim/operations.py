@@ -23,6 +23,7 @@ from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL,
 from holdfast.workers import exits
 from holdfast.workers.context import Context
 from holdfast.workers.shim import grace, remains, rootfs
+from holdfast.workers.shim.attach import ATTACH
 from holdfast.workers.shim.failures import as_call_error
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
 from holdfast.workers.shim.oci import Runtime, memory_file, path_of, without_endless_quota
@@ -114,12 +115,15 @@ class Operations:
                     task.init.state = after
 
     async def update(self, task: Task, request: task_pb2.UpdateTaskRequest) -> None:
-        """Change limits; with the annotation REOPEN_LOG, which no other call has room for, open the log anew."""
-        if REOPEN_LOG in request.annotations and task.init.stdio.log is not None:
+        """Change limits; its annotations are for what no other call has room for: REOPEN_LOG, ATTACH."""
+        output = task.init.stdio.output
+        if REOPEN_LOG in request.annotations and output.log is not None:
             try:
-                task.init.stdio.log.reopen()
+                output.log.reopen()
             except OSError as exc:
                 raise CallError(FAILED_PRECONDITION, f"cannot reopen log of task {task.id}: {exc}") from exc
+        if ATTACH in request.annotations:
+            output.attach(request.annotations[ATTACH])
         if not request.resources.value:
             return
         async with task.lock:

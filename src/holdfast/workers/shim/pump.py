@@ -1,5 +1,6 @@
 """Moving bytes: from a descriptor to a sink, or from one descriptor to another. Never waits."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -131,6 +132,12 @@ class Copier:
             waiting, event = (self._target, _WRITE) if self._full else (self._source, _READ)
             self._selector.register(waiting, event, self._ready)
         return not self._full
+
+
+def enlarge(pipe: int) -> None:
+    """To 1 MiB, or as it is when this user's pipes have reached pipe-user-pages-soft (pipe(7))."""
+    with contextlib.suppress(PermissionError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _readable_bytes(fd: int) -> int:

@@ -298,11 +298,14 @@ class Shim:
                 crashpoint("shim.exit")
                 exits.write(task.bundle, record)
                 crashpoint("shim.recorded")
-            if not task.own_pids:
-                self.loop.start(remains.kill(self.loop, task.record.cgroup), _report)
-            task.init.stdio.finish()
         except OSError:
             traceback.print_exc()  # the exit itself is not in doubt: whoever asks us is told
+        if not task.own_pids:
+            self.loop.start(remains.kill(self.loop, task.record.cgroup), _report)
+        try:
+            task.init.stdio.finish()
+        except OSError:
+            traceback.print_exc()
 
 
 def _finish(call: Call, reply: Message | None, error: Exception | None) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from holdfast.linux.inject import fault
 from holdfast.workers.shim.loop import Loop
-from holdfast.workers.shim.pump import PIPE_BYTES
+from holdfast.workers.shim.pump import enlarge
 from holdfast.workers.shim.spawn import spawn
 
 FILE_SCHEME: Final = "file://"
@@ -29,8 +29,7 @@ PAUSE_LONGEST: Final = 30.0
 def enlarged_pipe() -> tuple[int, int]:
     """(read end, write end) of a pipe of 1 MiB, or of what this user may have (pipe(7))."""
     ends = os.pipe2(os.O_CLOEXEC)
-    with contextlib.suppress(PermissionError):
-        fcntl.fcntl(ends[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    enlarge(ends[0])
     return ends
 
 

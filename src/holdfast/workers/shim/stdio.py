@@ -15,17 +15,16 @@ import socket
 import stat
 import struct
 import termios
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from holdfast.linux import files, null, sockets
-from holdfast.workers.shim.crilog import CriLog, Records
-from holdfast.workers.shim.flight import FLIGHT, Flight
+from holdfast.workers.shim.flight import FLIGHT
 from holdfast.workers.shim.gap import STREAMS
 from holdfast.workers.shim.loop import Loop, void
-from holdfast.workers.shim.pump import PIPE_BYTES, Announce, Copier, Pump, Sink
+from holdfast.workers.shim.output import Output
+from holdfast.workers.shim.pump import Announce, Copier, Pump, Sink, enlarge
 from holdfast.workers.shim.sinks import FILE_SCHEME, PROGRAM_SCHEME, File, Program, enlarged_pipe
 
 LOG_SCHEME: Final = "cri://"
@@ -49,8 +48,6 @@ class Stdio:
         self._programs: dict[str, Program] = {}
         self._pumps: list[Pump] = []
         self._copiers: list[Copier] = []
-        self._records: dict[str, Records] = {}
-        self._flight: Flight | None = None
         self._own_fifos: list[Path] = []
         self._stdin = -1
         self._master = -1
@@ -61,7 +58,7 @@ class Stdio:
         self._ends: dict[int, int] = {}  # FIFOs that wait for it
         self._socket: socket.socket | None = None
         self._directory_fd = -1
-        self.log: CriLog | None = None
+        self.output = Output(loop, directory)
         self.fds: dict[int, int] = {}
         self.kept: dict[str, int] = {}
 
@@ -98,10 +95,7 @@ class Stdio:
             file.close()
         for program in self._programs.values():
             program.close()
-        if self.log is not None:
-            self.log.close()
-        if self._flight is not None:
-            self._flight.close()
+        self.output.close()
         if self._socket is not None:
             self._close_socket()
         for fd in (self._master, self._slave, *self._ends.values()):
@@ -119,11 +113,12 @@ class Stdio:
         self.fds.clear()
 
     def close_stdin(self) -> None:
-        """End of input for the process, once nobody else has the FIFO open for writing either."""
+        """End of input for the process, once nobody else has the FIFO open for writing either. No more can open it."""
         if self._stdin >= 0:
             os.close(self._stdin)
             self._stdin = -1
-            del self.kept["stdin"]
+        if self.kept.pop("stdin", -1) >= 0 and (fifo := self.directory / "stdin") in self._own_fifos:
+            fifo.unlink(missing_ok=True)
         if self._input is not None:
             self._input.finish()
 
@@ -134,13 +129,7 @@ class Stdio:
             pump.drain()
         for copier in self._copiers:
             copier.finish()
-        if self.log is not None:
-            now = time.time_ns()
-            for name, records in self._records.items():
-                if rest := records.finish(now):
-                    self.log.append(name, rest, now)
-                    self._open_flight().landed(name, b"")
-            self.log.flush()
+        self.output.finish()
 
     def resize(self, width: int, height: int) -> None:
         """Raises OSError ENOTTY without a terminal."""
@@ -155,7 +144,7 @@ class Stdio:
         for number in (0, 1, 2):
             self.fds[number] = null.open_own()
         if stdout.startswith(LOG_SCHEME):
-            self._sink, self._announce = self._to_log("stdout", stdout.removeprefix(LOG_SCHEME))
+            self._sink, self._announce = self.output.take("stdout", stdout.removeprefix(LOG_SCHEME))
         elif stdout.startswith(FILE_SCHEME):
             self._sink = self._file(stdout).take
         elif stdout:
@@ -163,7 +152,7 @@ class Stdio:
             self._leave_programs()
         if stdin:
             self._own(stdin)
-            self._ends[0] = open_fifo(stdin, os.O_RDWR)
+            self._ends[0] = self.kept["stdin"] = open_fifo(stdin, os.O_RDWR)
         self._socket = sockets.listen(self.directory / CONSOLE)
         self._socket.setblocking(False)
         # runc refuses a socket path of more than 107 bytes, which a bundle's may well be.
@@ -227,10 +216,10 @@ class Stdio:
         fifo.unlink(missing_ok=True)
         self._own(str(fifo))
         writer = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
-        _enlarge(writer)
+        enlarge(writer)
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self.kept[name] = reader
-        self._pumps.append(Pump(self._loop, reader, *self._to_log(name, path)))
+        self._pumps.append(Pump(self._loop, reader, *self.output.take(name, path)))
         return writer
 
     def _file(self, target: str) -> File:
@@ -252,27 +241,6 @@ class Stdio:
             for fd in program.ends.values():
                 os.close(fd)
             program.ends.clear()
-
-    def _to_log(self, name: str, path: str, rest: bytes = b"") -> tuple[Sink, Announce]:
-        """What takes the bytes of a stream, and what is to be told before they are read."""
-        flight = self._open_flight()
-        if self.log is None:
-            self.log = CriLog(path, self._loop.timers.add, flight.account)
-        log, records = self.log, Records(name, rest)
-        self._records[name] = records
-
-        def take(data: bytes) -> None:
-            now = time.time_ns()
-            log.append(name, records.feed(data, now), now)
-            flight.landed(name, records.rest)
-
-        return take, lambda size: flight.announce(name, size)
-
-    def _open_flight(self) -> Flight:
-        if self._flight is None:
-            self._flight = Flight(self.directory)
-            self._own_fifos.append(self.directory / FLIGHT)
-        return self._flight
 
     # -- of a process that has had another shim
 
@@ -298,7 +266,7 @@ class Stdio:
         for name, target in zip(STREAMS, outputs, strict=True):
             if not target.startswith(LOG_SCHEME) or (terminal and name == "stderr"):
                 continue
-            sink, announce = self._resume_log(name, target.removeprefix(LOG_SCHEME))
+            sink, announce = self.output.resume(name, target.removeprefix(LOG_SCHEME))
             if terminal:
                 self._sink, self._announce = sink, announce
                 continue
@@ -309,33 +277,17 @@ class Stdio:
                 continue
             self.kept[name] = reader
             self._pumps.append(Pump(self._loop, reader, sink, announce))
+        self.output.attached.find()
         if terminal and "tty" in held:
             if outputs[0] and not outputs[0].startswith(LOG_SCHEME):
                 self._ends[1] = open_fifo(outputs[0], os.O_RDWR)
-            if stdin:
-                self._ends[0] = open_fifo(stdin, os.O_RDWR)
+            if stdin and os.path.exists(stdin):  # it was not closed
+                self._ends[0] = self.kept["stdin"] = open_fifo(stdin, os.O_RDWR)
             self._connect(held["tty"])
         elif terminal:
             failed = OSError(errno.EIO, "its terminal is gone: nobody has held it")
         if failed is not None:
             raise failed
-
-    def _resume_log(self, name: str, path: str) -> tuple[Sink, Announce]:
-        """Go on with the log; what the dead shim may have taken with it is counted there."""
-        flight = self._open_flight()
-        if self.log is None:
-            self.log = CriLog(path, self._loop.timers.add, flight.account, adopted=True)
-            lines, size, error_lines, error_size = flight.left_lost()
-            for stream, lost in zip(STREAMS, ((lines, size), (error_lines, error_size)), strict=True):
-                if any(lost):
-                    self.log.lose(stream, *lost, "its shim was killed before it could say so")
-        announced, rest = flight.left(name)
-        if announced:  # the rest may or may not have been completed by what was announced
-            why = f"its shim was killed; at most so much of {name} was on its way"
-            self.log.lose(name, 1, announced + len(rest), why)
-            rest = b""
-        flight.landed(name, rest)
-        return self._to_log(name, path, rest)
 
     def _own(self, path: str) -> None:
         """Make a FIFO that is to be in our directory; one that is somewhere else is the caller's."""
@@ -359,14 +311,6 @@ def open_fifo(path: str, flags: int) -> int:
         raise OSError(errno.EINVAL, "not a FIFO", path)
     os.set_blocking(fd, True)
     return fd
-
-
-def _enlarge(fd: int) -> None:
-    """Best effort: refused when this user's pipes have reached pipe-user-pages-soft (pipe(7))."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except PermissionError:
-        return
 
 
 def _duplicate(fd: int) -> int:
