@@ -41,6 +41,8 @@ from holdfast.lifecycle.guard import Guard
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.live import Live
+from holdfast.lifecycle.measures import Known
+from holdfast.lifecycle.measures import of as measures_of
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.node import Node
@@ -259,9 +261,19 @@ class Daemon:
         background.start("known escapes", gate.warn())
         recovery.afterwards = networks.look_after
         if config.metrics_address:
-            from holdfast.metrics import Metrics, serve  # nobody else is to pay for it
+            from holdfast.metrics import serve  # nobody else is to pay for it
 
-            stack.push_async_callback(in_thread, serve(config.metrics_address, Metrics(storage, world)))
+            measures = [
+                *measures_of(Known(world, events, recovery, storage, store, shims, sweeper)),
+                *boundary.measures,
+                *keeper.measures,
+                *images.measures,
+                *shims.calls.measures,
+                *adopter.adoptions.measures,
+                *networks.measures,
+                *executor.sessions.measures,
+            ]
+            stack.push_async_callback(in_thread, serve(config.metrics_address, measures))
         if any(one.shim for one in handlers.all.values()):
             await self._hear(stack, layout, monitor)
         await self._listen(stack, boundary, runtime, ImageService(images), extra)
@@ -379,6 +391,7 @@ class Daemon:
             try:
                 await in_thread(keeper_client.ensure_running, self._config.state, self._files)
                 await keeper.reconnect()
+                keeper.replaced.add()
                 return
             except HoldfastError as exc:
                 log.error("%s; trying again", exc)

@@ -35,6 +35,7 @@ class Networks:
     def __init__(self, world: World, network: Network, store: Store, layout: Layout, background: Background) -> None:
         self._world = world
         self._network = network
+        self.measures = network.measures
         self._store = store
         self._layout = layout
         self._background = background

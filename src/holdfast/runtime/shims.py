@@ -17,7 +17,7 @@ from holdfast.model.witness import SHIM_LOCK
 from holdfast.runtime.foreign import ForeignShims
 from holdfast.runtime.handlers import Handler
 from holdfast.runtime.keeper import Keeper
-from holdfast.runtime.task import V2, Status, TaskClient
+from holdfast.runtime.task import V2, Status, TaskClient, timed
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Shims:
         self.foreign = ForeignShims(pods, keeper, events)
         self._pods = pods
         self._keeper = keeper
+        self.calls = timed()
         self._clients: dict[str, TaskClient] = {}
         self._connecting: dict[str, asyncio.Lock] = {}
         self._programs: dict[str, tuple[tuple[int, int], int]] = {}
@@ -129,7 +130,7 @@ class Shims:
                 foreign = self.foreign.find(pod_id)
                 where = (Path(foreign.path), foreign.service) if foreign else (self._socket(pod_id), V2)
                 try:
-                    client = self._clients[pod_id] = await TaskClient.connect(*where)
+                    client = self._clients[pod_id] = await TaskClient.connect(*where, self.calls)
                 except OSError as exc:
                     raise Unavailable(f"cannot reach shim of pod {pod_id}: {exc.strerror or exc}") from exc
             return client
@@ -190,7 +191,7 @@ class Shims:
             client.close()
 
     def connected(self) -> list[str]:
-        return sorted(pod_id for pod_id, client in self._clients.items() if not client.closed)
+        return sorted(pod_id for pod_id, client in self._clients.copy().items() if not client.closed)
 
     def _program(self, binary: str) -> int | None:
         """The OCI runtime's binary in sealed memory, copied once; anew when it was replaced on disk.

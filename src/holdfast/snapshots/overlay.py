@@ -216,7 +216,7 @@ class Snapshots:
 
     def usage(self) -> tuple[int, int]:
         """(bytes, inodes) of all committed layers, as they were when they were unpacked."""
-        committed = [row for row in self._rows.values() if row.kind == "committed"]
+        committed = [row for row in self._rows.copy().values() if row.kind == "committed"]
         return sum(row.bytes for row in committed), sum(row.inodes for row in committed)
 
     async def finish_deletions(self) -> bool:
