@@ -118,6 +118,12 @@ def _address(key: str, value: Any) -> str:
     return text
 
 
+def _ratio(key: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise InvalidArgument(f"{key}: {value!r} is not a number from 0 to 1")
+    return float(value)
+
+
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(f"{key}: {value!r} is not true or false")
@@ -216,6 +222,13 @@ class Config:
         "", "Where metrics are served over http for Prometheus, e.g. '127.0.0.1:9113'; nowhere by default.",
         parse=_address,
     )  # fmt: skip
+    tracing_endpoint: str = setting(
+        "", "Where traces are sent by OTLP over gRPC, without TLS, e.g. '127.0.0.1:4317'; nowhere by default.",
+        parse=_address,
+    )  # fmt: skip
+    tracing_sampling_ratio: float = setting(
+        1.0, "How many of the calls are traced of which the client has not decided that, from 0 to 1.", parse=_ratio
+    )
     seccomp_root: Path = setting(
         Path("/var/lib/kubelet/seccomp"), "Where seccomp profiles are that pods name as Localhost.", parse=_path
     )

@@ -39,7 +39,7 @@ MAY: dict[str, set[str]] = {
     "workers": {"systemd", "streaming", "ttrpc", "linux", "model", "zstandard", *MESSAGES},
     "config": {"model"},
     "metrics": {"model", "prometheus_client"},
-    "tracing": {"model", "opentelemetry"},
+    "tracing": {"model", "opentelemetry", "grpc"},
     "logs": set(),
     "daemon": {
         "cri", "streaming", "metrics", "tracing", "lifecycle", "images", "snapshots", "network", "runtime", "store",

@@ -1,6 +1,6 @@
 """What is counted and timed, as plain data: no lock, no I/O, one entry of a dictionary for each.
 
-Whoever knows what happens has its Counter or Histogram and tells it; each is told by one thread only. They are read
+Whoever knows what happens has its Counter or Histogram and tells it; a series is told by one thread only. They are read
 from another one at any moment (`metrics`), by copies that the interpreter makes in one piece: nobody waits for anybody.
 Labels are words of which there are few: never an id, a name or a path that a client gives.
 """

@@ -1,26 +1,23 @@
 """Spans: what a call is made of and how long each part takes, for whoever has set up tracing. Nothing, otherwise.
 
-A span is begun where the work is done; that it belongs to the one around it follows from the context of the task. While
-nobody traces, a span costs a look at one variable. `tracing` has what sends them.
+A span is begun where the work is done; that it belongs to the one around it follows from the context of the task. What
+is part of no call has none. While nobody traces, a span costs a look at one variable. `tracing` has what sends them.
 """
 
 import contextvars
+import functools
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Value = str | int | float | bool
-
-
-class Span(Protocol):
-    """One that has been begun."""
-
-    def set(self, key: str, value: Value) -> None: ...
 
 
 class Call(Protocol):
     """The span of a whole call, which is ended by hand: the answer may go out elsewhere than the call came in."""
 
-    def set(self, key: str, value: Value) -> None: ...
     def end(self, code: str, message: str = "") -> None:
         """`code` as gRPC has it; anything but OK is an error."""
 
@@ -28,7 +25,7 @@ class Call(Protocol):
 class Tracer(Protocol):
     """Who makes and sends spans."""
 
-    def span(self, name: str, attributes: dict[str, Value]) -> AbstractContextManager[Span]: ...
+    def span(self, name: str, attributes: dict[str, Value]) -> AbstractContextManager[object]: ...
     def call(self, name: str, parent: str, attributes: dict[str, Value]) -> Call: ...
     def apart(self) -> contextvars.Context: ...
 
@@ -36,13 +33,10 @@ class Tracer(Protocol):
 class _Nobody:
     """The span of nobody."""
 
-    def __enter__(self) -> "_Nobody":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __enter__(self) -> None:
         return None
 
-    def set(self, key: str, value: Value) -> None:
+    def __exit__(self, *_: object) -> None:
         return None
 
     def end(self, code: str, message: str = "") -> None:
@@ -63,9 +57,23 @@ def tracing() -> bool:
     return _tracer is not None
 
 
-def span(name: str, **attributes: Value) -> AbstractContextManager[Span]:
+def span(name: str, **attributes: Value) -> AbstractContextManager[object]:
     """`with span("keeper fork", kind="shim"):`, a part of whatever is under way in this task."""
     return NOBODY if _tracer is None else _tracer.span(name, attributes)
+
+
+def step(name: str) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
+    """Whatever the function does is a span of that name."""
+
+    def traced(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        @functools.wraps(function)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            with span(name):
+                return await function(*args, **kwargs)
+
+        return run
+
+    return traced
 
 
 def call(name: str, parent: str, **attributes: Value) -> Call:

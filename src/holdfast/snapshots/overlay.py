@@ -25,6 +25,7 @@ from pathlib import Path
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.linux.threads import in_thread
+from holdfast.model import trace
 from holdfast.model.errors import AlreadyExists, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.spec import Mount
 from holdfast.snapshots import witness
@@ -99,6 +100,7 @@ class Snapshots:
         """Keys that begin so."""
         return sorted(key for key in self._rows if key.startswith(prefix))
 
+    @trace.step("prepare snapshot")
     async def prepare(self, key: str, parent: str | None) -> list[Mount]:
         """A writable snapshot on top of a committed one, or on nothing. Raises AlreadyExists, NotFound."""
         await self._make(key, "active", parent)
