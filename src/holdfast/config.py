@@ -143,6 +143,12 @@ def _idle(key: str, value: Any) -> int:
     return value
 
 
+def _ratio(key: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise InvalidArgument(f"{key}: {value!r} is not a number from 0 to 1")
+    return float(value)
+
+
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(f"{key}: {value!r} is not true or false")
@@ -251,6 +257,13 @@ class Config:
     streaming_tls_key: str = setting("", "Its key.", parse=_path_or_none)
     streaming_idle_timeout: int = setting(
         4 * 3600, "Seconds after which a session ends in which no byte has passed; 0 for never.", parse=_idle
+    )
+    tracing_endpoint: str = setting(
+        "", "Where traces are sent by OTLP over gRPC, without TLS, e.g. '127.0.0.1:4317'; nowhere by default.",
+        parse=_address,
+    )  # fmt: skip
+    tracing_sampling_ratio: float = setting(
+        1.0, "How many of the calls are traced of which the client has not decided that, from 0 to 1.", parse=_ratio
     )
     seccomp_root: Path = setting(
         Path("/var/lib/kubelet/seccomp"), "Where seccomp profiles are that pods name as Localhost.", parse=_path

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -16,8 +17,8 @@ from typing import Final
 
 import grpc
 
+from holdfast import __version__, logs
 from holdfast import config as configuration
-from holdfast import logs
 from holdfast.config import Config
 from holdfast.cri.boundary import Boundary
 from holdfast.cri.image_service import ImageService
@@ -41,6 +42,8 @@ from holdfast.lifecycle.guard import Guard
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.live import Live
+from holdfast.lifecycle.measures import Known
+from holdfast.lifecycle.measures import of as measures_of
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.node import Node
@@ -59,9 +62,11 @@ from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, sockets, systemd
+from holdfast.model import trace
 from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.clock import Clock
-from holdfast.model.errors import HoldfastError, Unavailable
+from holdfast.model.errors import FailedPrecondition, HoldfastError, Unavailable
+from holdfast.model.tally import Measure
 from holdfast.network.cni import Cni
 from holdfast.network.network import LoopbackOnly, Network
 from holdfast.network.plugin import Plugins
@@ -107,11 +112,13 @@ class Daemon:
         self._background = Background()
         self._shims: Shims | None = None
         self._keeper: Keepers | None = None
+        self._measures: list[Measure] = []
 
     async def run(self) -> None:
         """Serve until told to stop."""
         config = self._config
         async with AsyncExitStack() as stack:
+            self._trace(stack)
             witnesses = (config.root / "snapshots", config.root / "content" / "sha256", config.state / "pods")
             store = await in_thread(lambda: Store.open(config.root / "holdfast.db", config.reserve_bytes, witnesses))
             stack.push_async_callback(in_thread, store.close)
@@ -134,6 +141,21 @@ class Daemon:
             self._background.start("keeper watch", self._watch_keeper(keeper, recovery.living_pods))
             await self._stop.wait()
             log.info("stopping; containers run on")
+
+    def _trace(self, stack: AsyncExitStack) -> None:
+        """Raises FailedPrecondition where what it takes is not installed."""
+        config = self._config
+        if not config.tracing_endpoint:
+            return
+        try:
+            from holdfast.tracing import Tracing  # nobody else is to pay for it, or to have its packages
+        except ImportError as exc:
+            raise FailedPrecondition(f"tracing_endpoint: it needs packages (holdfast[tracing]): {exc}") from exc
+        node = socket.gethostname()
+        tracing = Tracing(config.tracing_endpoint, config.tracing_sampling_ratio, __version__, node)
+        trace.install(tracing)
+        self._measures += tracing.measures
+        stack.push_async_callback(in_thread, tracing.stop)
 
     async def _build(
         self,
@@ -295,9 +317,19 @@ class Daemon:
         background.start("known escapes", gate.warn())
         recovery.afterwards = networks.look_after
         if config.metrics_address:
-            from holdfast.metrics import Metrics, serve  # nobody else is to pay for it
+            from holdfast.metrics import serve  # nobody else is to pay for it
 
-            stack.push_async_callback(in_thread, serve(config.metrics_address, Metrics(storage, world)))
+            self._measures += [
+                *measures_of(Known(world, events, recovery, storage, store, shims, sweeper)),
+                *boundary.measures,
+                *keeper.measures,
+                *images.measures,
+                *shims.calls.measures,
+                *adopter.adoptions.measures,
+                *networks.measures,
+                *executor.sessions.measures,
+            ]
+            stack.push_async_callback(in_thread, serve(config.metrics_address, self._measures))
         if any(one.shim for one in handlers.all.values()):
             await self._hear(stack, layout, monitor)
         await self._stream(stack, sessions, shown)
@@ -437,6 +469,7 @@ class Daemon:
             try:
                 await in_thread(keeper_client.ensure_running, self._config.state, self._files)
                 await keeper.reconnect()
+                keeper.replaced.add()
                 return
             except HoldfastError as exc:
                 log.error("%s; trying again", exc)

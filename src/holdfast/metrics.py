@@ -1,53 +1,63 @@
-"""Metrics for Prometheus over http: what the daemon knows anyway, nothing is measured for them."""
+"""Metrics for Prometheus over http: what was counted, and what is known. See docs/METRICS.md for all of them.
 
-from collections.abc import Callable, Iterator
+A scrape is answered by a thread of its own from copies of plain data. It waits for no lock, no disk and no shim: it is
+answered while the daemon recovers, and while whatever it works with is full or hangs.
+"""
 
-from prometheus_client import CollectorRegistry, Metric, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from holdfast.lifecycle.storage import Storage
-from holdfast.lifecycle.world import World
 from holdfast.model.errors import Unavailable
+from holdfast.model.tally import Counter, Histogram, Measure
 
 
 class Metrics(Collector):
-    """Filesystems in use, and what is known and not written yet. Asked in a thread of the server's."""
+    """Gives what was measured in the words of Prometheus. Asked in a thread of the server's."""
 
-    def __init__(self, storage: Storage, world: World) -> None:
-        self._storage = storage
-        self._world = world
+    def __init__(self, measures: Iterable[Measure]) -> None:
+        self._measures = list(measures)
 
     def collect(self) -> Iterator[Metric]:
-        healthy = GaugeMetricFamily(
-            "holdfast_storage_healthy",
-            "1 while a filesystem in use is healthy, else 0 with the reason.",
-            labels=("use", "path", "reason"),
-        )
-        room = GaugeMetricFamily("holdfast_storage_free_bytes", "Free bytes of it.", labels=("use", "path"))
-        inodes = GaugeMetricFamily("holdfast_storage_free_inodes", "Free inodes of it.", labels=("use", "path"))
-        for disk in self._storage.found:
-            healthy.add_metric((disk.use, disk.path, disk.reason), 0 if disk.reason else 1)
-            room.add_metric((disk.use, disk.path), disk.free_bytes)
-            inodes.add_metric((disk.use, disk.path), disk.free_inodes)
-        yield from (healthy, room, inodes)
-        yield CounterMetricFamily(
-            "holdfast_container_oom_kills",
-            "Processes of containers that were killed for want of memory, since the daemon's start.",
-            value=self._world.oom_kills,
-        )
-        yield GaugeMetricFamily(
-            "holdfast_unwritten_objects",
-            "Pods and containers of which more is known than could be written.",
-            value=self._world.unwritten,
-        )
+        return map(_family, self._measures)
 
 
-def serve(address: str, metrics: Metrics) -> Callable[[], None]:
+def _family(measure: Measure) -> Metric:
+    if isinstance(measure, Histogram):
+        return _histogram(measure)
+    kind = CounterMetricFamily if isinstance(measure, Counter) else GaugeMetricFamily
+    family = kind(measure.name, measure.help, labels=measure.labels)
+    for labels, value in measure.read():
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(measure: Histogram) -> Metric:
+    family = HistogramMetricFamily(measure.name, measure.help, labels=measure.labels)
+    bounds = [*map(floatToGoString, measure.bounds), "+Inf"]
+    for labels, counts, total in measure.read():
+        family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+    return family
+
+
+def serve(address: str, measures: Iterable[Measure]) -> Callable[[], None]:
     """Serve at "host:port". Returns how to stop. Raises Unavailable."""
     host, _, port = address.rpartition(":")
     registry = CollectorRegistry()
-    registry.register(metrics)
+    registry.register(Metrics(measures))
+    for of_process in (ProcessCollector, PlatformCollector, GCCollector):
+        of_process(registry=registry)
     try:
         server, thread = start_http_server(int(port), host.strip("[]"), registry)
     except OSError as exc:

@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 import grpc
 
-from holdfast.model import errors
+from holdfast.model import errors, trace
+from holdfast.model.tally import Counter, Measure, Timed
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,12 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
+        calls = Timed("holdfast_operation", "operations", ("operation",), "code", _code)
+        self._abandoned = Counter(
+            "holdfast_operations_abandoned_total", "Operations whose client left before their end.", ("operation",)
+        )
+        self._one = calls.one
+        self.measures: tuple[Measure, ...] = (*calls.measures, self._abandoned)
         self._running: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -79,22 +86,33 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        name = handler_call_details.method.rsplit("/", 1)[-1]
+        details = _Details(handler_call_details)
         codecs = (handler.request_deserializer, _serializer(handler.response_serializer))
         if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(self._streaming(name, handler.stream_stream), *codecs)
+            return grpc.stream_stream_rpc_method_handler(self._streaming(details, handler.stream_stream), *codecs)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(name, handler.unary_stream), *codecs)
-        return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary), *codecs)
+            return grpc.unary_stream_rpc_method_handler(self._streaming(details, handler.unary_stream), *codecs)
+        return grpc.unary_unary_rpc_method_handler(self._unary(details, handler.unary_unary), *codecs)
 
-    def _unary(self, name: str, method: Callable[[Any, Any], Coroutine[Any, Any, Any]]) -> Any:
-        async def call(request: Any, context: Any) -> Any:
-            began = time.monotonic()
-            try:
+    def _unary(self, details: "_Details", method: Callable[[Any, Any], Coroutine[Any, Any, Any]]) -> Any:
+        name = details.name
+
+        async def work(request: Any, context: Any) -> Any:
+            with self._one(name):
                 self._check_gate(name)
-                reply = await self._carry_out(name, method(request, context))
+                return await method(request, context)
+
+        async def call(request: Any, context: Any) -> Any:
+            began, span = time.monotonic(), details.span(request)
+            try:
+                reply = await self._carry_out(name, work(request, context))
+            except asyncio.CancelledError:
+                self._abandoned.add(name)
+                span.end("CANCELLED")
+                raise
             except Exception as exc:
-                await _abort(name, request, context, exc, began)
+                await _abort(name, request, context, exc, began, span)
+            span.end("OK")
             level = logging.DEBUG if name in QUIET or name.startswith("List") else logging.INFO
             log.log(level, "%s done in %.1f ms", name, _milliseconds(began), extra=_ids(request, reply))
             return reply
@@ -118,18 +136,25 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("%s ended with: %s", task.get_name(), error)
 
-    def _streaming(self, name: str, method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+    def _streaming(self, details: "_Details", method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+        name = details.name
+
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            began = time.monotonic()
+            began, span = time.monotonic(), details.span(request)
             try:
-                self._check_gate(name)
-                replies = method(request, context)
-                if not hasattr(replies, "__aiter__"):
-                    raise NotImplementedError(f"{name} is not built yet")
-                async for reply in replies:
-                    yield reply
+                with self._one(name):
+                    self._check_gate(name)
+                    replies = method(request, context)
+                    if not hasattr(replies, "__aiter__"):
+                        raise NotImplementedError(f"{name} is not built yet")
+                    async for reply in replies:
+                        yield reply
+                span.end("OK")
             except Exception as exc:
-                await _abort(name, request, context, exc, began)
+                await _abort(name, request, context, exc, began, span)
+            except BaseException:
+                span.end("CANCELLED")
+                raise
 
         return call
 
@@ -138,14 +163,37 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
             raise errors.Unavailable(f"cannot serve {name} yet: the daemon is starting")
 
 
+class _Details:
+    """Which method is called, and by whose trace."""
+
+    def __init__(self, details: Any) -> None:
+        self._method = details.method.lstrip("/")
+        self.name = self._method.rsplit("/", 1)[-1]
+        self._metadata = details.invocation_metadata
+
+    def span(self, request: Any) -> trace.Call:
+        """Of the whole call."""
+        if not trace.tracing():
+            return trace.NOBODY
+        parent = next((str(value) for key, value in self._metadata or () if key == "traceparent"), "")
+        return trace.call(self._method, parent, **_ids(request, None))
+
+
 def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
     """A handler may answer with a message, or with one that is serialized already."""
     return lambda reply: reply if isinstance(reply, bytes) else serialize(reply)
 
 
-async def _abort(name: str, request: Any, context: Any, error: Exception, began: float) -> NoReturn:
+def _code(error: BaseException | None) -> str:
+    if error is None:
+        return "OK"
+    return status_of(error)[0].name if isinstance(error, Exception) else "CANCELLED"
+
+
+async def _abort(name: str, request: Any, context: Any, error: Exception, began: float, span: trace.Call) -> NoReturn:
     code, text = status_of(error)
     text = sayable(text)
+    span.end(code.name, text)
     foreseen = code is not grpc.StatusCode.UNKNOWN or isinstance(error, errors.HoldfastError)
     unforeseen = None if foreseen else error
     log.log(

@@ -278,6 +278,7 @@ class RuntimeService(RuntimeServiceServicer):
         """From now on. A reader that is too slow is cut off, and has to list before it comes back."""
         async for one in self._events.follow(self._events.last):
             if isinstance(one, Gap):
+                self._events.cut_off.add()
                 raise ResourceExhausted(f"cannot go on with events: {one.until - one.seen} were not read in time; list")
             if isinstance(one, Notice) or one.kind not in CRI_KINDS:
                 continue

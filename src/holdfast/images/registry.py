@@ -15,7 +15,9 @@ from holdfast.images import manifest
 from holdfast.images.content import Content
 from holdfast.images.manifest import Descriptor, Manifest
 from holdfast.images.reference import Reference, is_digest
+from holdfast.model import trace
 from holdfast.model.errors import InvalidArgument, NotFound, Unavailable
+from holdfast.model.tally import Counter
 
 if TYPE_CHECKING:
     import httpx
@@ -44,9 +46,11 @@ class Credentials(Protocol):
 class Registry:
     """One pull's conversation with one registry."""
 
-    def __init__(self, reference: Reference, insecure: frozenset[str], auth: Credentials | None) -> None:
+    def __init__(self, reference: Reference, insecure: frozenset[str], auth: Credentials | None, read: Counter) -> None:
+        """`read` counts the bytes of blobs."""
         import httpx  # it takes 95 ms to import, which only a pull has to wait for
 
+        self._read = read
         self._reference = reference
         self._auth = auth
         self._authorization = f"Bearer {auth.registry_token}" if auth is not None and auth.registry_token else ""
@@ -73,10 +77,16 @@ class Registry:
         # Images that are pulled at once share their layers; a sick registry holds up its own images only.
         async with self._slots, content.turn(f"{self.base} {digest}"):
             if not content.has(digest, size):
-                async with self._get(f"{self.base}/blobs/{digest}", {}) as response:
-                    tell = lambda done: progress(digest, "download", done, size)  # noqa: E731
-                    await content.put(digest, size, self._chunks(response), tell)
+                with trace.span("fetch blob", digest=digest, bytes=size):
+                    async with self._get(f"{self.base}/blobs/{digest}", {}) as response:
+                        tell = lambda done: progress(digest, "download", done, size)  # noqa: E731
+                        await content.put(digest, size, self._counted(response), tell)
         progress(digest, "download", size, size)
+
+    async def _counted(self, response: "httpx.Response") -> AsyncIterator[bytes]:
+        async for chunk in self._chunks(response):
+            self._read.add(by=len(chunk))
+            yield chunk
 
     @contextlib.asynccontextmanager
     async def _get(self, url: str, headers: Mapping[str, str]) -> "AsyncIterator[httpx.Response]":
@@ -179,15 +189,21 @@ class Registry:
 
 
 async def fetch(
-    reference: Reference, content: Content, insecure: frozenset[str], auth: Credentials | None, progress: Progress
+    reference: Reference,
+    content: Content,
+    insecure: frozenset[str],
+    auth: Credentials | None,
+    progress: Progress,
+    read: Counter,
 ) -> tuple[Manifest, str, dict[str, int]]:
     """Bring everything of an image for this machine into the content store.
 
     Returns its manifest, the digest the reference resolved to, and all blobs with their sizes.
     """
-    registry = Registry(reference, insecure, auth)
+    registry = Registry(reference, insecure, auth, read)
     try:
-        document, resolved, blobs = await _resolve(registry, reference, content)
+        with trace.span("resolve", image=str(reference)):
+            document, resolved, blobs = await _resolve(registry, reference, content)
         async with asyncio.TaskGroup() as group:
             for descriptor in dict.fromkeys((document.config, *document.layers)):
                 blobs[descriptor.digest] = descriptor.size

@@ -20,8 +20,10 @@ from holdfast.images.content import Content
 from holdfast.images.manifest import Manifest
 from holdfast.linux.inject import crashpoint
 from holdfast.linux.threads import in_thread
+from holdfast.model import trace
 from holdfast.model.errors import Damaged, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.image import CONFIG_LIMIT, Image, UnpackResult, parse_config
+from holdfast.model.tally import Counter, Measure, Timed, gauge
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store import images as rows
 from holdfast.store.copies import Copies, ImageCopy
@@ -123,6 +125,17 @@ class Images:
         self._collection_put_off = False
         self.in_doubt: Callable[[], bool] = lambda: False  # rows may be lost, so what has none may be somebody's
         self._leftovers = True  # whether there may be blobs that no image refers to
+        self._timed = Timed("holdfast_pull", "pulls of images")
+        self._layers = Timed("holdfast_layer_unpack", "unpackings of layers")
+        self._read = Counter("holdfast_pull_bytes_total", "Bytes of blobs that registries have sent.")
+        self.measures: tuple[Measure, ...] = (
+            *self._timed.measures,
+            *self._layers.measures,
+            self._read,
+            gauge("holdfast_images", "Images that are whole.", lambda: len(self._images)),
+            gauge("holdfast_image_bytes", "What the blobs of images take, each image by itself.", self._bytes),
+            gauge("holdfast_layer_bytes", "What unpacked layers take.", lambda: self._snapshots.usage()[0]),
+        )
 
     async def load(self) -> list[str]:
         """Read the rows. What no row refers to is left to `collect`. Returns what there is to say.
@@ -335,6 +348,9 @@ class Images:
             await self._store.write(lambda tx: rows.forget_blobs(tx, doomed))
         return [*doomed, *old]
 
+    def _bytes(self) -> int:
+        return sum(image.size for image in self._images.copy().values())
+
     async def usage(self) -> Usage:
         """Compressed blobs and unpacked layers together."""
         blob_bytes, blob_inodes = self._content.usage()
@@ -382,12 +398,14 @@ class Images:
         return next(iter([*self._snapshots.starting_with(UNPACKING), *loose]), None)
 
     async def _pull(self, ref: reference.Reference, auth: registry.Credentials | None, progress: Progress) -> Image:
-        with named(self._root, f"pull {ref}"):
+        with trace.span("pull", image=str(ref)), self._timed.one(), named(self._root, f"pull {ref}"):
             return await self._bring(ref, auth, progress)
 
     async def _bring(self, ref: reference.Reference, auth: registry.Credentials | None, progress: Progress) -> Image:
         async with self._arrival():
-            document, digest, blobs = await registry.fetch(ref, self._content, self._insecure, auth, progress)
+            document, digest, blobs = await registry.fetch(
+                ref, self._content, self._insecure, auth, progress, self._read
+            )
             # With a digest nobody has asked the registry what it has under the tag.
             names = [f"{ref.name}@{digest}"] if ref.digest else [f"{ref.name}@{digest}", f"{ref.name}:{ref.tag}"]
             return await self._install(document, blobs, names, progress)
@@ -441,7 +459,8 @@ class Images:
         crashpoint("layer.prepared")
         try:
             place = self._snapshots.place(key).parent
-            result = await self._unpack(self._content.path(digest), place, self._snapshots.layers(parent))
+            with trace.span("unpack layer", digest=digest), self._layers.one():
+                result = await self._unpack(self._content.path(digest), place, self._snapshots.layers(parent))
             if result.diff_id != diff_id:
                 raise InvalidArgument(f"cannot unpack layer {digest}: its diff id is {result.diff_id}, not {diff_id}")
             crashpoint("layer.unpacked")

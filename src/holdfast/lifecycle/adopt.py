@@ -20,6 +20,7 @@ from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError
 from holdfast.model.state import REASON_SHIM, ContainerState
+from holdfast.model.tally import Timed
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.shims import Shims, alive, wait_gone
@@ -36,6 +37,7 @@ class Adopter:
 
     def __init__(self, world: World, shims: Shims, handlers: Handlers, background: Background, adopts: bool) -> None:
         self.stop_pod: Callable[[Pod], Awaitable[None]] | None = None  # finish_stop of Pods, which need an Adopter
+        self.adoptions = Timed("holdfast_shim_adoption", "adoptions of pods whose shim had died")
         self._adopts = adopts
         self._world = world
         self._shims = shims
@@ -55,7 +57,8 @@ class Adopter:
             if not self._wanted(pod) or not self._adoptable(pod):
                 return False
             try:
-                await self._adopt(pod)
+                with self.adoptions.one():
+                    await self._adopt(pod)
             except (HoldfastError, OSError) as exc:
                 log.warning("cannot replace the shim of pod %s: %s", pod.meta.id, exc)
                 return False

@@ -18,7 +18,7 @@ from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.volumes import CONFIG_FILE, CONFIG_LIMIT, Volumes
 from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
-from holdfast.model import cgroups
+from holdfast.model import cgroups, trace
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
@@ -62,6 +62,7 @@ class Bundles:
     def path(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)
 
+    @trace.step("write bundle")
     async def write(self, container: Container, image: Image) -> pb.ContainerUser:
         """Make the bundle's directory and config.json. Returns who the process will be.
 

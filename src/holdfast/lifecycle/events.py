@@ -16,6 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from holdfast.model.clock import Clock
+from holdfast.model.tally import Counter
 
 if TYPE_CHECKING:
     from holdfast.lifecycle.world import Container, Pod
@@ -80,6 +81,13 @@ class Events:
         self._more = asyncio.Event()
         self._closed = False
         self.last = clock.now()
+        self.kept = keep
+        self.followers = 0
+        self.count = Counter("holdfast_events_total", "Events, by what they tell.", ("kind",))
+        self.gaps = Counter("holdfast_event_gaps_total", "How often a follower of events was behind the ring.")
+        self.cut_off = Counter(
+            "holdfast_event_followers_cut_off_total", "Followers over the CRI that were behind the ring, and cut off."
+        )
 
     def begin(self, earlier: int) -> int:
         """Begin after what `earlier` daemons may have handed out; returns what this one may have in the end."""
@@ -93,13 +101,20 @@ class Events:
         subject = (about or pod).meta.id
         containers = tuple(copy.copy(one) for one in pod.containers.values() if one.acknowledged)
         self._ring.append(Happening(self.last, self._clock.now(), kind, subject, copy.copy(pod), about, containers))
+        self.count.add(kind.name.lower())
         self._wake()
 
     def add_notice(self, use: str, path: str, reason: str) -> None:
         """Tell whoever listens of a filesystem."""
         self.last += 1
         self._ring.append(Notice(self.last, self._clock.now(), use, path, reason))
+        self.count.add("storage")
         self._wake()
+
+    @property
+    def length(self) -> int:
+        """How many events are in the ring."""
+        return len(self._ring)
 
     def close(self) -> None:
         """There will be no more: readers come to their end."""
@@ -108,9 +123,18 @@ class Events:
 
     async def follow(self, seen: int, *, wait: bool = True) -> AsyncIterator[Happening | Notice | Gap]:
         """All that happens after number `seen`; `last` is where the present begins, and the end if not to `wait`."""
+        self.followers += 1
+        try:
+            async for one in self._follow(seen, wait):
+                yield one
+        finally:
+            self.followers -= 1
+
+    async def _follow(self, seen: int, wait: bool) -> AsyncIterator[Happening | Notice | Gap]:
         while not self._closed:
             first = self._ring[0].number if self._ring else self.last + 1
             if seen + 1 < first:
+                self.gaps.add()
                 yield Gap(seen, first - 1)
                 seen = first - 1
             elif seen < self.last:

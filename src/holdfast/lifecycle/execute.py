@@ -16,6 +16,7 @@ from holdfast.lifecycle.world import Container
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
+from holdfast.model.tally import Timed
 from holdfast.runtime import streamers
 from holdfast.runtime.shims import Shims
 from holdfast.runtime.task import TaskClient
@@ -63,11 +64,16 @@ class Executor:
         self._bundles = bundles
         self._shims = shims
         self._limit = output_limit
+        self.sessions = Timed("holdfast_session", "commands executed and other sessions in containers", ("kind",))
 
     async def exec_sync(self, container_id: str, command: list[str], seconds: float) -> tuple[bytes, bytes, int]:
         """(stdout, stderr, exit code). `seconds` <= 0 is no limit. Raises DeadlineExceeded, having killed it."""
         if not command:
             raise InvalidArgument("cmd: a command is needed")
+        with self.sessions.one("exec_sync"):
+            return await self._exec_sync(container_id, command, seconds)
+
+    async def _exec_sync(self, container_id: str, command: list[str], seconds: float) -> tuple[bytes, bytes, int]:
         async with self._containers.running(container_id, "exec in") as container:
             task = await self._shims.task(container.pod.meta.id)
             exec_id = secrets.token_hex(8)

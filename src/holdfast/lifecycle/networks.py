@@ -13,7 +13,7 @@ from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.world import Pod, World, init_cgroup
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
-from holdfast.model import cgroups
+from holdfast.model import cgroups, trace
 from holdfast.model.errors import HoldfastError, InvalidArgument
 from holdfast.network.network import Network, NetworkResult, PodNetwork, Port
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -35,6 +35,7 @@ class Networks:
     def __init__(self, world: World, network: Network, store: Store, layout: Layout, background: Background) -> None:
         self._world = world
         self._network = network
+        self.measures = network.measures
         self._store = store
         self._layout = layout
         self._background = background
@@ -59,6 +60,7 @@ class Networks:
         """What is to be recorded before the pod is attached. Raises FailedPrecondition, InvalidArgument."""
         return (await self._network.plan(pod_network(pod))).to_json()
 
+    @trace.step("attach network")
     async def attach(self, pod: Pod) -> str:
         """Do what was planned, and return what is to be recorded. Raises Unavailable, DeadlineExceeded."""
 

@@ -26,6 +26,7 @@ from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.world import Pod, World, init_cgroup
 from holdfast.linux import files, mount, namespace
 from holdfast.linux.inject import crashpoint
+from holdfast.model import trace
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, InvalidArgument, NotFound, Unavailable
 from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodState, PodStatus
@@ -242,7 +243,7 @@ class Pods:
         first = [] if handler.shim else [shim]  # a foreign one looks into its bundle, which names what is pinned
         done = await asyncio.gather(
             *first,
-            in_thread(self._make_namespaces, pod, kinds),
+            trace.step("make namespaces")(in_thread)(self._make_namespaces, pod, kinds),
             self._make_cgroup(pod),
             self._make_log_directory(config.log_directory),
             return_exceptions=True,  # all must have ended before any of it can be undone
@@ -261,15 +262,18 @@ class Pods:
             crashpoint("run.network")
         await self._sandboxes.begin(pod, handler)
 
+    @trace.step("make cgroup")
     async def _make_cgroup(self, pod: Pod) -> None:
         await self._cgroups.create(pod.meta)
         crashpoint("run.cgroup")
         await self._limits.begin_pod(pod)
 
+    @trace.step("make log directory")
     async def _make_log_directory(self, path: str) -> None:
         if path:
             await self._paths.make_directory(path, "config.log_directory")
 
+    @trace.step("start shim")
     async def _start_shim(self, pod: Pod, handler: Handler, pid_namespace: bool) -> None:
         shim = await self._shims.start(pod.meta.id, handler, pid_namespace, init_cgroup(pod.meta), owner=pod.owner)
         crashpoint("run.shim")

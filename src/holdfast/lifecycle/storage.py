@@ -19,6 +19,7 @@ from holdfast.lifecycle.tasks import in_thread
 from holdfast.linux import files
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, ResourceExhausted, Unavailable
 from holdfast.store.db import Store
+from holdfast.store.reserve import ReserveState
 from holdfast.store.space import Minimum, amount, lacking, named, require, translate
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Storage:
         self._found_at = -FRESH_SECONDS
         self._looking: asyncio.Task[list[Disk]] | None = None
         self._reported: dict[str, str] = {}
+        self.reserve: ReserveState | None = None  # of the store, as it was seen last
 
     async def require(self, what: str) -> None:
         """Raise ResourceExhausted when there is too little room to begin anything new: "cannot <what>: ..."."""
@@ -131,8 +133,14 @@ class Storage:
             await self.disks()
             try:
                 await self._store.refill()
+                self.reserve = await self._store.reserve_state()
             except HoldfastError as exc:
                 log.debug("the reserve of the store cannot be brought back yet: %s", exc)
+
+    @property
+    def age(self) -> float:
+        """How many seconds ago the disks were looked at last, or did not answer in time."""
+        return time.monotonic() - self._found_at
 
     @property
     def found(self) -> list[Disk]:

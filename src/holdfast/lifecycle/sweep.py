@@ -26,6 +26,7 @@ from holdfast.linux import files, mount, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, HoldfastError
 from holdfast.model.state import ProcessRef
+from holdfast.model.tally import Counter as Tally
 from holdfast.runtime.keeper import WorkerInfo
 from holdfast.runtime.shims import Shims, wait_gone
 
@@ -84,6 +85,10 @@ class Sweeper:
         self._workers = workers
         self._shims = shims
         self._remove_rows = remove_rows
+        self.orphans = Tally(
+            "holdfast_orphans_total", "What nobody owns any more, by kind and by what was done.", ("kind", "result")
+        )
+        self.found: dict[tuple[str, ...], int] = {}  # by kind and verdict but ok, at the last look that counts
 
     async def sweep(self, problems: list[str]) -> list[str]:
         """Remove every orphan. Returns what was removed; appends to `problems` what could not be."""
@@ -94,6 +99,7 @@ class Sweeper:
         except (OSError, HoldfastError) as exc:
             problems.append(f"cannot look for orphans: {exc}")
             return []
+        self._count(found)
         await self._fix(found)
         await self._cgroups.remove_root()
         problems += found.problems
@@ -107,10 +113,15 @@ class Sweeper:
         if any(finding.verdict is not Verdict.OK for finding in found.findings):
             await asyncio.sleep(PAUSE_SECONDS)
             found = self._agreed(found.findings, await self._look())
+        self._count(found)
         if fix:
             await self._fix(found)
         found.milliseconds = (time.monotonic() - began) * 1000
         return found
+
+    def _count(self, found: Examination) -> None:
+        wrong = (one for one in found.findings if one.verdict is not Verdict.OK)
+        self.found = dict(Counter((one.kind, str(one.verdict)) for one in wrong))
 
     def _agreed(self, before: list[Finding], now: list[Finding]) -> Examination:
         known = {(*finding.key, finding.verdict) for finding in before}
@@ -130,14 +141,18 @@ class Sweeper:
                 if not await self._remove(orphan):
                     continue
                 found.fixed.append(str(orphan))
+                self.orphans.add(orphan.kind, "removed")
                 log.info("removed orphaned %s: %s", orphan, orphan.why)
             except (OSError, HoldfastError) as exc:
                 found.problems.append(f"cannot remove orphaned {orphan}: {exc}")
+                self.orphans.add(orphan.kind, "failed")
             crashpoint("sweep.removed")
         by_rows = [one for one in found.orphans if one.fix in (Fix.COLLECT, Fix.DROP_SNAPSHOT, Fix.CLEAR_INTENT)]
         if by_rows and self._remove_rows is not None:
             await self._remove_rows(by_rows)
             found.fixed += map(str, by_rows)
+            for one in by_rows:
+                self.orphans.add(one.kind, "removed")
         elif by_rows:
             found.problems += [f"{one} is left to the daemon's next start" for one in by_rows]
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from holdfast.linux.threads import in_thread as in_thread  # for those above, who know no kernel
+from holdfast.model import trace
 from holdfast.model.errors import DeadlineExceeded, HoldfastError
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Background:
         if running is not None and not running.done():
             work.close()
             return running
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        task = asyncio.get_running_loop().create_task(work, name=name, context=trace.apart())
         self._tasks[name] = task
         task.add_done_callback(self._ended)
         return task

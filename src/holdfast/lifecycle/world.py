@@ -30,6 +30,7 @@ from holdfast.model.state import (
     moved,
     pod_state,
 )
+from holdfast.model.tally import Counter
 from holdfast.model.userns import UserNamespace
 from holdfast.network.network import NetworkResult
 from holdfast.oci.namespaces import user_namespace
@@ -130,7 +131,9 @@ class World:
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
         self._unwritten: dict[str, set[str]] = {}  # by id: what is known better than written, and intents that are over
-        self.oom_kills = 0  # in all containers since this daemon's start
+        self.oom_kills = Counter(
+            "holdfast_container_oom_kills_total", "Processes of containers that were killed for want of memory."
+        )
         self._behind = asyncio.Event()
         self.unreadable: frozenset[str] = frozenset()  # ids of rows that were set aside: unknown, which is not gone
 
@@ -384,7 +387,7 @@ class World:
         before, kills = container.state, status.oom_kills - container.status.oom_kills
         container.status = status
         if kills > 0:
-            self.oom_kills += kills
+            self.oom_kills.add(by=kills)
             self._events.add(Kind.OOM, container.pod, container)
         if container.state is not before and (kind := CONTAINER_EVENTS.get(container.state)) is not None:
             self._events.add(kind, container.pod, container)

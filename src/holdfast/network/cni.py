@@ -43,6 +43,7 @@ class Cni:
         self._template = template
         self._status: tuple[float, list[NetworkList], str] = (0.0, [], "")
         self.pod_cidrs: tuple[str, ...] = ()
+        self.measures = plugins.calls.measures
 
     async def plan(self, pod: PodNetwork) -> NetworkResult:
         """Raises FailedPrecondition where there is nothing that could be used, InvalidArgument that names the field."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from holdfast.model.errors import FailedPrecondition
+from holdfast.model.tally import Measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ Record = Callable[[NetworkResult], Awaitable[None]]
 
 class Network(Protocol):
     pod_cidrs: tuple[str, ...]
+    measures: tuple[Measure, ...]
 
     async def plan(self, pod: PodNetwork) -> NetworkResult:
         """What to attach. Raises FailedPrecondition and Unavailable."""
@@ -128,6 +130,7 @@ class LoopbackOnly:
     """Pods that are not on the host network have nothing but `lo`, which is up since the namespace was made."""
 
     pod_cidrs: tuple[str, ...] = ()
+    measures: tuple[Measure, ...] = ()
 
     async def plan(self, pod: PodNetwork) -> NetworkResult:
         for number, port in enumerate(pod.ports):

@@ -16,7 +16,9 @@ from typing import Any, Final
 
 from holdfast.linux import cgroup
 from holdfast.linux.threads import in_thread
+from holdfast.model import trace
 from holdfast.model.errors import DeadlineExceeded, Unavailable
+from holdfast.model.tally import Timed
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Plugins:
     def __init__(self, directories: Sequence[Path], seconds: float) -> None:
         self._directories = directories
         self._seconds = seconds
+        self.calls = Timed("holdfast_cni_operation", "calls of network plugins", ("plugin", "command"))
 
     def find(self, kind: str) -> Path:
         """Raises Unavailable where no directory has an executable of that name."""
@@ -48,6 +51,12 @@ class Plugins:
 
         Raises Unavailable with what the plugin says, DeadlineExceeded.
         """
+        with trace.span("network plugin", plugin=kind, command=verb), self.calls.one(kind, verb):
+            return await self._call(kind, verb, config, environment, path)
+
+    async def _call(
+        self, kind: str, verb: str, config: Mapping[str, Any], environment: Mapping[str, str], path: str
+    ) -> dict[str, Any]:
         program = self.find(kind)
         what = f"{verb} of network {config.get('name')}, plugin {kind}"
         variables = {

@@ -17,8 +17,10 @@ from typing import Any, Final, Self
 
 from holdfast import __version__
 from holdfast.linux import process, sockets
+from holdfast.model import trace
 from holdfast.model.errors import Unavailable
 from holdfast.model.state import ProcessRef
+from holdfast.model.tally import Counter, Timed
 
 MESSAGE_BYTES: Final = 128 * 1024
 SOCKET: Final = "keeper.sock"
@@ -29,6 +31,7 @@ START_SECONDS: Final = 20.0
 FORK_SECONDS: Final = 10.0
 BUSY: Final = 75  # exit status of a keeper that found another one in its place
 BUSY_SECONDS: Final = 0.01
+SIGNALLED: Final = 128  # statuses above are those of signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,10 @@ class Keeper:
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._events: asyncio.Queue[WorkerInfo | None] = asyncio.Queue()
         self._connection: socket.socket | None = None
+        self._forking: dict[int, str] = {}  # kinds, by the number of the request
+        self.workers: dict[int, str] = {}  # kinds, by pid
+        self.forks = Timed("holdfast_worker_fork", "forks of workers by a keeper", ("kind",))
+        self.ends = Counter("holdfast_worker_ends_total", "Workers that have ended, by how.", ("kind", "result"))
 
     @classmethod
     async def connect(cls, state: Path) -> Self:
@@ -208,7 +215,8 @@ class Keeper:
     ) -> ProcessRef:
         """Fork a worker; returns when it is ready. Raises Unavailable with the worker's own words when it is not."""
         message = {"op": "fork", "kind": kind, "id": worker_id, "args": args, "listen": str(listen) if listen else None}
-        answer, _ = await self._request(message, fds, FORK_SECONDS)
+        with trace.span("keeper fork", kind=kind), self.forks.one(kind):
+            answer, _ = await self._request(message, fds, FORK_SECONDS)
         return ProcessRef(answer["pid"], answer["start_time"], process.boot_id())
 
     async def hold(self, key: str, fds: Sequence[int]) -> None:
@@ -234,7 +242,9 @@ class Keeper:
         _, fds = await self._request({"op": "list"})
         found = _read_list(fds)
         held = frozenset(str(key).partition("/")[0] for key in found["held"])
-        return [WorkerInfo(**entry) for entry in found["workers"]], held
+        workers = [WorkerInfo(**entry) for entry in found["workers"]]
+        self.workers = {worker.pid: worker.kind for worker in workers}
+        return workers, held
 
     async def events(self) -> AsyncIterator[WorkerInfo]:
         """Workers as they end; ends itself when the keeper is gone."""
@@ -252,6 +262,8 @@ class Keeper:
         number = next(self._numbers)
         future: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
+        if message["op"] == "fork":
+            self._forking[number] = message["kind"]
         try:
             sockets.send(self._connection, json.dumps({**message, "seq": number}).encode(), fds)
             async with asyncio.timeout(seconds):
@@ -260,6 +272,7 @@ class Keeper:
             raise Unavailable(f"cannot have the keeper {message['op']}: {str(exc) or 'no answer'}") from exc
         finally:
             self._waiting.pop(number, None)
+            self._forking.pop(number, None)
         if "error" in answer:
             raise Unavailable(f"cannot have the keeper {message['op']}: {answer['error']}")
         return answer, received
@@ -281,14 +294,23 @@ class Keeper:
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if message.pop("event", "") == "exit":
-            self._events.put_nowait(WorkerInfo(**message))
+            self._end(WorkerInfo(**message))
             return
-        future = self._waiting.pop(message.pop("seq", 0), None)
+        number = message.pop("seq", 0)
+        if (kind := self._forking.get(number)) is not None and "pid" in message:
+            self.workers[message["pid"]] = kind
+        future = self._waiting.pop(number, None)
         if future is not None and not future.done():
             future.set_result((message, fds))
         else:
             for fd in fds:
                 os.close(fd)
+
+    def _end(self, worker: WorkerInfo) -> None:
+        self.workers.pop(worker.pid, None)
+        result = "ok" if worker.status == 0 else "killed" if worker.status > SIGNALLED else "failed"
+        self.ends.add(worker.kind, result)
+        self._events.put_nowait(worker)
 
     @property
     def connected(self) -> bool:
@@ -300,6 +322,7 @@ class Keeper:
         asyncio.get_running_loop().remove_reader(self._connection)
         self._connection.close()
         self._connection = None
+        self.workers = {}
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Unavailable(f"cannot reach the keeper: {why}"))

@@ -5,6 +5,7 @@ shims are replaced by shims of its own, and is told to end once none of them is 
 """
 
 import asyncio
+import collections
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Final
 
 from holdfast.model.errors import Unavailable
 from holdfast.model.state import ProcessRef
+from holdfast.model.tally import Counter, Gauge, Measure, Values, gauge
 from holdfast.runtime.keeper import Keeper, WorkerInfo, set_aside
 
 log = logging.getLogger(__name__)
@@ -29,11 +31,17 @@ class Keepers(Keeper):
         super().__init__(path)
         self._aside: dict[Path, Keeper] = {}
         self._answering: set[Keeper] = set()
+        self.replaced = Counter("holdfast_keeper_replaced_total", "Keepers that were gone and had to be replaced.")
+        kinds = Gauge("holdfast_workers", "Workers of the keepers that answer, by kind.", self._kinds, ("kind",))
+        aside = gauge("holdfast_keepers_set_aside", "Keepers that were set aside.", lambda: len(self._aside))
+        self.measures: tuple[Measure, ...] = (*self.forks.measures, self.ends, self.replaced, kinds, aside)
 
     def find_aside(self) -> list[Path]:
         """Those that were set aside since this was asked last; `attend` is to be run for each."""
         new = [path for path in set_aside(self.path.parent) if path not in self._aside]
-        self._aside |= {path: Keeper(path) for path in new}
+        for path in new:
+            self._aside[path] = one = Keeper(path)
+            one.forks, one.ends = self.forks, self.ends
         return new
 
     async def attend(self, path: Path, pods: Callable[[], frozenset[str]]) -> None:
@@ -84,6 +92,13 @@ class Keepers(Keeper):
             if worker_id in (await one.holdings())[1]:
                 return one
         return self
+
+    def _kinds(self) -> Values:
+        keepers = (self, *self._aside.copy().values())
+        return [
+            ((kind,), n)
+            for kind, n in collections.Counter(k for one in keepers for k in one.workers.copy().values()).items()
+        ]
 
     def _all_aside(self) -> list[Keeper]:
         """Raises Unavailable, at once, while one of them does not answer."""

@@ -17,7 +17,7 @@ from holdfast.model.witness import SHIM_LOCK
 from holdfast.runtime.foreign import ForeignShims
 from holdfast.runtime.handlers import Handler
 from holdfast.runtime.keeper import Keeper
-from holdfast.runtime.task import V2, Status, TaskClient
+from holdfast.runtime.task import V2, Status, TaskClient, timed
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Shims:
         self.foreign = ForeignShims(pods, keeper, events)
         self._pods = pods
         self._keeper = keeper
+        self.calls = timed()
         self._clients: dict[str, TaskClient] = {}
         self._connecting: dict[str, asyncio.Lock] = {}
         self._programs: dict[str, tuple[tuple[int, int], int]] = {}
@@ -132,7 +133,7 @@ class Shims:
             client = self._clients.get(pod_id)
             if client is None or client.closed:
                 try:
-                    client = self._clients[pod_id] = await TaskClient.connect(*self.address(pod_id))
+                    client = self._clients[pod_id] = await TaskClient.connect(*self.address(pod_id), self.calls)
                 except OSError as exc:
                     raise Unavailable(f"cannot reach shim of pod {pod_id}: {exc.strerror or exc}") from exc
             return client
@@ -193,7 +194,7 @@ class Shims:
             client.close()
 
     def connected(self) -> list[str]:
-        return sorted(pod_id for pod_id, client in self._clients.items() if not client.closed)
+        return sorted(pod_id for pod_id, client in self._clients.copy().items() if not client.closed)
 
     def _program(self, binary: str) -> int | None:
         """The OCI runtime's binary in sealed memory, copied once; anew when it was replaced on disk.

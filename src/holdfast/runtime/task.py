@@ -12,7 +12,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from holdfast.linux.mount import MountLike
-from holdfast.model import errors
+from holdfast.model import errors, trace
+from holdfast.model.tally import Timed
 from holdfast.proto import containerd_types_pb2, task_pb2
 from holdfast.ttrpc.client import Client, ConnectionLost, TtrpcError
 
@@ -73,14 +74,16 @@ class TaskClient:
     connection is lost; any other failure of the shim or of the OCI runtime is a plain HoldfastError with its text.
     """
 
-    def __init__(self, client: Client, service: str = V2) -> None:
+    def __init__(self, client: Client, service: str = V2, calls: Timed | None = None) -> None:
+        """`calls` is where they are counted, with those of others."""
         self._client = client
         self._service = service
+        self._calls = calls or timed()
 
     @classmethod
-    async def connect(cls, path: str | os.PathLike[str], service: str = V2) -> "TaskClient":
+    async def connect(cls, path: str | os.PathLike[str], service: str = V2, calls: Timed | None = None) -> "TaskClient":
         """Raises OSError when nobody listens there."""
-        return cls(await Client.connect(path), service)
+        return cls(await Client.connect(path), service, calls)
 
     @property
     def closed(self) -> bool:
@@ -225,8 +228,18 @@ class TaskClient:
         await self._call("Shutdown", task_pb2.ShutdownRequest(id=pod_id, now=now), Empty, seconds)
 
     async def _call(self, method: str, request: Message, reply: type[M], seconds: float | None) -> M:
-        with _translated(method, getattr(request, "id", "")):
+        container_id, exec_id = getattr(request, "id", ""), getattr(request, "exec_id", "")
+        if seconds is None and not exec_id:  # the end of a container is waited for apart from everything else
+            with _translated(method, container_id):
+                return await self._client.call(self._service, method, request, reply, seconds)
+        span = trace.span(f"shim {method}", container=container_id, exec=exec_id)
+        with span, self._calls.one(method), _translated(method, container_id):
             return await self._client.call(self._service, method, request, reply, seconds)
+
+
+def timed() -> Timed:
+    """For the calls of shims."""
+    return Timed("holdfast_shim_call", "calls of shims", ("method",))
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from pathlib import Path
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.linux.threads import in_thread
+from holdfast.model import trace
 from holdfast.model.errors import AlreadyExists, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
 from holdfast.model.spec import Mount
 from holdfast.snapshots import witness
@@ -99,6 +100,7 @@ class Snapshots:
         """Keys that begin so."""
         return sorted(key for key in self._rows if key.startswith(prefix))
 
+    @trace.step("prepare snapshot")
     async def prepare(self, key: str, parent: str | None) -> list[Mount]:
         """A writable snapshot on top of a committed one, or on nothing. Raises AlreadyExists, NotFound."""
         await self._make(key, "active", parent)
@@ -216,7 +218,7 @@ class Snapshots:
 
     def usage(self) -> tuple[int, int]:
         """(bytes, inodes) of all committed layers, as they were when they were unpacked."""
-        committed = [row for row in self._rows.values() if row.kind == "committed"]
+        committed = [row for row in self._rows.copy().values() if row.kind == "committed"]
         return sum(row.bytes for row in committed), sum(row.inodes for row in committed)
 
     async def finish_deletions(self) -> bool:

@@ -17,6 +17,7 @@ import errno
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import apsw
 
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
+from holdfast.model import tally, trace
 from holdfast.model.errors import Damaged, FailedPrecondition, HoldfastError, ResourceExhausted, Unavailable
 from holdfast.store import salvage
 from holdfast.store.copy import in_memory
@@ -82,6 +84,15 @@ class Store:
         self._file = _identity(path) if connection.filename else None  # None while it is a copy in memory
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        self.commits = tally.Histogram(
+            "holdfast_store_commit_duration_seconds", "How long commits took, each of all changes that were waiting."
+        )
+        self.syncs = tally.Histogram(
+            "holdfast_store_sync_duration_seconds",
+            "How long COMMIT itself took: the write-ahead log written and synced.",
+        )
+        self.changes = tally.Counter("holdfast_store_changes_total", "Changes of the store, by result.", ("result",))
+        self.busy_since = 0.0  # monotonic, of the commit that is under way; 0 when none is
         self.salvaged = salvage.told(connection)  # what was wrong with the store, if it was salvaged
         self.generation = self._on_disk = _generation(
             connection
@@ -151,7 +162,8 @@ class Store:
         `then` is for effects elsewhere: it is given the result and the number of the commit, once that is on disk and
         before the caller is answered, in the order of the commits. What it cannot do is logged and nobody's trouble.
         """
-        return await self._submit(change, transactional=True, then=then)
+        with trace.span("store write"):
+            return await self._submit(change, transactional=True, then=then)
 
     async def mend(self, change: Callable[[apsw.Connection], T]) -> T:
         """As `write`, for what reading depends on: while the file cannot be written, in the copy only."""
@@ -160,6 +172,11 @@ class Store:
     async def read(self, query: Callable[[apsw.Connection], T]) -> T:
         """Run `query` on the same connection, outside of any transaction."""
         return await self._submit(query, transactional=False)
+
+    @property
+    def waiting(self) -> int:
+        """How many changes and queries wait for the thread."""
+        return self._jobs.qsize()
 
     async def reserve_state(self) -> ReserveState:
         """How much is held in reserve."""
@@ -227,13 +244,19 @@ class Store:
         """All of them, or none; once more when that failed and the ballast could be given back, or the file is there
         again.
         """
+        if not changes:
+            return
+        self.busy_since = began = time.monotonic()
         failure = self._try_commit(changes)
         if isinstance(failure, ResourceExhausted) and self._reserve.give_back():
             failure = self._try_commit(changes)
         if isinstance(failure, Unavailable) and self._open_again():
             failure = self._try_commit(changes)
+        self.commits.observe(time.monotonic() - began)
+        self.busy_since = 0.0
         for job in changes:
             job.error = job.error or failure
+            self.changes.add(tally.OK if job.error is None else tally.result_of(job.error))
             if job.error is None and job.then is not None:
                 try:
                     job.then(job.result, self.generation)
@@ -241,8 +264,6 @@ class Store:
                     log.warning("what follows from a change of %s could not be done: %s", self._path, exc)
 
     def _try_commit(self, changes: list[_Job]) -> HoldfastError | None:
-        if not changes:
-            return None
         if self._file is None:
             return Unavailable(f"cannot write {self._path}: the filesystem of {self._path.parent} is read-only")
         execute = self._connection.execute
@@ -256,7 +277,9 @@ class Store:
                 execute("RELEASE change")
             execute(_COUNT, (str(self.generation + 1),))
             crashpoint("store.commit")
+            began = time.monotonic()
             execute("COMMIT")
+            self.syncs.observe(time.monotonic() - began)
             self.generation += 1
             self._on_disk = self.generation
             crashpoint("store.committed")

@@ -21,11 +21,16 @@ _FILLER: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ReserveState:
-    """Bytes that can be had without a new block: free pages in the database, the log's own file, and the ballast."""
+    """Bytes that can be had without a new block: free pages in the database, the log's own file, and the ballast.
+
+    `missing_bytes` is what they are short of what they should be, `file_bytes` the size of the whole database.
+    """
 
     free_bytes: int
     wal_bytes: int
     ballast_bytes: int
+    missing_bytes: int = 0
+    file_bytes: int = 0
 
 
 class Reserve:
@@ -39,7 +44,7 @@ class Reserve:
     def fill(self, connection: apsw.Connection) -> None:
         """Top it up to its size. Without room for that the store works on with what there is."""
         # The log is written over from its start after each checkpoint, so it stays within what was pre-grown.
-        connection.wal_autocheckpoint(max(self._size // 2 // int(connection.pragma("page_size")), 1))
+        connection.wal_autocheckpoint(max(self._size // 2 // _page(connection), 1))
         try:
             self._fill_pages(connection)
             if _size(self._ballast) < self._size:
@@ -62,7 +67,10 @@ class Reserve:
         return True
 
     def state(self, connection: apsw.Connection) -> ReserveState:
-        return ReserveState(_free_bytes(connection), _size(self._wal), _size(self._ballast))
+        free, wal, ballast = _free_bytes(connection), _size(self._wal), _size(self._ballast)
+        half = self._size // 2  # below which pages and log are filled up
+        missing = max(0, half - free) + max(0, half - wal) + max(0, self._size - ballast)
+        return ReserveState(free, wal, ballast, missing, int(connection.pragma("page_count")) * _page(connection))
 
     def _fill_pages(self, connection: apsw.Connection) -> None:
         if _free_bytes(connection) >= self._size // 2 and _size(self._wal) >= self._size // 2:
@@ -80,7 +88,11 @@ class Reserve:
 
 
 def _free_bytes(connection: apsw.Connection) -> int:
-    return int(connection.pragma("freelist_count")) * int(connection.pragma("page_size"))
+    return int(connection.pragma("freelist_count")) * _page(connection)
+
+
+def _page(connection: apsw.Connection) -> int:
+    return int(connection.pragma("page_size"))
 
 
 def _size(path: Path) -> int:

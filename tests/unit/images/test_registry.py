@@ -14,6 +14,7 @@ from holdfast.images import manifest, registry
 from holdfast.images.content import Content
 from holdfast.images.reference import parse
 from holdfast.model.errors import InvalidArgument, NotFound, Unavailable
+from holdfast.model.tally import Counter
 
 LAYER = tar([])
 
@@ -45,7 +46,7 @@ def quiet(item: str, phase: str, done: int, total: int) -> None:
 
 async def pull(host: str, content: Content, auth: Auth | None = None, target: str = ":latest") -> dict[str, int]:
     reference = parse(f"{host}/some/thing{target}")
-    _, _, blobs = await registry.fetch(reference, content, frozenset(), auth, quiet)
+    _, _, blobs = await registry.fetch(reference, content, frozenset(), auth, quiet, Counter("", ""))
     return blobs
 
 
@@ -275,7 +276,7 @@ async def test_two_pulls_share_a_download(content: Content, made: Made) -> None:
 
 
 async def test_never_from_https_to_http(content: Content) -> None:
-    one = registry.Registry(parse("quay.io/a"), frozenset(), Auth("me", "secret"))
+    one = registry.Registry(parse("quay.io/a"), frozenset(), Auth("me", "secret"), Counter("", ""))
     try:
         with pytest.raises(Unavailable, match="not https"):
             one._check_no_downgrade("http://quay.io/v2/a")

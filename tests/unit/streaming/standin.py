@@ -10,7 +10,6 @@ import selectors
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +22,28 @@ import h11
 
 from holdfast.streaming import upgrade
 from holdfast.streaming.session import (
-    ATTACH, EXEC, FORWARD, STDERR, STDOUT, Command, CommandEvent, Dropped, Ended, Forward, ForwardEvent, Gone, Input,
-    InputEnded, Opened, Outcome, ProtocolError, Ready, Received, Request, Resize, Wanted,
+    ATTACH,
+    EXEC,
+    FORWARD,
+    STDERR,
+    STDOUT,
+    Command,
+    CommandEvent,
+    Dropped,
+    Ended,
+    Forward,
+    ForwardEvent,
+    Gone,
+    Input,
+    InputEnded,
+    Opened,
+    Outcome,
+    ProtocolError,
+    Ready,
+    Received,
+    Request,
+    Resize,
+    Wanted,
 )  # fmt: skip
 
 REFUSED_PORT = 1  # of which a connection fails
@@ -110,7 +129,8 @@ class Standin:
             body = json.dumps(found or {"kind": "Status", "status": "Failure", "code": 404}).encode()
             connection.sendall(
                 f"HTTP/1.1 {200 if found else 404} x\r\nContent-Type: application/json\r\nConnection: close\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
             )
 
     def _upgrade(self, connection: socket.socket, request: Request, rest: bytes) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import kubernetes
 import pytest
 from kubernetes.stream import portforward, stream
-
 from standin import REFUSED_PORT, Standin, ask, forwarding, kubectl, kubectls
 
 KUBECTLS = kubectls()
