@@ -41,8 +41,10 @@ class WebSocketCommand:
         self._gone = self._finished = False
 
     def begin(self) -> Iterator[CommandEvent]:
-        # What tells clients that the session is there: something on the lowest channel that they read.
-        self._channels.send(min(self._outputs.values(), default=ERROR_CHANNEL), b"")
+        if self._version < FIRST_WITH_CLOSE:
+            # What tells older clients that the session is there: something on the lowest channel that they read. Those
+            # of version 5 do not wait for it, and kubectl up to 1.33 complains when it comes too soon.
+            self._channels.send(min(self._outputs.values(), default=ERROR_CHANNEL), b"")
         yield Ready()
 
     def receive(self, data: bytes) -> Iterator[CommandEvent]:

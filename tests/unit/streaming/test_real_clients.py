@@ -5,26 +5,28 @@ import os
 import pty
 import struct
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
-import kubernetes
 import pytest
-from kubernetes.stream import portforward, stream
-from standin import REFUSED_PORT, Standin, ask, forwarding, kubectl, kubectls
+from _pytest.mark import ParameterSet
+from kit.standin import REFUSED_PORT, Standin, ask, exec_by_python, forward_by_python, forwarding, kubectl, kubectls
 
 KUBECTLS = kubectls()
 NO_WEBSOCKETS = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false", "KUBECTL_PORT_FORWARD_WEBSOCKETS": "false"}
 WEBSOCKETS = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "true", "KUBECTL_PORT_FORWARD_WEBSOCKETS": "true"}
-EVERY_KUBECTL = pytest.mark.parametrize(
-    ("binary", "env"),
-    [(binary, env) for binary in KUBECTLS for env in ({}, NO_WEBSOCKETS, WEBSOCKETS)][: None if KUBECTLS else 0],
-    ids=lambda value: (
-        Path(value).name
-        if isinstance(value, str)
-        else {"": "default", "false": "spdy", "true": "websocket"}[next(iter(value.values()), "")]
-    ),
-)
 NEITHER = "there is no kubectl: `make setup` brings Debian's"
+
+
+def choices() -> Iterator[ParameterSet]:
+    """Debian's and the newest in both ways are tried always, all others in long runs."""
+    for at, binary in enumerate(KUBECTLS):
+        for name, env in {"default": {}, "spdy": NO_WEBSOCKETS, "websocket": WEBSOCKETS}.items():
+            always = name == "default" if at == 0 else name != "default" and at == len(KUBECTLS) - 1
+            yield pytest.param(binary, env, id=f"{Path(binary).name}-{name}", marks=[] if always else pytest.mark.soak)
+
+
+EVERY_KUBECTL = pytest.mark.parametrize(("binary", "env"), list(choices()))
 
 
 def test_there_is_a_kubectl() -> None:
@@ -67,11 +69,12 @@ def test_a_terminal(binary: str, env: dict[str, str], tmp_path: Path) -> None:
     try:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
         with Standin() as pod:
-            went = kubectl(binary, pod.url, tmp_path, "exec", "-it", "p", "--", "size", stdin=theirs, **env)
+            went = kubectl(binary, pod.url, tmp_path, "exec", "-it", "p", "--", "size", terminal=theirs, **env)
+        shown = os.read(here, 1000)
     finally:
         os.close(here)
         os.close(theirs)
-    assert (went.returncode, went.stdout) == (0, b"99x33\r\n"), went.stderr
+    assert (went.returncode, shown.split()) == (0, [b"99x33"]), went.stderr
     assert [(one.problem, one.finished) for one in pod.sessions] == [("", True)]
 
 
@@ -97,70 +100,48 @@ def test_a_port_that_refuses(binary: str, env: dict[str, str], tmp_path: Path) -
 @pytest.mark.skipif(not KUBECTLS, reason=NEITHER)
 @pytest.mark.parametrize("version", ["v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io", "none"])
 def test_older_versions_over_spdy(version: str, tmp_path: Path) -> None:
-    """Debian's kubectl still speaks all of them when the server knows no newer one."""
+    """Debian's kubectl still speaks all of them when the server knows no newer one.
+
+    Version 1 is that of Kubernetes 1.0: its client neither tells the end of stdin nor waits for the error.
+    """
     with Standin(versions=[version]) as pod:
-        went = kubectl(KUBECTLS[0], pod.url, tmp_path, "exec", "p", "--", "missing")
-        assert went.returncode == 1
-        assert b"no such command: missing" in went.stderr
         went = kubectl(KUBECTLS[0], pod.url, tmp_path, "exec", "p", "--", "large")
         assert (went.returncode, went.stdout) == (0, 80 * 64 * 1024 * b"x")
-        if version in ("v3.channel.k8s.io", "v2.channel.k8s.io"):  # version 1 does not tell the end of stdin
+        went = kubectl(KUBECTLS[0], pod.url, tmp_path, "exec", "-i", "p", "--", "head", sends=b"abc\n")
+        assert (went.returncode, went.stdout) == (0, b"abc\n")
+        if version[0] == "v":
+            went = kubectl(KUBECTLS[0], pod.url, tmp_path, "exec", "p", "--", "missing")
+            assert went.returncode == 1
+            assert b"no such command: missing" in went.stderr
             went = kubectl(KUBECTLS[0], pod.url, tmp_path, "exec", "-i", "p", "--", "cat", sends=b"abc")
             assert (went.returncode, went.stdout) == (0, b"abc")
     assert {one.problem for one in pod.sessions} == {""}
 
 
-def client(url: str, *protocols: str) -> kubernetes.client.CoreV1Api:
-    api = kubernetes.client.ApiClient(kubernetes.client.Configuration(host=url))
-    if protocols:
-        api.set_default_header("sec-websocket-protocol", ",".join(protocols))
-    return kubernetes.client.CoreV1Api(api)
-
-
 @pytest.mark.parametrize("protocols", [(), ("v5.channel.k8s.io",), ("v4.channel.k8s.io",)])
 def test_exec_by_the_python_client(protocols: tuple[str, ...]) -> None:
     with Standin() as pod:
-        api = client(pod.url, *protocols)
-
-        def run(command: str, stdin: bool = False) -> stream.ws_client.WSClient:
-            return stream.stream(
-                api.connect_get_namespaced_pod_exec, "p", "default", command=[command],
-                stdin=stdin, stdout=True, stderr=True, tty=False, _preload_content=False,
-            )  # fmt: skip
-
-        went = run("fail")
-        went.run_forever(timeout=20)
+        went = exec_by_python(pod.url, "fail", "", *protocols)
         assert (went.read_stdout(), went.read_stderr(), went.returncode) == ("out\n", "err\n", 3)
-        went = run("head", stdin=True)
-        went.write_stdin("möre\n")
-        went.run_forever(timeout=20)
+        went = exec_by_python(pod.url, "head", "möre\n", *protocols)
         assert (went.read_stdout(), went.returncode) == ("möre\n", 0)
         if "v4.channel.k8s.io" not in protocols:
-            went = run("cat", stdin=True)
-            went.write_stdin("abc")
-            went.close_channel(0)
-            went.run_forever(timeout=20)
+            went = exec_by_python(pod.url, "cat", "abc", *protocols)
             assert (went.read_stdout(), went.returncode) == ("abc", 0)
-        for one in pod.sessions:
-            assert one.problem == ""
+    assert {one.problem for one in pod.sessions} == {""}
 
 
 def test_port_forward_by_the_python_client() -> None:
     with Standin() as pod:
-        forward = portforward(client(pod.url).connect_get_namespaced_pod_portforward, "p", "default", ports="80,81")
-        for port in (80, 81):
-            connection = forward.socket(port)
-            connection.settimeout(20)
-            connection.sendall(b"abc")
-            assert connection.recv(100) == b"ABC"
-        assert forward.error(80) is None
-        forward.close()
-        refused = portforward(
-            client(pod.url).connect_get_namespaced_pod_portforward, "p", "default", ports=str(REFUSED_PORT)
-        )
-        refused.socket(REFUSED_PORT).settimeout(20)
-        assert refused.socket(REFUSED_PORT).recv(100) == b""
-        assert "refused" in refused.error(REFUSED_PORT)
-        refused.close()
-    assert [one.codec for one in pod.sessions] == 2 * ["WebSocketForward"]
-    assert [one.problem for one in pod.sessions] == ["", ""]
+        with forward_by_python(pod.url, 80, 81) as forward:
+            for port in (80, 81):
+                connection = forward.socket(port)
+                connection.settimeout(20)
+                connection.sendall(b"abc")
+                assert connection.recv(100) == b"ABC"
+            assert forward.error(80) is None
+        with forward_by_python(pod.url, REFUSED_PORT) as forward:
+            forward.socket(REFUSED_PORT).settimeout(20)
+            assert forward.socket(REFUSED_PORT).recv(100) == b""
+            assert "refused" in forward.error(REFUSED_PORT)
+    assert [(one.codec, one.problem) for one in pod.sessions] == 2 * [("WebSocketForward", "")]

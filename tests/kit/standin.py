@@ -1,6 +1,7 @@
-"""A stand-in for an API server with one pod, in front of the codecs alone: what real clients are tried on, and recorded from.
+"""A stand-in for an API server with one pod, in front of the codecs alone: real clients are tried and recorded by it.
 
-`python tests/unit/streaming/standin.py DIRECTORY` (with tests/ on PYTHONPATH) takes the captures anew: see `capture`.
+`PYTHONPATH=tests .venv/bin/python -m kit.standin tests/unit/streaming/captures` takes the captures anew, with whatever
+clients are at hand: see `capture`.
 """
 
 import contextlib
@@ -10,7 +11,14 @@ import selectors
 import shutil
 import socket
 import subprocess
+<<<<<<< HEAD:tests/unit/streaming/standin.py
+=======
+import sys
+import tempfile
+import textwrap
+>>>>>>> 55e3dc03dd82e74d322feed260f28059fd4f6b89:tests/kit/standin.py
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,6 +27,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import h11
+import kubernetes
+from kubernetes.stream import portforward, stream
+from kubernetes.stream.ws_client import PortForward, WSClient
 
 from holdfast.streaming import upgrade
 from holdfast.streaming.session import (
@@ -153,13 +164,17 @@ class Standin:
         session.codec = type(codec).__name__
         act = Ports(codec) if kind == FORWARD else Program(codec, query.get("command", ["cat"])[0])
         connection.sendall(answer)
+        if session.codec == "WebSocketCommand":
+            # As long as a process takes to start: what comes sooner kubectl 1.30 to 1.33 may throw away, as it reads
+            # before it knows its own streams (kubernetes#131189).
+            time.sleep(0.1)
         _drive(connection, codec, act, rest, session)
 
 
 def _drive(
     connection: socket.socket, codec: Command | Forward, act: "Ports | Program", rest: bytes, session: Session
 ) -> None:
-    """What a worker does with a codec, in short: events to `act`, what it says to the client, until both have said goodbye."""
+    """What a worker does with a codec, in short: events to `act`, what it says to the client, till both say goodbye."""
     connection.setblocking(False)
     waiting = bytearray()
     with selectors.DefaultSelector() as selector:
@@ -256,7 +271,7 @@ class Ports:
 
 def kubectls() -> list[str]:
     """Debian's, and those of the PATH's directory."""
-    debian = Path(__file__).parents[3] / ".tools/usr/bin/kubectl"
+    debian = Path(__file__).parents[2] / ".tools/usr/bin/kubectl"
     found = [debian] if debian.exists() else []
     if other := shutil.which("kubectl"):
         found += [Path(other), *sorted(Path(other).resolve().parent.glob("kubectl.1.*"))]
@@ -264,16 +279,12 @@ def kubectls() -> list[str]:
 
 
 def kubectl(
-    binary: str, url: str, home: Path, *args: str, sends: bytes = b"", stdin: int | None = None, **env: str
+    binary: str, url: str, home: Path, *args: str, sends: bytes = b"", terminal: int | None = None, **env: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """kubectl against a stand-in, to its end; its stdin is `sends`, or a descriptor."""
-    return subprocess.run(
-        [binary, "--server", url, "--cache-dir", str(home), *args],
-        **({"input": sends} if stdin is None else {"stdin": stdin}),
-        capture_output=True,
-        timeout=60,
-        env=_environment(home) | env,
-    )
+    """kubectl against a stand-in, to its end; it reads `sends`, or is at a terminal."""
+    at = {"input": sends, "stdout": subprocess.PIPE} if terminal is None else {"stdin": terminal, "stdout": terminal}
+    command = [binary, "--server", url, "--cache-dir", str(home), *args]
+    return subprocess.run(command, **at, stderr=subprocess.PIPE, timeout=60, env=_environment(home) | env)
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -308,3 +319,85 @@ def ask(port: int, data: bytes) -> bytes:
         while piece := connection.recv(65536):
             answer += piece
         return answer
+
+
+# -- captures
+
+
+def exec_by_python(url: str, command: str, sends: str, *protocols: str) -> WSClient:
+    """The Python client's exec, to its end; stdin is ended where the version has a word for that."""
+    api = kubernetes.client.ApiClient(kubernetes.client.Configuration(host=url))
+    if protocols:
+        api.set_default_header("sec-websocket-protocol", ",".join(protocols))
+    session = stream(
+        kubernetes.client.CoreV1Api(api).connect_get_namespaced_pod_exec, "p", "default", command=[command],
+        stdin=bool(sends), stdout=True, stderr=True, tty=False, _preload_content=False,
+    )  # fmt: skip
+    if sends:
+        session.write_stdin(sends)
+        session.close_channel(0)
+    session.run_forever(timeout=20)
+    session.sock.shutdown()  # its close() leaves a socket open of which the server has said goodbye first
+    return session
+
+
+@contextlib.contextmanager
+def forward_by_python(url: str, *ports: int) -> Iterator[PortForward]:
+    api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(kubernetes.client.Configuration(host=url)))
+    forward = portforward(api.connect_get_namespaced_pod_portforward, "p", "default", ports=",".join(map(str, ports)))
+    copying = [thread for thread in threading.enumerate() if "port forward" in thread.name]  # none, if it is over
+    try:
+        yield forward
+    finally:
+        forward.close()
+        for thread in copying:
+            thread.join(20)
+        forward.websocket.shutdown()
+
+
+def capture(directory: Path) -> None:
+    """What each client sends: his request and, in hexadecimal, all that follows the answer to it, to files."""
+    home = Path(tempfile.mkdtemp())
+    for binary in kubectls():
+        version = json.loads(subprocess.check_output([binary, "version", "--client", "-o", "json"]))
+        name = "kubectl-" + version["clientVersion"]["gitVersion"].split("-")[0].lstrip("v")
+        for suffix, versions in {"": [], "-v3": ["v3.channel.k8s.io"], "-v1": ["channel.k8s.io"]}.items():
+            with Standin(versions) as pod:
+                kubectl(binary, pod.url, home, "exec", "-i", "p", "--", "head", sends=b"hello\n")
+            if not versions or pod.sessions[0].codec == "SpdyCommand":
+                _write(
+                    directory / f"{name}-exec{suffix}.txt", "exec -i p -- head, with a line to read", pod.sessions[0]
+                )
+        with Standin() as pod, forwarding(binary, pod.url, home, 80, 81) as ports:
+            assert [ask(port, b"hello") for port in ports] == 2 * [b"HELLO"]
+        _write(directory / f"{name}-forward.txt", "port-forward pod/p :80 :81, and hello to each", pod.sessions[0])
+    name = f"python-{kubernetes.__version__}"
+    for protocol in ("v5", "v4"):
+        with Standin() as pod:
+            exec_by_python(pod.url, "head", "hello\n", f"{protocol}.channel.k8s.io")
+        _write(directory / f"{name}-exec-{protocol}.txt", "exec of head, with a line to read", pod.sessions[0])
+    with Standin() as pod, forward_by_python(pod.url, 80, 81) as forward:
+        for port in (80, 81):
+            forward.socket(port).sendall(b"hello")
+            assert forward.socket(port).recv(100) == b"HELLO"
+    _write(directory / f"{name}-forward.txt", "portforward of 80 and 81, and hello to each", pod.sessions[0])
+
+
+def _write(path: Path, what: str, session: Session) -> None:
+    request = session.request
+    lines = [f"# {path.stem}: {what}; taken by kit.standin", f"{request.method} {request.target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in request.headers if name != "host"]
+    path.write_text("\n".join([*lines, "", *textwrap.wrap(session.received.hex(), 120), ""]))
+
+
+def captured(path: Path) -> tuple[Request, bytes]:
+    """What `capture` has written."""
+    head, _, body = path.read_text().partition("\n\n")
+    _, first, *headers = head.splitlines()
+    method, target, _ = first.split(" ")
+    pairs = [(name, value) for name, _, value in (line.partition(": ") for line in headers)]
+    return Request(method, target, pairs), bytes.fromhex(body)
+
+
+if __name__ == "__main__":
+    capture(Path(sys.argv[1]))
