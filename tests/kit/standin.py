@@ -11,12 +11,9 @@ import selectors
 import shutil
 import socket
 import subprocess
-<<<<<<< HEAD:tests/unit/streaming/standin.py
-=======
 import sys
 import tempfile
 import textwrap
->>>>>>> 55e3dc03dd82e74d322feed260f28059fd4f6b89:tests/kit/standin.py
 import threading
 import time
 from collections.abc import Iterator, Sequence
