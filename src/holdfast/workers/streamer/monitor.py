@@ -66,8 +66,7 @@ class Monitor:
         await self._until(lambda: self._ready or self._gone)
         if not self._gone and await self._start():
             self._drop_props()
-            self._loop.start(self._watch(), _report)
-            self._loop.start(self._obey(), _report)
+            self._begin()
             await self._until(lambda: self._outcome is not None or self._gone)
             if self._outcome is None:
                 await self._end_process()
@@ -76,9 +75,8 @@ class Monitor:
 
     async def attach(self) -> None:
         await self._until(lambda: self._ready or self._gone)
-        if not self._gone and await self._ask_for_copy():
-            self._loop.start(self._watch(), _report)
-            self._loop.start(self._obey(), _report)
+        if not self._gone and (not self._wish.outputs or await self._ask_for_copy()):
+            self._begin()
             await self._until(lambda: self._outcome is not None or self._gone)
         self._drop_props()
         await self._farewell()
@@ -119,6 +117,12 @@ class Monitor:
         finally:
             peer.close()
         return True
+
+    def _begin(self) -> None:
+        with contextlib.suppress(OSError):  # it is gone, and the line tells of it
+            lines.tell_begun(self._line)
+        self._loop.start(self._watch(), _report)
+        self._loop.start(self._obey(), _report)
 
     async def _watch(self) -> None:
         """Until the process ends, or nobody can tell any more."""
