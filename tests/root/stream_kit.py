@@ -198,6 +198,8 @@ class StreamKit:
         session_id = f"a{next(_numbers):016x}"
         directory = self._directory(container, "attach", session_id)
         attach = {"socket": str(self.shim.socket), "service": V3, "kind": "shim"}
+        if "stdin_path" in options:
+            options["stdin"] = options.pop("stdin_path")
         return await self.session(
             "attach", session_id, container=container, wanted=wanted, directory=directory, attach=attach, **options
         )

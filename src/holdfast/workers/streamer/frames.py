@@ -58,7 +58,8 @@ class Frames:
         self._quiet_seconds = QUIET_TERMINAL if terminal else QUIET_SECONDS
         self._inbox = Outbox()  # for stdin
         self._input_ended = False
-        self._begun = False
+        self._ready = False  # the client is
+        self._begun = False  # the process has
         self._outcome: Outcome | None = None
         self._quiet: Timer | None = None
         self._last = LAST_BYTES
@@ -71,7 +72,7 @@ class Frames:
     def _take(self, event: CommandEvent | ForwardEvent) -> None:
         match event:
             case Ready():
-                self._begun = True
+                self._ready = True
                 lines.tell(self._line, "ready")
             case Input(data):
                 self._inbox.put(data)
@@ -87,7 +88,7 @@ class Frames:
     def _write(self) -> None:
         """To stdin what it takes; the client hears of what it has taken, and is not read from while it is full."""
         taken = 0
-        if self._stdin >= 0 and self._outcome is None:
+        if self._stdin >= 0 and self._begun and self._outcome is None:
             try:
                 taken = self._inbox.drain(lambda part: os.write(self._stdin, part))
             except OSError:  # nobody reads it any more
@@ -96,11 +97,11 @@ class Frames:
             taken += self._inbox.clear()
         if taken:
             self._codec.consumed(taken)
-        if self._input_ended and not self._inbox.size and self._stdin >= 0:
+        if self._input_ended and not self._inbox.size and self._stdin >= 0 and self._begun:
             self._close_stdin()
             lines.tell(self._line, "input ended")
         if self._stdin >= 0:
-            watch(self._loop.selector, self._stdin, _WRITE if self._inbox.size else 0, self._writable)
+            watch(self._loop.selector, self._stdin, _WRITE if self._inbox.size and self._begun else 0, self._writable)
         self.client.hold(bool(self._inbox.size))
 
     def _writable(self, _: int) -> None:
@@ -119,7 +120,7 @@ class Frames:
         self._loop.running = False
 
     def _look_whether_ready(self) -> None:
-        if not self._begun:
+        if not self._ready:
             self.client.end("the client has not opened its streams")
 
     # -- to the client
@@ -156,14 +157,19 @@ class Frames:
     # -- the end
 
     def _told(self, _: int) -> None:
-        outcome = lines.hear_outcome(self._line)
-        self._loop.selector.unregister(self._line)
-        if outcome is None:
-            self.client.end("")
-            return
-        self._outcome = outcome
-        self._write()
-        self._await_quiet()
+        match lines.hear_order(self._line):
+            case Outcome() as outcome:
+                self._loop.selector.unregister(self._line)
+                self._outcome = outcome
+                self._write()
+                self._await_quiet()
+            case True:
+                self._begun = True
+                self._write()
+                self._moved()
+            case False:
+                self._loop.selector.unregister(self._line)
+                self.client.end("")
 
     def _await_quiet(self) -> None:
         """Everything that was written before the end is told before the end is."""

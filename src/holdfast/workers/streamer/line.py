@@ -4,7 +4,8 @@
                         {"event": "input ended"}                 and all of it is in the FIFO, which is closed
                         {"event": "resize", "width", "height"}
                         {"event": "words", "text"}               for the log
-    monitor -> frames   {"code", "error"}                        the outcome: tell the client, and end
+    monitor -> frames   {"begun": true}                          stdin can be written, output will come
+                        {"code", "error"}                        the outcome: tell the client, and end
 
 The monitor believes frames nothing: whatever it says is a wish of its own client. The end of either is the line's end.
 """
@@ -46,12 +47,17 @@ def hear(line: socket.socket) -> Said | None:
         return None
 
 
+def tell_begun(line: socket.socket) -> None:
+    """From the monitor. Raises OSError when frames is gone."""
+    line.send(json.dumps({"begun": True}).encode())
+
+
 def tell_outcome(line: socket.socket, outcome: Outcome) -> None:
     """From the monitor. Raises OSError when frames is gone."""
     line.send(json.dumps({"code": outcome.code, "error": outcome.error[:WORDS]}).encode())
 
 
-def hear_outcome(line: socket.socket) -> Outcome | None:
-    """For frames; None when the monitor is gone."""
-    data = line.recv(MESSAGE_BYTES)
-    return Outcome(**json.loads(data)) if data else None
+def hear_order(line: socket.socket) -> Outcome | bool:
+    """For frames: the outcome, or whether it has begun; if not, the monitor is gone."""
+    message = json.loads(line.recv(MESSAGE_BYTES) or b'{"begun": false}')
+    return message["begun"] if "begun" in message else Outcome(**message)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from holdfast.linux import files, process
 from holdfast.proto import task_pb2
@@ -34,6 +34,7 @@ END_SECONDS: Final = 30.0  # for a killed process to end
 FAREWELL_SECONDS: Final = 600.0  # for a client to take what he is still to be told
 WORDS: Final = 10  # so often the other half is written to the log
 ATTACH: Final = "holdfast.io/attach"
+LOGGER: Final = "logger"
 FAILURES: Final = (CallError, TimeoutError, ConnectionError, DecodeError)
 
 
@@ -66,8 +67,7 @@ class Monitor:
         await self._until(lambda: self._ready or self._gone)
         if not self._gone and await self._start():
             self._drop_props()
-            self._loop.start(self._watch(), _report)
-            self._loop.start(self._obey(), _report)
+            self._begin()
             await self._until(lambda: self._outcome is not None or self._gone)
             if self._outcome is None:
                 await self._end_process()
@@ -76,15 +76,14 @@ class Monitor:
 
     async def attach(self) -> None:
         await self._until(lambda: self._ready or self._gone)
-        if not self._gone and await self._ask_for_copy():
-            self._loop.start(self._watch(), _report)
-            self._loop.start(self._obey(), _report)
+        if not self._gone and (not self._wish.outputs or await self._ask_for_copy()):
+            self._begin()
             await self._until(lambda: self._outcome is not None or self._gone)
         self._drop_props()
         await self._farewell()
         if self._owns_stdin and self._ready and self._outcome is None:
             with contextlib.suppress(*FAILURES):
-                await self._process.close_stdin()
+                await self._close_stdin()
         self._clear()
 
     async def forward(self) -> None:
@@ -107,18 +106,34 @@ class Monitor:
         return True
 
     async def _ask_for_copy(self) -> bool:
-        wish, request = self._wish, task_pb2.UpdateTaskRequest(id=self._wish.container)
-        request.annotations[ATTACH] = str(wish.directory)
-        peer = Peer(self._loop, wish.attach["socket"], wish.attach["service"])
+        request = task_pb2.UpdateTaskRequest(id=self._wish.container)
+        request.annotations[ATTACH] = str(self._wish.directory)
         try:
-            method = "Attach" if wish.attach["kind"] == "logger" else "Update"
-            await peer.call(method, request, Empty, ACT)
+            await self._ask_source("Attach" if self._wish.attach["kind"] == LOGGER else "Update", request)
         except FAILURES as exc:
-            self._outcome = Outcome(error=f"cannot attach to container {wish.container}: {exc}")
+            self._outcome = Outcome(error=f"cannot attach to container {self._wish.container}: {exc}")
             return False
+        return True
+
+    async def _ask_source(self, method: str, request: Message) -> None:
+        """Whoever reads what the container says: its shim or, where that is a foreign one, its logger."""
+        peer = Peer(self._loop, self._wish.attach["socket"], self._wish.attach["service"])
+        try:
+            await peer.call(method, request, Empty, ACT)
         finally:
             peer.close()
-        return True
+
+    async def _close_stdin(self) -> None:
+        """A logger keeps it open, too."""
+        if self._wish.attach.get("kind") == LOGGER:
+            await self._ask_source("CloseIO", task_pb2.CloseIORequest(id=self._wish.container, stdin=True))
+        await self._process.close_stdin()
+
+    def _begin(self) -> None:
+        with contextlib.suppress(OSError):  # it is gone, and the line tells of it
+            lines.tell_begun(self._line)
+        self._loop.start(self._watch(), _report)
+        self._loop.start(self._obey(), _report)
 
     async def _watch(self) -> None:
         """Until the process ends, or nobody can tell any more."""
@@ -144,7 +159,7 @@ class Monitor:
                     await self._process.resize(*size)
                 else:
                     self._closes_stdin = False
-                    await self._process.close_stdin()
+                    await self._close_stdin()
 
     async def _end_process(self) -> None:
         for number, seconds in ((signal.SIGHUP, HANGUP_SECONDS), (signal.SIGKILL, END_SECONDS)):
