@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 import pytest
 from image import build_busybox_image
-from kit import crash, images, invariants
+from kit import crash, images, invariants, streams
 from kit.crash import Combination, Inject
 from kit.node import IMAGE, Node, until
 from kit.registry import push, registry
@@ -33,6 +33,7 @@ from kit.registry import push, registry
 from holdfast.linux import cgroup, files, process
 from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime import keeper
 
 SEED = os.environ.get("HOLDFAST_SEED", "1")
 HIT_SECONDS = 15.0
@@ -121,6 +122,9 @@ class Stage:
             if not any("busybox" in tag for tag in image.repo_tags):
                 self.node.images("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image=image.id)))
 
+    def sessions(self) -> list[str]:
+        return [one.id for one in keeper.workers(self.node.state) if one.kind == "streamer"]
+
     def leftovers(self) -> list[str]:
         pods = {pod.id for pod in self.node.pods()}
         attached = [name for name in os.listdir(self.attached) if name.partition(".")[0] not in pods]
@@ -143,6 +147,7 @@ class Target:
     container: str = ""
     facts: dict[str, object] = field(default_factory=dict)
     users: pb.UserNamespace | None = None
+    stdin: bool = False
 
     def with_pod(self) -> "Target":
         """In spite of a keeper that was killed the moment before."""
@@ -159,7 +164,7 @@ class Target:
             pb.Mount(container_path="/image", image=pb.ImageSpec(image=IMAGE), image_sub_path="etc", readonly=True),
             pb.Mount(container_path="/mapped", host_path=f"{self.node.base}/map", uidMappings=ids, gidMappings=ids),
         ]
-        config = self.node.container_config(script, name, pid=pb.POD, mounts=mounts)
+        config = self.node.container_config(script, name, pid=pb.POD, mounts=mounts, stdin=self.stdin)
         if self.users is not None:
             config.linux.security_context.namespace_options.userns_options.CopyFrom(self.users)
         return config
@@ -301,6 +306,80 @@ class Exec(Operation):
     def check(self, stage: Stage, target: Target) -> None:
         assert target.state() == pb.CONTAINER_RUNNING
         assert stage.node.pid(target.container) == target.facts["pid"]
+
+
+class Session(Operation):
+    """An exec as a session, by a client who asks anew when he is cut off."""
+
+    def prepare(self, stage: Stage) -> Target:
+        return super().prepare(stage).running()
+
+    def act(self, stage: Stage, target: Target) -> None:
+        with streams.Stream(self.url(stage, target), self.protocol) as stream:
+            self.talk(stage, target, stream)
+
+    protocol = streams.COMMAND
+
+    def url(self, stage: Stage, target: Target) -> str:
+        return streams.exec_url(stage.node, target.container, ["/bin/sh", "-c", "read line; echo out $line; exit 9"])
+
+    def talk(self, stage: Stage, target: Target, stream: streams.Stream) -> None:
+        stream.type("in\n")
+        assert (stream.outcome(), stream.out()) == (9, "out in\n")
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        deadline = time.monotonic() + AGAIN_SECONDS
+        while True:
+            try:
+                self.act(stage, target)
+                return
+            except (OSError, streams.Rejected):  # its daemon, or its shim, went with it
+                if time.monotonic() > deadline:
+                    raise
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert target.state() == pb.CONTAINER_RUNNING
+        assert stage.node.pid(target.container) == target.facts["pid"]
+        until(lambda: not stage.sessions(), "the session to be over")
+
+
+class Terminal(Session):
+    def url(self, stage: Stage, target: Target) -> str:
+        return streams.exec_url(stage.node, target.container, ["/bin/sh"], tty=True)
+
+    def talk(self, stage: Stage, target: Target, stream: streams.Stream) -> None:
+        stream.resize(91, 19)
+        stream.type("stty size; exit 8\n")
+        stream.until_out("19 91")
+        assert stream.outcome() == 8
+
+
+class Attach(Session):
+    """The container says what it is told."""
+
+    def prepare(self, stage: Stage) -> Target:
+        target = Operation.prepare(self, stage)
+        target.stdin = True
+        return target.running("> /ready; while read line; do echo out $line; done; sleep 1000")
+
+    def url(self, stage: Stage, target: Target) -> str:
+        return streams.attach_url(stage.node, target.container)
+
+    def talk(self, stage: Stage, target: Target, stream: streams.Stream) -> None:
+        stream.type("in\n")
+        stream.until_out("out in\n")
+
+
+class Forward(Session):
+    """Nobody listens at the port, and that is said."""
+
+    protocol = streams.FORWARD
+
+    def url(self, stage: Stage, target: Target) -> str:
+        return streams.forward_url(stage.node, target.pod, 7001)
+
+    def talk(self, stage: Stage, target: Target, stream: streams.Stream) -> None:
+        stream.until(lambda: "refused" in stream.out(1), "the port to refuse")
 
 
 class Update(Operation):
@@ -568,6 +647,7 @@ class ForeignRemovePod(RemovePod):
 
 OPERATIONS: dict[str, Operation] = {
     "run": Run(), "create": Create(), "start": Start(), "share": Share(), "exec": Exec(), "update": Update(),
+    "session": Session(), "terminal": Terminal(), "attach": Attach(), "forward": Forward(),
     "update-created": UpdateCreated(), "update-pod": UpdatePod(), "stop": Stop(), "kill": Kill(),
     "exit": Exit(), "adopt": Adopt(), "adopted-exit": AdoptedExit(),
     "remove": Remove(), "stop-pod": StopPod(),

@@ -243,7 +243,8 @@ class Node:
         """What belongs to no row, when there are no pods: everything but the image."""
         mounts = {entry.target for entry in mount.mountinfo()} - {str(self.root), str(self.state)}
         left = [f"mount {target}" for target in sorted(mounts) if str(self.base) in target]
-        left += [f"shim {worker.id}" for worker in keeper.workers(self.state) if worker.kind == "shim"]
+        lasting = ("shim", "streamer", "tls")
+        left += [f"{one.kind} {one.id}" for one in keeper.workers(self.state) if one.kind in lasting]
         left += [f"cgroup {name}" for name in cgroup.children(self.cgroup)]
         for directory in ("pods", *(f"oci/{name}" for name in ("crun", "runc"))):
             with contextlib.suppress(FileNotFoundError):

@@ -20,6 +20,8 @@ COMMAND = "v5.channel.k8s.io"
 FORWARD = "portforward.k8s.io"
 STDIN, STDOUT, STDERR, ERROR, RESIZE, END = 0, 1, 2, 3, 4, 255
 
+Wrap = Callable[[socket.socket], socket.socket]
+
 
 class Rejected(Exception):
     """The HTTP status that came instead of an upgrade."""
@@ -28,9 +30,9 @@ class Rejected(Exception):
 class Stream:
     """One session; `received` is what has come on each channel."""
 
-    def __init__(self, url: str, protocol: str = COMMAND) -> None:
+    def __init__(self, url: str, protocol: str = COMMAND, wrap: Wrap = lambda connection: connection) -> None:
         where = urlsplit(url)
-        self._connection = socket.create_connection((where.hostname or "", where.port or 0), SECONDS)
+        self._connection = wrap(socket.create_connection((where.hostname or "", where.port or 0), SECONDS))
         self._websocket = WSConnection(ConnectionType.CLIENT)
         self.received: dict[int, bytearray] = {}
         self.open = False  # the upgrade was accepted
@@ -50,6 +52,9 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __str__(self) -> str:
+        return f"there is { ({channel: bytes(data[-1000:]) for channel, data in self.received.items()}) }"
 
     def close(self) -> None:
         """Vanish, without a word."""
@@ -72,9 +77,9 @@ class Stream:
         deadline = time.monotonic() + seconds
         while not (value := condition()):
             left = deadline - time.monotonic()
-            assert left > 0, f"waited {seconds:g} s in vain for {what}; there is {self.received}"
+            assert left > 0, f"waited {seconds:g} s in vain for {what}; {self}"
             if self.ended:
-                raise ConnectionError(f"it has ended before {what}; there is {self.received}")
+                raise ConnectionError(f"it has ended before {what}; {self}")
             self._read(left)
         return value
 

@@ -251,14 +251,11 @@ class Sessions:
         }  # fmt: skip
 
     def _told_of_output(self, container: Container) -> dict[str, str]:
-        """Who is to be asked for a copy of a container's output. Raises FailedPrecondition where nobody has it."""
+        """Who is to be asked for a copy of a container's output."""
         if not self._foreign.serves(container):
             path, service = self._shims.address(container.pod.meta.id)
             return {"kind": "shim", "socket": str(path), "service": service}
-        bundle = self._bundles.path(container)
-        if not (bundle / SOCKET).exists():
-            raise FailedPrecondition(f"cannot attach to container {container.meta.id}: it has neither a log nor stdin")
-        return {"kind": "logger", "socket": str(bundle / SOCKET), "service": SERVICE}
+        return {"kind": "logger", "socket": str(self._bundles.path(container) / SOCKET), "service": SERVICE}
 
     # -- the end
 
