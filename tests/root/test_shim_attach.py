@@ -3,26 +3,21 @@
 import asyncio
 import hashlib
 import os
-import re
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-from google.protobuf.empty_pb2 import Empty
+from kit.attached import Reader, type_in, written
 from shim_kit import Container, ShimKit, busybox_rootfs, until
 
-from holdfast.linux import files
-from holdfast.proto import task_pb2
-from holdfast.runtime.task import V2, Status, TaskClient
-from holdfast.ttrpc.client import Client, TtrpcError
-from holdfast.workers.shim.attach import ATTACH, DIRECTORY
+from holdfast.runtime.task import Status, TaskClient
+from holdfast.ttrpc.client import TtrpcError
+from holdfast.workers.shim.attach import DIRECTORY
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 LINES, ROUNDS = 64_000, 45
-LOST = re.compile(rb"\r\nholdfast: lost (\d+) bytes of output: the reader was too slow\r\n")
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +32,6 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path, lower: Path) -> Iterator
         made.start()
         yield made
     finally:
-        while Reader.all:
-            Reader.all.pop().close()
         made.stop()
 
 
@@ -49,59 +42,31 @@ async def client(kit: ShimKit) -> AsyncIterator[TaskClient]:
     made.close()
 
 
-class Reader:
-    """One who attaches; `streams` he has FIFOs for."""
+Make = Callable[..., Reader]
+Attach = Callable[..., Awaitable[Reader]]
 
-    all: ClassVar[list["Reader"]] = []
 
-    def __init__(self, kit: ShimKit, one: Container, name: str, *streams: str) -> None:
-        self._kit = kit
-        self._id = one.id
-        Reader.all.append(self)
-        self.directory = one.bundle / DIRECTORY / name
-        self.directory.mkdir(parents=True, mode=0o700)
-        self.fds: dict[str, int] = {}
-        for stream in streams or ("stdout",):
-            files.fifo(self.directory / stream)
-            self.fds[stream] = os.open(self.directory / stream, os.O_RDONLY | os.O_NONBLOCK)
+@pytest.fixture
+def reader(kit: ShimKit) -> Iterator[Make]:
+    made: list[Reader] = []
 
-    async def attach(self) -> "Reader":
-        client = await Client.connect(self._kit.socket)
-        request = task_pb2.UpdateTaskRequest(id=self._id, annotations={ATTACH: str(self.directory)})
-        try:
-            await client.call(V2, "Update", request, Empty, 10)
-        finally:
-            client.close()
-        for fd in self.fds.values():
-            os.set_blocking(fd, True)
-        return self
+    def make(one: Container, name: str, *streams: str) -> Reader:
+        made.append(Reader(one.bundle, name, *streams))
+        return made[-1]
 
-    async def rest(self, stream: str = "stdout") -> bytes:
-        """Everything until its end."""
+    yield make
+    for one in made:
+        one.close()
 
-        def read() -> bytes:
-            with os.fdopen(self.fds.pop(stream), "rb") as file:
-                return file.read()
 
-        async with asyncio.timeout(60):
-            return await asyncio.to_thread(read)
+@pytest.fixture
+def attached(kit: ShimKit, reader: Make) -> Attach:
+    async def make(one: Container, name: str, *streams: str) -> Reader:
+        made = reader(one, name, *streams)
+        await made.attach(kit.socket, one.id)
+        return made
 
-    async def some(self, size: int, stream: str = "stdout") -> bytes:
-        """The next bytes, that many."""
-
-        def read() -> bytes:
-            data = b""
-            while len(data) < size and (more := os.read(self.fds[stream], size - len(data))):
-                data += more
-            return data
-
-        async with asyncio.timeout(20):
-            return await asyncio.to_thread(read)
-
-    def close(self) -> None:
-        for fd in self.fds.values():
-            os.close(fd)
-        self.fds.clear()
+    return make
 
 
 async def started(kit: ShimKit, client: TaskClient, script: str, *, terminal: bool = False) -> Container:
@@ -116,27 +81,21 @@ def writer(one: Container) -> int:
     return os.open(one.bundle / "stdin", os.O_WRONLY | os.O_NONBLOCK)
 
 
-def type_in(one: Container, data: bytes) -> None:
-    fd = writer(one)
-    assert os.write(fd, data) == len(data)
-    os.close(fd)
-
-
-async def test_everybody_gets_everything_and_then_its_end(kit: ShimKit, client: TaskClient) -> None:
+async def test_everybody_gets_everything_and_then_its_end(kit: ShimKit, client: TaskClient, attached: Attach) -> None:
     """20 MB to two who read, while a third does not and a fourth goes away; and all of it is in the log."""
     script = "echo err >&2; while read n; do seq $n $((n + LINES - 1)); done; printf end; exit 4"
     one = await started(kit, client, script.replace("LINES", str(LINES)))
-    first = await Reader(kit, one, "first", "stdout", "stderr").attach()
-    second, idle, gone = [await Reader(kit, one, name).attach() for name in ("second", "idle", "gone")]
+    first = await attached(one, "first", "stdout", "stderr")
+    second, idle, gone = [await attached(one, name) for name in ("second", "idle", "gone")]
     digests = {each: hashlib.sha256() for each in (first, second)}
-    expected = b""
+    expected = bytearray()
     for number in range(0, ROUNDS * LINES, LINES):  # never more than a FIFO takes
         part = b"".join(b"%d\n" % (number + line) for line in range(LINES))
-        type_in(one, b"%d\n" % number)
+        type_in(one.bundle / "stdin", b"%d\n" % number)
         for each, digest in digests.items():
-            digest.update(await each.some(len(part)))
+            digest.update(await asyncio.to_thread(each.some, len(part)))
         if not number:
-            assert (await gone.some(10_000)) == part[:10_000]
+            assert (await asyncio.to_thread(gone.some, 10_000)) == part[:10_000]
             gone.close()
         expected += part
     assert len(expected) > 20_000_000
@@ -144,59 +103,58 @@ async def test_everybody_gets_everything_and_then_its_end(kit: ShimKit, client: 
     assert (await client.wait("c"))[0] == 4
     expected += b"end"
     for each, digest in digests.items():
-        digest.update(await each.rest())
+        digest.update(await asyncio.to_thread(each.rest))
         assert digest.digest() == hashlib.sha256(expected).digest()
     assert hashlib.sha256(one.text()).digest() == hashlib.sha256(expected).digest()
-    kept = await idle.rest()
-    assert len(LOST.sub(b"", kept)) + sum(int(lost[1]) for lost in LOST.finditer(kept)) == len(expected)
+    kept = await asyncio.to_thread(idle.rest)
+    assert written(kept) == len(expected)
     assert expected.startswith(kept[:1_000_000])
     with pytest.raises(TtrpcError, match="its output has ended"):
-        await Reader(kit, one, "late").attach()
+        await attached(one, "late")
     await client.delete("c")
     assert set(kit.leftovers()) <= {DIRECTORY}
 
 
-async def test_a_prompt_comes_at_once_and_who_goes_does_not_hang_up(kit: ShimKit, client: TaskClient) -> None:
+async def test_a_prompt_comes_at_once_and_who_goes_does_not_hang_up(
+    kit: ShimKit, client: TaskClient, attached: Attach
+) -> None:
     script = "trap 'echo hangup' HUP; stty -echo; printf '$ '; while read x; do printf \"$x> \"; done"
     one = await started(kit, client, script, terminal=True)
-    reader = await Reader(kit, one, "one").attach()
-    type_in(one, b"a\n")
-    while (await reader.some(1)) != b">":  # the first prompt may have come before
-        continue
-    assert await reader.some(1) == b" "
+    reader = await attached(one, "one")
+    type_in(one.bundle / "stdin", b"a\n")
+    await asyncio.to_thread(reader.until, b"a> ")
     reader.close()
-    again = await Reader(kit, one, "two").attach()
-    type_in(one, b"b\n")
-    assert await again.some(3) == b"b> "
+    again = await attached(one, "two")
+    type_in(one.bundle / "stdin", b"b\n")
+    assert await asyncio.to_thread(again.some, 3) == b"b> "
     again.close()
     assert (await client.state("c")).status is Status.RUNNING
     assert b"hangup" not in one.log.read_bytes()
 
 
-async def test_without_a_log(kit: ShimKit, client: TaskClient) -> None:
+async def test_without_a_log(kit: ShimKit, client: TaskClient, attached: Attach) -> None:
     one = kit.container("c", "read x; echo out; echo err >&2")
     await kit.create(client, one, stdin=str(one.bundle / "stdin"), stdout="cri://", stderr="cri://")
-    reader = await Reader(kit, one, "one", "stdout", "stderr").attach()
+    reader = await attached(one, "one", "stdout", "stderr")
     await client.start("c")
-    type_in(one, b"\n")
+    type_in(one.bundle / "stdin", b"\n")
     await client.wait("c")
-    assert (await reader.rest(), await reader.rest("stderr")) == (b"out\n", b"err\n")
+    assert await asyncio.to_thread(reader.rest) == b"out\n"
+    assert await asyncio.to_thread(reader.rest, "stderr") == b"err\n"
     assert not one.log.exists()
 
 
-async def test_what_cannot_be_attached_to(kit: ShimKit, client: TaskClient) -> None:
+async def test_what_cannot_be_attached_to(kit: ShimKit, client: TaskClient, reader: Make, attached: Attach) -> None:
     one = await kit.run(client, "c", "sleep 1000", stdout="", stderr="")
     with pytest.raises(TtrpcError, match="does not pass through its shim"):
-        await Reader(kit, one, "one").attach()
+        await attached(one, "one")
     other = await kit.run(client, "d", "sleep 1000")
-    foreign = Reader(kit, other, "one")
-    foreign._id = "c"
-    with pytest.raises(TtrpcError, match="cannot attach"):
-        await foreign.attach()
-    nobody = Reader(kit, other, "nobody")
+    with pytest.raises(TtrpcError, match="is no directory in"):
+        await reader(one, "two").attach(kit.socket, other.id)
+    nobody = reader(other, "nobody")
     nobody.close()
     with pytest.raises(TtrpcError, match="nobody reads"):
-        await nobody.attach()
+        await nobody.attach(kit.socket, "d")
 
 
 # -- stdin
@@ -206,7 +164,7 @@ async def test_input_has_an_end_only_when_it_is_said(kit: ShimKit, client: TaskC
     """Nobody is there, some come and go; then its end, which the last who has it open makes."""
     one = await started(kit, client, "cat; echo over; sleep 1000")
     for text in (b"one\n", b"two\n"):
-        type_in(one, text)
+        type_in(one.bundle / "stdin", text)
         await until(lambda text=text: text in one.text())
     other = writer(one)
     await client.close_io("c")
@@ -226,7 +184,7 @@ async def test_input_has_an_end_only_when_it_is_said(kit: ShimKit, client: TaskC
 
 async def test_a_terminals_input_is_closed_without_hanging_up(kit: ShimKit, client: TaskClient) -> None:
     one = await started(kit, client, "read x; echo got $x; sleep 1000", terminal=True)
-    type_in(one, b"hello\n")
+    type_in(one.bundle / "stdin", b"hello\n")
     await until(lambda: b"got hello" in one.text())
     await client.close_io("c")
     with pytest.raises(FileNotFoundError):

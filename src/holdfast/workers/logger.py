@@ -43,6 +43,7 @@ class Logger:
 
     def __init__(self, context: Context) -> None:
         assert context.listener is not None
+        self._context = context
         self.loop = Loop(lambda pid, code, status: process.reap(pid))
         self._stdio = Stdio(self.loop, Path(context.args["directory"]))
         self._held: list[int] = []
@@ -90,6 +91,7 @@ class Logger:
         self._stdio.output.attach(task_pb2.UpdateTaskRequest.FromString(payload).annotations[ATTACH])
 
     def _close_io(self, _: bytes) -> None:
+        self._context.drop("stdin")
         self._stdio.close_stdin()
 
     def _finish(self, _: bytes) -> None:

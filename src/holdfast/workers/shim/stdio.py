@@ -117,7 +117,8 @@ class Stdio:
         if self._stdin >= 0:
             os.close(self._stdin)
             self._stdin = -1
-        if self.kept.pop("stdin", -1) >= 0 and (fifo := self.directory / "stdin") in self._own_fifos:
+        self.kept.pop("stdin", None)
+        if (fifo := self.directory / "stdin") in self._own_fifos:
             fifo.unlink(missing_ok=True)
         if self._input is not None:
             self._input.finish()
