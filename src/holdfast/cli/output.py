@@ -36,7 +36,8 @@ def show(value: Any, form: str) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns as other container tools have them: no frame, headings in capitals, nothing cut."""
     if not sys.stdout.isatty():
-        _plain_table([columns, *rows])  # a script does not see what rich can do, and need not wait for its import
+        for line in lines([columns, *rows]):  # a script does not see what rich can do, and need not wait for its import
+            click.echo(line)
         return
     from rich.console import Console
     from rich.table import Table
@@ -50,10 +51,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(width=10_000, highlight=False).print(drawn)  # an id that was cut is of no use
 
 
-def _plain_table(rows: Sequence[Sequence[str]]) -> None:
+def lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines, as plain text."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def ago(moment: int) -> str:

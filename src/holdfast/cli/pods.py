@@ -1,7 +1,10 @@
 """pods, stopp, rmp."""
 
 import contextlib
+import json
 import os
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import click
@@ -12,6 +15,7 @@ from holdfast.cli.errors import CommandError
 from holdfast.cli.output import ago, as_dict, output_option, short, show, table
 from holdfast.proto import runtime_v1_pb2 as pb
 
+COLUMNS: Final = ("POD ID", "CREATED", "STATE", "NAME", "NAMESPACE", "ATTEMPT", "RUNTIME")
 MADE_BY_RUN: Final = "holdfast.io/run"  # annotation of pods whose logs are ours to remove
 
 
@@ -22,41 +26,82 @@ MADE_BY_RUN: Final = "holdfast.io/run"  # annotation of pods whose logs are ours
 @click.option("--namespace", default="", help="Only pods of this namespace.")
 @click.option("--state", type=click.Choice(["ready", "notready"]), help="Only in this state.")
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only with this label.")
+@click.option("--watch", "-w", "watched", is_flag=True, help="Go on: print what changes, until interrupted.")
 @output_option
 @click.pass_context
 def pods_command(
     ctx: click.Context, quiet: bool, no_trunc: bool, name: str, namespace: str, state: str | None,
-    label: tuple[str, ...], output: str,
+    label: tuple[str, ...], watched: bool, output: str,
 ) -> None:  # fmt: skip
     """List pods.
+
+    With --watch a pod is printed again whenever it changes, and once more, as Removed, when it is no more. The list is
+    taken anew when the daemon was away, so what lasted is never missed; what came and went in between may be. JSON is
+    then one line for each pod, {"type": "ADDED|MODIFIED|DELETED", "object": ...}, as YAML one document.
 
     \b
     holdfast pods --namespace default --state ready
     holdfast pods -o json
+    holdfast pods --watch --name web
     """
-    wanted: dict[str, object] = {"label_selector": dict(part.partition("=")[::2] for part in label)}
-    if state:
-        wanted["state"] = pb.PodSandboxStateValue(state=f"SANDBOX_{state.upper()}")
-    found = [
-        one
-        for one in client(ctx).pods(**wanted)
-        if name in one.metadata.name and namespace in ("", one.metadata.namespace)
-    ]
-    found.sort(key=lambda one: -one.created_at)
+    labels = dict(part.partition("=")[::2] for part in label)
+
+    def wanted(one: pb.PodSandbox) -> bool:
+        return (
+            name in one.metadata.name
+            and namespace in ("", one.metadata.namespace)
+            and state in (None, "ready" if one.state == pb.SANDBOX_READY else "notready")
+            and labels.items() <= dict(one.labels).items()
+        )
+
+    daemon = client(ctx)
+    if watched:
+        from holdfast.cli.watch import watch
+
+        _print_changes(watch(daemon, wanted), quiet, no_trunc, output)
+        return
+    chosen = {"state": pb.PodSandboxStateValue(state=f"SANDBOX_{state.upper()}")} if state else {}
+    found = sorted(filter(wanted, daemon.pods(label_selector=labels, **chosen)), key=lambda one: -one.created_at)
     if output != "table":
         show({"items": [as_dict(one) for one in found]}, output)
     elif quiet:
         click.echo("".join(f"{one.id}\n" for one in found), nl=False)
     else:
-        cut = str if no_trunc else short
-        rows = [
-            (
-                cut(one.id), ago(one.created_at), "Ready" if one.state == pb.SANDBOX_READY else "NotReady",
-                one.metadata.name, one.metadata.namespace, str(one.metadata.attempt), one.runtime_handler,
-            )
-            for one in found
-        ]  # fmt: skip
-        table(("POD ID", "CREATED", "STATE", "NAME", "NAMESPACE", "ATTEMPT", "RUNTIME"), rows)
+        table(COLUMNS, [_row(one, no_trunc) for one in found])
+
+
+def _row(one: pb.PodSandbox, no_trunc: bool, state: str = "") -> tuple[str, ...]:
+    cut = str if no_trunc else short
+    return (
+        cut(one.id), ago(one.created_at), state or ("Ready" if one.state == pb.SANDBOX_READY else "NotReady"),
+        one.metadata.name, one.metadata.namespace, str(one.metadata.attempt), one.runtime_handler,
+    )  # fmt: skip
+
+
+def _print_changes(
+    changes: Iterator[tuple[str, Sequence[pb.PodSandbox]]], quiet: bool, no_trunc: bool, output: str
+) -> None:
+    """Each as it comes. The columns of a table are as wide as its first rows need."""
+    widths: list[int] = []
+    for kind, pods in changes:
+        rows = [_row(one, no_trunc, "Removed" if kind == "DELETED" else "") for one in pods]
+        if output == "json":
+            lines = [json.dumps({"type": kind, "object": as_dict(one)}) for one in pods]
+        elif output == "yaml":
+            import yaml
+
+            lines = ["---\n" + yaml.safe_dump({"type": kind, "object": as_dict(one)}).rstrip() for one in pods]
+        elif quiet:
+            lines = [one.id for one in pods]
+        else:
+            rows = rows if widths else [COLUMNS, *rows]
+            widths = widths or [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+            lines = [
+                "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+            ]
+        for line in lines:
+            click.echo(line)
+        sys.stdout.flush()
 
 
 @click.command("stopp")

@@ -55,6 +55,7 @@ class NodeService(NodeServicer):
         since = request.since if request.HasField("since") else self._events.last
         if since > self._events.last:
             raise InvalidArgument(f"since: {since} has not been reached yet; the last event is {self._events.last}")
+        await context.send_initial_metadata(())  # who has them is told all that happens from then on
         async for one in self._events.follow(since, wait=not request.only_known):
             yield convert.event(one)
 

@@ -103,6 +103,8 @@ class _WebSocket:
             case events.Ping():
                 self._outgoing += self._websocket.send(event.response())
             case events.CloseConnection():
+                if self._websocket.state is ConnectionState.OPEN:  # wsproto's word for what it cannot read
+                    raise ProtocolError(f"not a WebSocket's frame: {event.reason}")
                 if self._websocket.state is ConnectionState.REMOTE_CLOSING:
                     self._outgoing += self._websocket.send(event.response())
                 self.over = True

@@ -145,6 +145,12 @@ def test_what_is_no_upgrade_is_an_error(answer: bytes) -> None:
         list(Command(HOST, TARGET).receive(answer))
 
 
+def test_what_is_no_frame_is_an_error() -> None:
+    codec, _ = command()
+    with pytest.raises(ProtocolError, match="frame"):
+        list(codec.receive(b"\xff\xff\xff\xff"))
+
+
 def test_another_protocol_is_an_error() -> None:
     codec = Command(HOST, TARGET)
     server = Server(codec, None)
