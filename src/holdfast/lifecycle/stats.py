@@ -146,13 +146,11 @@ class Layers:
         now = time.monotonic()
         keys = [one.meta.snapshot_key for one in wanted]
         if stale := [key for key in keys if key not in self._known or self._known[key][0] < now]:
-            self._known = {key: one for key, one in self._known.items() if key in self._all()}
+            there = {one.meta.snapshot_key for one in self._world.containers.values()}
+            self._known = {key: one for key, one in self._known.items() if key in there}
             walks = [self._background.start(f"walk {key}", self._walk(key)) for key in stale]
             await asyncio.wait(walks, timeout=WALK_PATIENCE)
         return [self._known[key][1] if key in self._known else None for key in keys]
-
-    def _all(self) -> set[str]:
-        return {one.meta.snapshot_key for one in self._world.containers.values()}
 
     async def _walk(self, key: str) -> None:
         async with self._turn:

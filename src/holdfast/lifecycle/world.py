@@ -73,6 +73,7 @@ class Pod:
     stage: str = ""  # what is being done to make it; not durable
     network_trouble: str = ""  # what was found missing of its network after this start
     shown: tuple[PodStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
+    attributes: pb.PodSandboxAttributes | None = None  # as statistics show it
 
     @property
     def state(self) -> PodState:
@@ -110,6 +111,7 @@ class Container:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     stage: str = ""
     shown: tuple[ContainerStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
+    attributes: pb.ContainerAttributes | None = None  # as statistics show it
 
     @property
     def state(self) -> ContainerState:

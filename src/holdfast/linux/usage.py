@@ -13,6 +13,8 @@ from typing import Final
 from holdfast.linux import cgroup, namespace
 
 READ_LIMIT: Final = 64 * 1024
+_OF_V1: Final = ("total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault")
+_OF_V2: Final = ("inactive_file", "anon", "pgfault", "pgmajfault")
 _NO_LIMIT: Final = 1 << 62  # v1 has no word for it: its largest number is rounded down to pages
 
 
@@ -61,7 +63,7 @@ def of_cgroup(path: str) -> Usage | None:
     found = cgroup.hierarchies()
     relative = path.strip("/")
     if "memory" in found or "cpuacct" in found:
-        return _v1({name: f"{top}/{relative}" for name, top in found.items()})
+        return _v1({name: f"{found[name]}/{relative}" for name in ("memory", "cpuacct", "pids") if name in found})
     return _v2(f"{found.get('', cgroup.ROOT)}/{relative}")
 
 
@@ -163,7 +165,7 @@ def interfaces(text: str) -> list[Interface]:
 
 def _v1(where: Mapping[str, str]) -> Usage | None:
     memory, cpu, pids = where.get("memory"), where.get("cpuacct"), where.get("pids")
-    counts = table(f"{memory}/memory.stat") if memory else None
+    counts = _picked(f"{memory}/memory.stat", _OF_V1) if memory else None
     spent = _number(f"{cpu}/cpuacct.usage") if cpu else None
     if counts is None and spent is None:
         return None
@@ -189,7 +191,7 @@ def _v1(where: Mapping[str, str]) -> Usage | None:
 def _v2(where: str) -> Usage | None:
     if not os.path.isdir(where):
         return None
-    counts, cpu = table(f"{where}/memory.stat") or {}, table(f"{where}/cpu.stat") or {}
+    counts, cpu = _picked(f"{where}/memory.stat", _OF_V2) or {}, _picked(f"{where}/cpu.stat", ("usage_usec",)) or {}
     used = _number(f"{where}/memory.current")
     spent = cpu.get("usage_usec")
     return Usage(
@@ -247,6 +249,25 @@ def _text(path: str) -> str | None:
 def _number(path: str) -> int | None:
     text = (_text(path) or "").strip()
     return int(text) if text.isdigit() else None
+
+
+def _picked(path: str, names: Iterable[str]) -> dict[str, int] | None:
+    """As `table`, of these names only: memory.stat has fifty, and it is read of each container again and again."""
+    if (text := _text(path)) is None:
+        return None
+    return picked(text, names)
+
+
+def picked(text: str, names: Iterable[str]) -> dict[str, int]:
+    """Numbers by name from "name value" lines, of the names that are there."""
+    found, text = {}, f"\n{text}"
+    for name in names:
+        if (at := text.find(f"\n{name} ")) >= 0:
+            begin = at + len(name) + 2
+            end = text.find("\n", begin)
+            if (value := text[begin : end if end >= 0 else None]).isdigit():
+                found[name] = int(value)
+    return found
 
 
 def table(path: str) -> dict[str, int] | None:

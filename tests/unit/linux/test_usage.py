@@ -92,3 +92,13 @@ def test_pressures() -> None:
         Pressure(9, (1.5, 0.25, 0.0)),
         nothing,
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["anon 300\nrss 5\nfile_anon 9\n", "file_anon 9\nrss 5\nanon 300", "rss x\nanon 300\n"]
+)
+def test_what_is_picked_is_what_the_whole_table_has(text: str, tmp_path: Path) -> None:
+    (tmp_path / "memory.stat").write_text(text)
+    whole = usage.table(str(tmp_path / "memory.stat")) or {}
+    names = ("anon", "rss", "none")
+    assert usage.picked(text, names) == {name: whole[name] for name in names if name in whole}
