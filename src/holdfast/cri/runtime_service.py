@@ -139,7 +139,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     def _pod_entries(self, wanted: pb.PodSandboxFilter) -> list[bytes]:
-        return [convert.pod_entry(pod) for pod in self._world.pods.values() if filters.pod_matches(pod, wanted)]
+        return [convert.pod_entry(pod) for pod in filters.pods(self._world.pods.values(), wanted)]
 
     async def CreateContainer(self, request: pb.CreateContainerRequest, context: Any) -> pb.CreateContainerResponse:
         pod_id = _needed(request.pod_sandbox_id, "pod_sandbox_id")
@@ -170,8 +170,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     def _container_entries(self, wanted: pb.ContainerFilter) -> list[bytes]:
-        found = [one for one in self._world.containers.values() if filters.container_matches(one, wanted)]
-        return [convert.container_entry(one) for one in found]
+        return [convert.container_entry(one) for one in filters.containers(self._world.containers.values(), wanted)]
 
     async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Any) -> pb.ContainerStatusResponse:
         container = self._world.container(_needed(request.container_id, "container_id"))
@@ -225,7 +224,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     async def _container_stats(self, wanted: pb.ContainerStatsFilter) -> list[bytes]:
-        found = [one for one in self._world.containers.values() if stats.container_wanted(one, wanted)]
+        found = filters.running_containers(self._world.containers.values(), wanted)
         samples = map(stats.container_stats, await self._stats.containers(found))
         return [pb.ListContainerStatsResponse(stats=[one]).SerializeToString() for one in samples]
 
@@ -245,7 +244,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     async def _pod_stats(self, wanted: pb.PodSandboxStatsFilter) -> list[bytes]:
-        found = [pod for pod in self._world.pods.values() if stats.pod_wanted(pod, wanted)]
+        found = filters.ready_pods(self._world.pods.values(), wanted)
         samples = map(stats.pod_stats, await self._stats.pods(found))
         return [pb.ListPodSandboxStatsResponse(stats=[one]).SerializeToString() for one in samples]
 
@@ -266,7 +265,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     async def _pod_metrics(self) -> list[bytes]:
-        found = [pod for pod in self._world.pods.values() if stats.pod_wanted(pod, pb.PodSandboxStatsFilter())]
+        found = filters.ready_pods(self._world.pods.values(), pb.PodSandboxStatsFilter())
         samples = await self._stats.pods(found)
         counters = await self._stats.counters(one.container for pod in samples for one in pod.containers)
         made = [metrics.pod_metrics(sample, counters) for sample in samples]
