@@ -1,7 +1,7 @@
 """The CRI's lists with many running containers, Holdfast and Debian's containerd in turns: the time until the answer
 is there, and the memory that each takes for it.
 
-    python bench/lists.py [--runtime crun|runc] [--pods N] [--containers N] [--calls N] [--created N] [--json FILE]
+    python bench/lists.py [--runtime crun|runc] [--pods N] [--containers N] [--calls N] [--statistics N] [--created N]
 
 Both daemons have the same pods at the same time; every list is asked of one and of the other before the next. Lists
 without statistics are asked again with `--created` more containers that were never started. Needs root.
@@ -106,9 +106,10 @@ def report(samples: dict[str, Samples], where: str) -> dict[str, dict[str, float
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtime", default="crun", choices=("crun", "runc"))
-    parser.add_argument("--pods", type=int, default=100)
-    parser.add_argument("--containers", type=int, default=2, help="in each pod")
+    parser.add_argument("--pods", type=int, default=200)
+    parser.add_argument("--containers", type=int, default=1, help="in each pod")
     parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--statistics", type=int, default=50, help="calls of the lists with statistics")
     parser.add_argument("--created", type=int, default=800)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -126,15 +127,17 @@ def main() -> int:
         for peer in peers:
             stack.callback(empty, peer)
             populate(peer, options.pods, options.containers)
-        samples = ask(peers, PLAIN | STATISTICS, expected, options.calls, f", {many} running")
+        samples = ask(peers, PLAIN, expected, options.calls, f", {many} running")
+        more = ask(peers, STATISTICS, expected, options.statistics, f", {many} running")
         for peer in peers:
-            samples[peer.name] |= memory(peer, many)
+            samples[peer.name] |= more[peer.name] | memory(peer, many)
         if options.created:
             for peer in peers:
                 populate(peer, 1, options.created, start=False)
             there = {"ListContainers": many + options.created, "ListPodSandbox": options.pods + 1}
-            for name, more in ask(peers, PLAIN, there, options.calls, f", {options.created} more").items():
-                samples[name] |= more
+            more = ask(peers, PLAIN, there, options.calls, f", {options.created} more")
+            for peer in peers:
+                samples[peer.name] |= more[peer.name]
         where = environment()
         figures = report(samples, f"{options.runtime}; {where}")
     if options.json:

@@ -12,6 +12,7 @@ import pytest
 from kit.node import Node, node, until
 from kit.resources import held
 
+from holdfast.lifecycle.world import load_rows
 from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
@@ -30,8 +31,7 @@ def multiply(node: Node, many: int) -> None:
     async def insert() -> None:
         store = Store.open(node.root / "holdfast.db")
         try:
-            ((pod, pod_status),) = await store.read(lambda tx: rows.load_pods(tx, lambda _: None))
-            ((one, status),) = await store.read(lambda tx: rows.load_containers(tx, lambda _: None))
+            ((pod, pod_status),), ((one, status),) = await store.read(load_rows)
             config = pb.ContainerConfig.FromString(one.config)
             for first in range(0, many, EACH):
                 owner = replace(pod, id=new_id(), uid=f"{pod.uid}-{first}", created_at=pod.created_at + first)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from holdfast import __version__
 from holdfast.cri import convert, filters, metrics, stats
-from holdfast.cri.streams import parts
+from holdfast.cri.streams import Whole, parts
 from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
@@ -59,6 +59,8 @@ class RuntimeService(RuntimeServiceServicer):
         self._node = node
         self._stats = statistics
         self._sessions = sessions
+        self._all_pods = Whole(lambda: self._pod_entries(pb.PodSandboxFilter()))
+        self._all_containers = Whole(lambda: self._container_entries(pb.ContainerFilter()))
 
     async def Version(self, request: pb.VersionRequest, context: Any) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -131,7 +133,9 @@ class RuntimeService(RuntimeServiceServicer):
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Any) -> bytes:
         """A ListPodSandboxResponse, already serialized."""
-        return b"".join(self._pod_entries(request.filter))
+        if request.filter.ByteSize():
+            return b"".join(self._pod_entries(request.filter))
+        return self._all_pods.after(self._world.changes)
 
     async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest, context: Any) -> AsyncIterator[bytes]:
         """StreamPodSandboxesResponses, already serialized."""
@@ -162,7 +166,9 @@ class RuntimeService(RuntimeServiceServicer):
 
     async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> bytes:
         """A ListContainersResponse, already serialized."""
-        return b"".join(self._container_entries(request.filter))
+        if request.filter.ByteSize():
+            return b"".join(self._container_entries(request.filter))
+        return self._all_containers.after(self._world.changes)
 
     async def StreamContainers(self, request: pb.StreamContainersRequest, context: Any) -> AsyncIterator[bytes]:
         """StreamContainersResponses, already serialized."""
