@@ -1,6 +1,5 @@
 """Every method of the CRI is served: one pod's life that calls all of them."""
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,6 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
 UNBUILT = {"CheckpointContainer"}
-STREAMS = {"Exec", "Attach", "PortForward"}
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 SERVICES = {"RuntimeService": RuntimeServiceStub, "ImageService": ImageServiceStub}
 
@@ -108,7 +106,6 @@ def test_nothing_is_unimplemented_but_checkpoints(life: Node) -> None:
     assert next(events).container_id
     events.cancel()
     found["GetContainerEvents"] = grpc.StatusCode.OK
-    unbuilt = UNBUILT if importlib.util.find_spec("holdfast.streaming.server") else UNBUILT | STREAMS
-    expected = {name: UNIMPLEMENTED if name in unbuilt else grpc.StatusCode.OK for name in methods()}
+    expected = {name: UNIMPLEMENTED if name in UNBUILT else grpc.StatusCode.OK for name in methods()}
     assert set(found) == set(expected), "a method of the API that this test does not know"
     assert found == expected
