@@ -32,6 +32,7 @@ check: lint test  ## all that CI runs
 
 bench: setup  ## figures against containerd, as ratios
 	$(PYTHON) bench/run.py
+	$(PYTHON) bench/lists.py
 	$(PYTHON) bench/recovery.py
 	$(PYTHON) bench/shim.py
 

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -44,6 +46,11 @@ class Peer:
     def shim_pids(self) -> list[int]:
         """The processes that exist because of pods, other than the containers themselves."""
         raise NotImplementedError
+
+    def daemon_pids(self) -> list[int]:
+        """The processes that there is one of, however many pods there are."""
+        assert self.process is not None
+        return [self.process.pid]
 
     def start(self) -> float:
         """Returns the seconds from exec until ListContainers is answered."""
@@ -103,6 +110,17 @@ class Holdfast(Peer):
         from holdfast.runtime.keeper import workers
 
         return [worker.pid for worker in workers(self.base / "state") if worker.kind == "shim"]
+
+    def daemon_pids(self) -> list[int]:
+        """With the keeper and its template."""
+        found = [*super().daemon_pids(), (keeper := self._keeper())]
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        return found + [int(child) for child in children if int(child) not in self.shim_pids()]
+
+    def _keeper(self) -> int:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+            line.connect(str(self.base / "state" / "keeper.sock"))
+            return int(struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
     def stop(self) -> None:
         from holdfast.runtime.keeper import shut_down

@@ -13,6 +13,7 @@ from holdfast.model.errors import FailedPrecondition, HoldfastError
 from holdfast.runtime import keeper as keeper_client
 
 LEFT: Final = "holdfastd.toml"
+GRPC_EXPERIMENTS: Final = "-event_engine_listener"  # fewer threads between a call and its answer, see ADR 37
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,6 +64,7 @@ def _serve(config: configuration.Config, load: Any, lock: int, limit: int) -> in
     # Imported here: gRPC starts threads, and the keeper had to be started before any existed.
     import asyncio
 
+    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
     from holdfast.daemon import Daemon
 
     try:

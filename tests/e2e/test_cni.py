@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from kit.boot import reboot
 from kit.cni import Network, network
 from kit.node import until
 
@@ -409,3 +410,73 @@ def test_the_hosts_own_network_is_not_touched(net: Network) -> None:
     net.node.run_pod(pod_config(net))
     ours = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout
     assert "hf0" not in ours
+
+
+@pytest.mark.parametrize(("version", "name"), [("0.3.1", "a.conflist"), ("0.4.0", "a.conflist"), ("1.0.0", "a.conf")])
+def test_debians_plugins_by_each_version_that_they_know(net: Network, version: str, name: str) -> None:
+    """A .conf is a single plugin's: the bridge, without a list around it. The firewall knows no version below 0.4.0."""
+    place = net.directory / "10-test.conflist"
+    bridge, portmap, firewall, _ = json.loads(place.read_text())["plugins"]
+    if name.endswith(".conf"):
+        (net.directory / name).write_text(json.dumps({"cniVersion": version, "name": "test", **bridge}))
+    else:
+        net.configure(name, [bridge, portmap, *([firewall] if version > "0.3.1" else [])], version)
+    place.unlink()
+    assert ready(net).status, ready(net).message
+    pod = net.node.run_pod(pod_config(net))
+    before = ips(net, pod)
+    assert [address.split("88")[0] for address in before] == ["10.", "fd00:"]
+    net.kill()
+    net.start()
+    container = run(net, pod, "sleep 1000")
+    shown = net.node.exec(container, ["ip", "addr", "show", "eth0"]).stdout.decode()
+    assert all(address in shown for address in before)
+    assert not info(net, pod)["networkTrouble"], "CHECK finds all as it was"
+    net.node.remove_pod(pod)
+
+
+def test_a_plugin_that_does_not_know_the_version_is_told_before_a_pod_fails(net: Network) -> None:
+    net.write("10-test.conflist", "1.1.0")
+    assert not ready(net).status
+    assert "plugin bridge does not know version 1.1.0, but 0.1.0, " in ready(net).message
+    net.write("10-test.conflist")
+    assert ready(net).status
+
+
+def test_what_a_reboot_has_taken_is_released_all_the_same(net: Network) -> None:
+    """Addresses are files; the namespace, its cables and all rules are gone."""
+    pod = net.node.run_pod(pod_config(net))
+    assert len(net.addresses()) == 2
+    reboot(net.node)
+    net.run("ip", "link", "delete", "hf0")
+    for command in ("iptables", "ip6tables"):
+        for table in ("nat", "filter"):
+            net.run(command, "-t", table, "-F")
+            net.run(command, "-t", table, "-X")
+    net.forget()
+    net.start()
+    until(lambda: status(net, pod).state == pb.SANDBOX_NOTREADY, "the pod to be over")
+    net.node.remove_pod(pod)
+    assert [one["env"]["CNI_NETNS"] for one in net.told("DEL")] == [""] * len(net.told("DEL"))
+    assert net.told("DEL")
+    assert not net.addresses()
+
+
+def test_bandwidth_by_debians_plugin(net: Network) -> None:
+    """As kubelet asks for it. Traffic to the pod is shaped on its cable, from the pod on a device made for it."""
+    plugins = json.loads((net.directory / "10-test.conflist").read_text())["plugins"]
+    net.configure("10-test.conflist", [*plugins[:1], {"type": "bandwidth", "capabilities": {"bandwidth": True}}])
+    limits = {"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "5M"}
+    pod = net.node.run_pod(pod_config(net, annotations=limits))
+    found = json.loads(net.run("tc", "-j", "qdisc", "show"))
+    rates = {one["dev"]: one["options"]["rate"] for one in found if one["kind"] == "tbf"}
+    (cable,) = [name.split("@")[0] for name in net.links()]
+    assert rates.pop(cable) == 10_000_000 // 8, "bytes a second"
+    assert list(rates.values()) == [5_000_000 // 8]
+    assert {one["kind"] for one in found if one["dev"] == cable} >= {"tbf", "ingress"}
+    free = net.node.run_pod(pod_config(net))
+    assert len([one for one in json.loads(net.run("tc", "-j", "qdisc", "show")) if one["kind"] == "tbf"]) == 2
+    net.node.remove_pod(pod)
+    net.node.remove_pod(free)
+    until(lambda: "tbf" not in net.run("tc", "qdisc", "show"), "nothing to be left of it")
+    assert "ifb" not in net.run("ip", "-o", "link", "show")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import grpc
 import pytest
 from kit.node import BIN, Node, node, until
 
@@ -87,6 +88,15 @@ def file_limits(pid: int) -> tuple[int, int]:
     return resource.prlimit(pid, resource.RLIMIT_NOFILE)
 
 
+def run_pod(one: Node) -> str:
+    """Its id, or "" while the daemon has no keeper."""
+    try:
+        return one.run_pod()
+    except grpc.RpcError as exc:
+        assert exc.code() is grpc.StatusCode.UNAVAILABLE
+        return ""
+
+
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
 def test_the_limit_on_open_files_is_raised_for_daemon_and_keeper_alone(runtime: str) -> None:
     def look(pod: str) -> tuple[int, int]:
@@ -114,6 +124,8 @@ def test_the_limit_on_open_files_is_raised_for_daemon_and_keeper_alone(runtime: 
             assert found is not None and file_limits(found["pid"]) == (low[1], low[1])
             os.kill(found["pid"], signal.SIGKILL)
             until(lambda: (now := keeper._ask(one.state / keeper.SOCKET, "hello")) and now != found, "another keeper")
-            assert look(one.run_pod()) == low, "the daemon has started that keeper"
+            assert look(until(lambda: run_pod(one), "the daemon to know it")) == low, (
+                "the daemon has started that keeper"
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

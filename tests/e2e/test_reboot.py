@@ -2,32 +2,13 @@
 
 import json
 import os
-import signal
 
 import grpc
 import pytest
-from kit import boot
-from kit.node import Node, node, until
+from kit.boot import reboot
+from kit.node import node, until
 
-from holdfast.linux import cgroup, files, mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
-from holdfast.runtime import keeper
-
-
-def reboot(one: Node) -> None:
-    one.kill()
-    for pid in cgroup.pids(one.cgroup) | {worker.pid for worker in keeper.workers(one.state)}:
-        with process.pin(pid, None) as pinned:
-            if pinned is not None:
-                pinned.send(signal.SIGKILL)
-    until(lambda: not keeper.workers(one.state), "the shims to end")
-    keeper.shut_down(one.state)
-    until(lambda: not (one.state / "keeper.sock").exists(), "the keeper to end")
-    mount.unmount_tree(one.state)
-    until(lambda: not cgroup.pids(one.cgroup), "the cgroups to be empty")
-    cgroup.remove(one.cgroup)
-    files.remove_tree(one.state)
-    boot.another(one.root)
 
 
 @pytest.mark.parametrize("network", [pb.NODE, pb.POD])

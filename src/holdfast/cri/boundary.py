@@ -39,7 +39,9 @@ DETAILS_BYTES: Final = 6000  # gRPC begins to refuse headers of more than 8 KiB
 DETAILS_ENDS: Final = 240  # characters, of at most 12 bytes there
 PLAIN: Final = "".join(char for char in map(chr, range(0x20, 0x7F)) if char != "%")
 ALWAYS_SERVED: Final = frozenset({"Version", "Status", "Recovery", "Config"})
-ENDS_WITH_CLIENT: Final = frozenset({"ExecSync"})
+ENDS_WITH_CLIENT: Final = frozenset(
+    {"ExecSync", "Version", "Status", "ContainerStatus", "PodSandboxStatus"}
+)  # and lists
 QUIET: Final = frozenset({"Version", "Status", "RuntimeConfig", "ImageFsInfo"})
 
 
@@ -122,9 +124,9 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
     async def _carry_out(self, name: str, work: Coroutine[Any, Any, Any]) -> Any:
         """Do what was asked to its end, even when the client goes away meanwhile: half an operation helps nobody.
 
-        What is done only for the client's eyes ends with it.
+        What is done only for the client's eyes ends with it, and pays for no task of its own.
         """
-        if name in ENDS_WITH_CLIENT:
+        if name in ENDS_WITH_CLIENT or name.startswith("List"):
             return await work
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._running.add(task)

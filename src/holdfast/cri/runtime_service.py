@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from holdfast import __version__
 from holdfast.cri import convert, filters, metrics, stats
-from holdfast.cri.streams import parts
+from holdfast.cri.streams import Whole, parts
 from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
@@ -59,6 +59,8 @@ class RuntimeService(RuntimeServiceServicer):
         self._node = node
         self._stats = statistics
         self._sessions = sessions
+        self._all_pods = Whole(lambda: self._pod_entries(pb.PodSandboxFilter()))
+        self._all_containers = Whole(lambda: self._container_entries(pb.ContainerFilter()))
 
     async def Version(self, request: pb.VersionRequest, context: Any) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -131,7 +133,9 @@ class RuntimeService(RuntimeServiceServicer):
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Any) -> bytes:
         """A ListPodSandboxResponse, already serialized."""
-        return b"".join(self._pod_entries(request.filter))
+        if request.filter.ByteSize():
+            return b"".join(self._pod_entries(request.filter))
+        return self._all_pods.after(self._world.changes)
 
     async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest, context: Any) -> AsyncIterator[bytes]:
         """StreamPodSandboxesResponses, already serialized."""
@@ -139,7 +143,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     def _pod_entries(self, wanted: pb.PodSandboxFilter) -> list[bytes]:
-        return [convert.pod_entry(pod) for pod in self._world.pods.values() if filters.pod_matches(pod, wanted)]
+        return [convert.pod_entry(pod) for pod in filters.pods(self._world.pods.values(), wanted)]
 
     async def CreateContainer(self, request: pb.CreateContainerRequest, context: Any) -> pb.CreateContainerResponse:
         pod_id = _needed(request.pod_sandbox_id, "pod_sandbox_id")
@@ -162,7 +166,9 @@ class RuntimeService(RuntimeServiceServicer):
 
     async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> bytes:
         """A ListContainersResponse, already serialized."""
-        return b"".join(self._container_entries(request.filter))
+        if request.filter.ByteSize():
+            return b"".join(self._container_entries(request.filter))
+        return self._all_containers.after(self._world.changes)
 
     async def StreamContainers(self, request: pb.StreamContainersRequest, context: Any) -> AsyncIterator[bytes]:
         """StreamContainersResponses, already serialized."""
@@ -170,8 +176,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     def _container_entries(self, wanted: pb.ContainerFilter) -> list[bytes]:
-        found = [one for one in self._world.containers.values() if filters.container_matches(one, wanted)]
-        return [convert.container_entry(one) for one in found]
+        return [convert.container_entry(one) for one in filters.containers(self._world.containers.values(), wanted)]
 
     async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Any) -> pb.ContainerStatusResponse:
         container = self._world.container(_needed(request.container_id, "container_id"))
@@ -225,7 +230,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     async def _container_stats(self, wanted: pb.ContainerStatsFilter) -> list[bytes]:
-        found = [one for one in self._world.containers.values() if stats.container_wanted(one, wanted)]
+        found = filters.running_containers(self._world.containers.values(), wanted)
         samples = map(stats.container_stats, await self._stats.containers(found))
         return [pb.ListContainerStatsResponse(stats=[one]).SerializeToString() for one in samples]
 
@@ -245,7 +250,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     async def _pod_stats(self, wanted: pb.PodSandboxStatsFilter) -> list[bytes]:
-        found = [pod for pod in self._world.pods.values() if stats.pod_wanted(pod, wanted)]
+        found = filters.ready_pods(self._world.pods.values(), wanted)
         samples = map(stats.pod_stats, await self._stats.pods(found))
         return [pb.ListPodSandboxStatsResponse(stats=[one]).SerializeToString() for one in samples]
 
@@ -266,7 +271,7 @@ class RuntimeService(RuntimeServiceServicer):
             yield part
 
     async def _pod_metrics(self) -> list[bytes]:
-        found = [pod for pod in self._world.pods.values() if stats.pod_wanted(pod, pb.PodSandboxStatsFilter())]
+        found = filters.ready_pods(self._world.pods.values(), pb.PodSandboxStatsFilter())
         samples = await self._stats.pods(found)
         counters = await self._stats.counters(one.container for pod in samples for one in pod.containers)
         made = [metrics.pod_metrics(sample, counters) for sample in samples]

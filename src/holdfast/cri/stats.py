@@ -1,4 +1,4 @@
-"""From samples to the CRI's messages of statistics, and their filters. Pure.
+"""From samples to the CRI's messages of statistics. Pure.
 
 A message is made at once, from plain dictionaries of what is below it: for hundreds of containers that is several times
 cheaper than a message for each number.
@@ -7,28 +7,10 @@ cheaper than a message for each number.
 from typing import Any
 
 from holdfast.cri.convert import pod_metadata
-from holdfast.cri.filters import labels_match
-from holdfast.lifecycle.stats import ContainerSample, Layer, PodSample, Pressure, Sample, runs
-from holdfast.lifecycle.world import Container, Pod
+from holdfast.lifecycle.stats import ContainerSample, Layer, PodSample, Pressure, Sample
 from holdfast.proto import runtime_v1_pb2 as pb
 
 Fields = dict[str, Any]  # of a message, as its constructor takes them
-
-
-def container_wanted(container: Container, wanted: pb.ContainerStatsFilter) -> bool:
-    """Among those that run: a list of statistics has no others."""
-    if not container.acknowledged or not runs(container):
-        return False
-    if not container.meta.id.startswith(wanted.id) or not container.meta.pod_id.startswith(wanted.pod_sandbox_id):
-        return False
-    return labels_match(container.config.labels, wanted.label_selector)
-
-
-def pod_wanted(pod: Pod, wanted: pb.PodSandboxStatsFilter) -> bool:
-    """Among those that are ready."""
-    if not pod.acknowledged or not pod.status.ready or not pod.meta.id.startswith(wanted.id):
-        return False
-    return labels_match(pod.config.labels, wanted.label_selector)
 
 
 def container_stats(one: ContainerSample) -> pb.ContainerStats:

@@ -136,6 +136,7 @@ class World:
         self.oom_kills = Counter(
             "holdfast_container_oom_kills_total", "Processes of containers that were killed for want of memory."
         )
+        self.changes = 0  # how often what lists show may have become another
         self._behind = asyncio.Event()
         self.unreadable: frozenset[str] = frozenset()  # ids of rows that were set aside: unknown, which is not gone
 
@@ -344,6 +345,7 @@ class World:
         if op in owner.intents:
             await self._store.write(lambda tx: rows.clear_intent(tx, owner.meta.id, op))
             owner.intents.pop(op, None)
+            self.changes += 1
 
     def tell(self, kind: Kind, pod: Pod, container: Container | None = None) -> None:
         """Tell whoever follows events of what is no change of state."""
@@ -354,6 +356,7 @@ class World:
         id = pod.meta.id
         await self._forget(id, lambda tx: rows.delete_pod(tx, id))
         pod.gone.set()
+        self.changes += 1
         if self.pods.pop(pod.meta.id, None) and pod.acknowledged:
             self._events.add(Kind.DELETED, pod)
 
@@ -362,6 +365,7 @@ class World:
         id = container.meta.id
         await self._forget(id, lambda tx: rows.delete_container(tx, id))
         container.gone.set()
+        self.changes += 1
         there = self.containers.pop(container.meta.id, None)
         container.pod.containers.pop(container.meta.id, None)
         if there and container.acknowledged:
@@ -381,6 +385,7 @@ class World:
 
     def _show_pod(self, pod: Pod, status: PodStatus) -> None:
         before, pod.status = pod.state, status
+        self.changes += 1
         if pod.state is not before:
             for kind in POD_EVENTS[pod.state]:
                 self._events.add(kind, pod)
@@ -388,6 +393,7 @@ class World:
     def _show_container(self, container: Container, status: ContainerStatus) -> None:
         before, kills = container.state, status.oom_kills - container.status.oom_kills
         container.status = status
+        self.changes += 1
         if kills > 0:
             self.oom_kills.add(by=kills)
             self._events.add(Kind.OOM, container.pod, container)
@@ -422,6 +428,7 @@ class World:
 
     def _add_pod(self, meta: PodMetadata, status: PodStatus) -> Pod:
         pod = self.pods[meta.id] = Pod(meta, status, pb.PodSandboxConfig.FromString(meta.config))
+        self.changes += 1
         self.clock.not_before(meta.created_at)
         return pod
 
@@ -429,6 +436,7 @@ class World:
         pod = self.pods[meta.pod_id]
         container = Container(meta, status, pb.ContainerConfig.FromString(meta.config), pod)
         self.containers[meta.id] = pod.containers[meta.id] = container
+        self.changes += 1
         container.written.set()
         self.clock.not_before(max(meta.created_at, status.started_at, status.finished_at))
         if status.finished_at:

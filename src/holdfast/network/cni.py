@@ -158,22 +158,33 @@ class Cni:
         files.write_atomic(self._directory / TEMPLATED, made.encode(), mode=0o644)
 
     async def _trouble(self, lists: list[NetworkList]) -> str:
-        """What the plugins say by STATUS, asked at most every ten seconds; "" for nothing."""
+        """What the plugins say by VERSION and STATUS, asked at most every ten seconds; "" for nothing."""
         since, asked, said = self._status
         if asked == lists and time.monotonic() - since < STATUS_AGE:
             return said
         said = ""
-        for one in (one for one in lists if one.tells_status):
+        for one in lists:
             for plugin in one.plugins:
-                config = one.for_plugin(plugin, {}, None)
                 try:
-                    await self._plugins.call(str(plugin["type"]), "STATUS", config, {}, f"{self._cgroup}-status")
+                    await self._ask(one, plugin)
                 except HoldfastError as exc:
                     said = said or str(exc)
         await in_thread(_remove, f"{self._cgroup}-status")
         await in_thread(cgroup.remove_if_empty, self._cgroup_root)
         self._status = (time.monotonic(), lists, said)
         return said
+
+    async def _ask(self, network: NetworkList, plugin: Mapping[str, Any]) -> None:
+        """Raises Unavailable, DeadlineExceeded for a plugin that does not know the version, or is not ready."""
+        kind, path, version = str(plugin["type"]), f"{self._cgroup}-status", str(network.raw["cniVersion"])
+        known = await self._plugins.versions(kind, version, path)
+        if known and version not in known:
+            raise Unavailable(
+                f"cannot use network {network.name}: plugin {kind} does not know version {version}, "
+                f"but {', '.join(known)}"
+            )
+        if network.tells_status:
+            await self._plugins.call(kind, "STATUS", network.for_plugin(plugin, {}, None), {}, path)
 
     async def _chain(self, verb: str, pod: PodNetwork, namespace: Path, attachment: Attachment) -> None:
         """All plugins of one network; what was made last goes first."""

@@ -35,6 +35,7 @@ class Plugins:
         self._directories = directories
         self._seconds = seconds
         self.calls = Timed("holdfast_cni_operation", "calls of network plugins", ("plugin", "command"))
+        self._versions: dict[tuple[Path, int, int], tuple[str, ...]] = {}  # by program as it was: place, time, size
 
     def find(self, kind: str) -> Path:
         """Raises Unavailable where no directory has an executable of that name."""
@@ -43,6 +44,24 @@ class Plugins:
                 return directory / kind
         places = ", ".join(map(str, self._directories))
         raise Unavailable(f"cannot use network plugin {kind}: there is no such program in {places}")
+
+    async def versions(self, kind: str, version: str, path: str) -> tuple[str, ...]:
+        """Those of the specification that it knows, asked once for a program; () when it does not tell.
+
+        `version` is that of the question. Raises Unavailable where there is no such program.
+        """
+        program = await in_thread(self.find, kind)
+        status = await in_thread(program.stat)
+        key = (program, status.st_mtime_ns, status.st_size)
+        if key not in self._versions:
+            try:
+                answer = await self.call(kind, "VERSION", {"cniVersion": version}, {}, path)
+            except (Unavailable, DeadlineExceeded) as exc:
+                log.info("plugin %s does not tell its versions: %s", kind, exc)
+                return ()
+            said = answer.get("supportedVersions")
+            self._versions[key] = tuple(map(str, said)) if isinstance(said, list) else ()
+        return self._versions[key]
 
     async def call(
         self, kind: str, verb: str, config: Mapping[str, Any], environment: Mapping[str, str], path: str

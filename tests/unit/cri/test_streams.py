@@ -27,3 +27,16 @@ def test_a_list_and_a_stream_have_the_same_elements_on_the_wire() -> None:
     ]:
         (one,), (other,) = listed.DESCRIPTOR.fields, streamed.DESCRIPTOR.fields
         assert (one.number, one.message_type, one.is_repeated) == (other.number, other.message_type, other.is_repeated)
+
+
+def test_a_whole_list_is_made_once_for_what_it_shows() -> None:
+    entries = [b"a", b"b"]
+    made = []
+    whole = streams.Whole(lambda: made.append(len(entries)) or entries)
+    assert [whole.after(1), whole.after(1)] == [b"ab", b"ab"]
+    entries.append(b"c")
+    assert [whole.after(2), whole.after(1)] == [b"abc", b"abc"]
+    assert made == [2, 3, 3]
+    entries.append(b"d" * streams.PART)
+    assert whole.after(3) == whole.after(3) == b"".join(entries)
+    assert made == [2, 3, 3, 4, 4], "one that is long is not kept"

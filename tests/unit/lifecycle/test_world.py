@@ -200,3 +200,38 @@ async def test_a_change_under_way_takes_nothing_back_that_was_learned_meanwhile(
     await world.write_known(one)
     assert one.written.is_set()
     assert (await place.stored())[one.meta.id].exit_code == 42
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["written", "not written"])
+async def test_whatever_changes_what_lists_show_is_counted(place: Place, full: bool) -> None:
+    """Else a list that was kept would be shown once more."""
+    world = place.world
+
+    def shown() -> list[tuple[str, str, bool]]:
+        everything = [*world.pods.values(), *world.containers.values()]
+        return [(one.meta.id, str(one.state), one.acknowledged) for one in everything]
+
+    counted = {world.changes: shown()}
+
+    async def after(change: Awaitable[object]) -> None:
+        await change
+        assert counted.setdefault(world.changes, shown()) == shown()
+
+    pod = PodMetadata(new_id(), "next", "ns", "uid", 0, "crun", b"", "/pods", True, 4)
+    about = ContainerMetadata(new_id(), pod.id, "main", 0, b"", "image", "sha256:1", "key", "/log", "", 5)
+    await after(world.insert_pod(pod, PodStatus(), Intent(pod.id, "run", 4, {})))
+    await after(world.update_pod(world.pods[pod.id], lambda now: replace(now, ready=True), end="run"))
+    await after(world.insert_container(about, ContainerStatus(), Intent(about.id, "create", 5, {})))
+    container = world.containers[about.id]
+    await after(world.update_container(container, lambda now: now, end="create"))
+    await after(world.update_container(container, lambda now: replace(now, started_at=6, process=PROCESS)))
+    if full:
+        await place.full()
+    long = LONG if full else ""
+    await after(world.learn(container, lambda now: replace(now, finished_at=7, message=long)))
+    await after(world.learn_pod(world.pods[pod.id], lambda now: replace(now, ready=False, reason=long)))
+    await place.writable()
+    await after(world.delete_container(container))
+    await after(world.delete_pod(world.pods[pod.id]))
+    assert len(counted) >= 9
+    assert len({tuple(one) for one in counted.values()}) == 9
