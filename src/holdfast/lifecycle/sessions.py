@@ -9,7 +9,7 @@ import base64
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,25 +142,24 @@ class Sessions:
         Raises Unavailable while a keeper does not tell which those are.
         """
         living = await self._streamers.living()
-        for pod in list(self._world.pods.values()):
-            recorded = await in_thread(self._streamers.recorded, pod.meta.id)
+        for pod, recorded, left in await in_thread(self._found, list(self._world.pods.values())):
             owners = (pod.meta.id, *pod.containers)
             listed = {id: one for id, one in living.items() if owner_of(id) in owners}
             for id, one in listed.items() - recorded.items():
                 await in_thread(self._streamers.record, pod.meta.id, id, one)
-            left = await in_thread(self._left, pod)
             for id in {*listed, *recorded, *left} - self.mine:
                 self.mine.add(id)
                 self._see_off(id, listed.get(id) or recorded.get(id))
 
-    def _left(self, pod: Pod) -> list[str]:
-        """The ids of sessions that have a directory in one of the pod's bundles."""
-        found = []
+    def _found(self, pods: Sequence[Pod]) -> list[tuple[Pod, dict[str, ProcessRef], list[str]]]:
+        """Of each pod the recorded sessions, and those that have a directory in one of its bundles. Blocks."""
+        return [(pod, self._streamers.recorded(pod.meta.id), list(self._directories(pod))) for pod in pods]
+
+    def _directories(self, pod: Pod) -> Iterator[str]:
         for container in list(pod.containers.values()):
             for kind in (EXEC, ATTACH):
                 with contextlib.suppress(FileNotFoundError):
-                    found += os.listdir(self._bundles.path(container) / kind)
-        return [name for name in found if kind_of(name)]
+                    yield from filter(kind_of, os.listdir(self._bundles.path(container) / kind))
 
     # -- what is asked for
 

@@ -22,7 +22,6 @@ import h11
 from holdfast.lifecycle.sessions import Caller, Session, Sessions
 from holdfast.model import errors
 from holdfast.streaming.tokens import Tokens
-from holdfast.streaming.upgrade import SPDY, Refused
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +46,26 @@ STATUS: Final[dict[type[Exception], HTTPStatus]] = {
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
 }
+
+
+class Refused(Exception):
+    """What a client is told instead of being served. The codecs' own would have the daemon load all codecs."""
+
+    def __init__(self, status: int, why: str, *headers: str) -> None:
+        super().__init__(why)
+        self.status = HTTPStatus(status)
+        self._headers = headers
+
+    def answer(self) -> bytes:
+        body = f"{self}\n".encode()
+        head = (
+            f"HTTP/1.1 {self.status.value} {self.status.phrase}",
+            "Content-Type: text/plain; charset=utf-8",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+            *self._headers,
+        )
+        return "".join(f"{line}\r\n" for line in (*head, "")).encode() + body
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +219,10 @@ class Server:
     def _admit(self, caller: Caller) -> Session:
         """The session that a request has the token for, which is used up then. Raises Refused."""
         if caller.method not in ("GET", "POST"):
-            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "sessions are begun by GET or POST", [("Allow", "GET, POST")])
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "sessions are begun by GET or POST", "Allow: GET, POST")
         if not any(name == "upgrade" for name, _ in caller.headers):
-            offered = [("Upgrade", f"websocket, {SPDY}")]
-            raise Refused(HTTPStatus.UPGRADE_REQUIRED, "an upgrade to SPDY or WebSocket is needed", offered)
+            why = "an upgrade to SPDY or WebSocket is needed"
+            raise Refused(HTTPStatus.UPGRADE_REQUIRED, why, "Upgrade: websocket, SPDY/3.1")
         session = self._tokens.take(caller.target.partition("?")[0])
         if session is None:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such session, or it was begun, or not in time")
