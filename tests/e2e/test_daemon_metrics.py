@@ -20,6 +20,7 @@ from image import build_busybox_image
 from kit.cni import Network
 from kit.node import IMAGE, Node, until
 from kit.registry import push, registry
+from kit.streams import Stream, exec_url
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -221,6 +222,19 @@ def test_what_the_doctor_finds_and_removes(life: Measured) -> None:
         life.node.cli("doctor", "--fix", check=False)
     life.node.cli("doctor", check=False)
     assert life.value("holdfast_findings", kind="pod directory", verdict="orphan") == 0
+
+
+def test_a_streaming_session_is_under_way_also_under_the_next_daemon(life: Measured) -> None:
+    container = life.node.run(life.node.run_pod(), "sleep 1000")
+    with life.grows("holdfast_sessions_total", kind="exec", result="ok"):
+        stream = Stream(exec_url(life.node, container, ["/bin/cat"]))
+    with stream:
+        assert life.value("holdfast_sessions_under_way", kind="exec") == 1
+        assert life.value("holdfast_workers", kind="streamer") == 1
+        life.node.restart()
+        until(lambda: life.value("holdfast_sessions_under_way", kind="exec") == 1, "it to be taken over")
+    until(lambda: life.value("holdfast_sessions_under_way", kind="exec") == 0, "its end")
+    assert life.value("holdfast_sessions_total", kind="exec", result="ok") == 0, "of this daemon's"
 
 
 def test_who_follows_events(life: Measured) -> None:

@@ -23,7 +23,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from holdfast.tracing import QUEUE
 
-ANSWERED = 3.0  # seconds in which a daemon ends whose collector does not answer; without a collector it takes 0.3
+ENDED = 10.0  # seconds in which a daemon ends whose collector does not answer; on a quiet machine it takes one
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_a_collector_that_does_not_take_them_holds_up_neither_calls_nor_the_end(
             until(lambda: _spans(metrics, "dropped") > 0, "those that are too many to be counted")
             began = time.monotonic()
             assert one.end(signal.SIGTERM) == 0
-            assert time.monotonic() - began < ANSWERED
+            assert time.monotonic() - began < ENDED
             said = "traces cannot be sent" if how == "down" else "spans could not be sent"
             assert said in one.log()
             one.start()

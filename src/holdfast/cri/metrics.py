@@ -6,7 +6,7 @@ numbers, times seconds, for the CRI has no others.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from holdfast.lifecycle.stats import ContainerSample, Interface, PodSample
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -16,6 +16,7 @@ SECOND: Final = 1_000_000_000
 
 Value = tuple[tuple[str, ...], int]  # of the labels beyond those of all, and the value
 Counters = Mapping[str, int]
+Fields = dict[str, Any]  # of a Metric: a list of them makes one message sooner than messages do
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def _container(one: ContainerSample, counters: Counters) -> pb.ContainerMetrics:
     )
 
 
-def _metric(name: str, at: int, kind: pb.MetricType, labels: list[str], value: int) -> pb.Metric:
-    return pb.Metric(
-        name=name, timestamp=at, metric_type=kind, label_values=labels, value=pb.UInt64Value(value=max(0, value))
-    )
+def _metric(name: str, at: int, kind: pb.MetricType, labels: list[str], value: int) -> Fields:
+    return {
+        "name": name, "timestamp": at, "metric_type": kind, "label_values": labels, "value": {"value": max(0, value)},
+    }  # fmt: skip

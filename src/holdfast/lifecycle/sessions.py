@@ -25,6 +25,7 @@ from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, InvalidArgument, NotFound
 from holdfast.model.state import ContainerState, PodState, ProcessRef
+from holdfast.model.tally import OK, result_of
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.loggers import SERVICE, SOCKET
 from holdfast.runtime.shims import Shims, wait_gone
@@ -120,7 +121,7 @@ class Sessions:
         """
         crashpoint("session.taken")
         id = new_id(session.kind, session.owner)
-        self.mine.add(id)
+        self._take(id)
         try:
             if session.kind == FORWARD:
                 await self._begin_forward(id, session, caller)
@@ -128,9 +129,11 @@ class Sessions:
                 await self._begin_attach(id, session, caller)
             else:
                 await self._begin_exec(id, session, caller)
-        except BaseException:  # a daemon that ends meanwhile leaves that to the next one
+        except BaseException as exc:  # a daemon that ends meanwhile leaves that to the next one
+            self._executor.sessions.total.add(session.kind, result_of(exc))
             self._see_off(id, None)
             raise
+        self._executor.sessions.total.add(session.kind, OK)
 
     async def protect(self, connection: int, inner: int, certificate: str, key: str) -> None:
         """Have TLS spoken on a connection, and what is in it passed on by `inner`. Raises Unavailable."""
@@ -148,7 +151,7 @@ class Sessions:
             for id, one in listed.items() - recorded.items():
                 await in_thread(self._streamers.record, pod.meta.id, id, one)
             for id in {*listed, *recorded, *left} - self.mine:
-                self.mine.add(id)
+                self._take(id)
                 self._see_off(id, listed.get(id) or recorded.get(id))
 
     def _found(self, pods: Sequence[Pod]) -> list[tuple[Pod, dict[str, ProcessRef], list[str]]]:
@@ -277,7 +280,13 @@ class Sessions:
             await in_thread(files.remove_tree, directory)
         if (pod := container.pod if container is not None else self._world.pods.get(owner_of(id))) is not None:
             await in_thread(self._streamers.forget, pod.meta.id, id)
-        self.mine.discard(id)
+        if id in self.mine:
+            self.mine.remove(id)
+            self._executor.sessions.begun((kind_of(id),), -1)
+
+    def _take(self, id: str) -> None:
+        self.mine.add(id)
+        self._executor.sessions.begun((kind_of(id),), 1)
 
 
 def _is_open(pod: Pod) -> bool:

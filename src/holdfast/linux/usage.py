@@ -14,6 +14,8 @@ from holdfast.linux import cgroup, namespace
 
 READ_LIMIT: Final = 64 * 1024
 _OF_V1: Final = ("total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault")
+_CACHE_V1: Final = ("total_cache", "total_mapped_file")
+_CACHE_V2: Final = ("file", "file_mapped", "kernel")
 _OF_V2: Final = ("inactive_file", "anon", "pgfault", "pgmajfault")
 _NO_LIMIT: Final = 1 << 62  # v1 has no word for it: its largest number is rounded down to pages
 
@@ -77,12 +79,12 @@ def counters_of(path: str) -> dict[str, int]:
     relative = path.strip("/")
     if "memory" not in found:
         return _counters_v2(f"{found.get('', cgroup.ROOT)}/{relative}")
-    where = {name: f"{top}/{relative}" for name, top in found.items()}
+    where = {name: f"{found[name]}/{relative}" for name in ("memory", "cpuacct", "cpu") if name in found}
     return _counters_v1(where["memory"], where.get("cpuacct", ""), where.get("cpu", ""))
 
 
 def _counters_v1(memory: str, cpuacct: str, cpu: str) -> dict[str, int]:
-    stat, bandwidth = table(f"{memory}/memory.stat") or {}, table(f"{cpu}/cpu.stat") or {}
+    stat, bandwidth = _picked(f"{memory}/memory.stat", _CACHE_V1) or {}, table(f"{cpu}/cpu.stat") or {}
     quota = (_text(f"{cpu}/cpu.cfs_quota_us") or "").strip()
     return _known(
         {
@@ -104,7 +106,7 @@ def _counters_v1(memory: str, cpuacct: str, cpu: str) -> dict[str, int]:
 
 
 def _counters_v2(where: str) -> dict[str, int]:
-    stat, cpu = table(f"{where}/memory.stat") or {}, table(f"{where}/cpu.stat") or {}
+    stat, cpu = _picked(f"{where}/memory.stat", _CACHE_V2) or {}, table(f"{where}/cpu.stat") or {}
     events = table(f"{where}/memory.events") or {}
     quota, _, period = (_text(f"{where}/cpu.max") or "").strip().partition(" ")
     micro = {name: cpu[key] * 1000 for name, key in _MICROSECONDS.items() if key in cpu}
