@@ -81,7 +81,7 @@ def counters_of(path: str) -> dict[str, int]:
 
 def _counters_v1(memory: str, cpuacct: str, cpu: str) -> dict[str, int]:
     stat, bandwidth = table(f"{memory}/memory.stat") or {}, table(f"{cpu}/cpu.stat") or {}
-    quota = (_text(f"{cpu}/cpu.cfs_quota_us") or "").strip()
+    quota = (read(f"{cpu}/cpu.cfs_quota_us") or "").strip()
     return _known(
         {
             "cpu_user": _number(f"{cpuacct}/cpuacct.usage_user"),
@@ -104,7 +104,7 @@ def _counters_v1(memory: str, cpuacct: str, cpu: str) -> dict[str, int]:
 def _counters_v2(where: str) -> dict[str, int]:
     stat, cpu = table(f"{where}/memory.stat") or {}, table(f"{where}/cpu.stat") or {}
     events = table(f"{where}/memory.events") or {}
-    quota, _, period = (_text(f"{where}/cpu.max") or "").strip().partition(" ")
+    quota, _, period = (read(f"{where}/cpu.max") or "").strip().partition(" ")
     micro = {name: cpu[key] * 1000 for name, key in _MICROSECONDS.items() if key in cpu}
     return micro | _known(
         {
@@ -140,7 +140,7 @@ def of_networks(netns: Iterable[Path]) -> dict[Path, list[Interface]]:
         for path in netns:
             try:
                 namespace.enter(path)
-                text = _text("/proc/thread-self/net/dev")
+                text = read("/proc/thread-self/net/dev")
             except OSError:
                 continue
             found[path] = interfaces(text or "")
@@ -215,7 +215,7 @@ def _without(whole: int | None, part: int | None) -> int | None:
 def _pressures(where: str) -> Mapping[str, tuple[Pressure, Pressure]] | None:
     found = {}
     for kind in ("cpu", "memory", "io"):
-        if (text := _text(f"{where}/{kind}.pressure")) is not None:
+        if (text := read(f"{where}/{kind}.pressure")) is not None:
             found[kind] = pressures(text)
     return found or None
 
@@ -231,7 +231,8 @@ def pressures(text: str) -> tuple[Pressure, Pressure]:
     return found["some"], found["full"]
 
 
-def _text(path: str) -> str | None:
+def read(path: str) -> str | None:
+    """What one of the kernel's files says; None when it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -245,13 +246,13 @@ def _text(path: str) -> str | None:
 
 
 def _number(path: str) -> int | None:
-    text = (_text(path) or "").strip()
+    text = (read(path) or "").strip()
     return int(text) if text.isdigit() else None
 
 
 def table(path: str) -> dict[str, int] | None:
     """A file of "name value" lines, as far as the values are numbers; None when it cannot be read."""
-    if (text := _text(path)) is None:
+    if (text := read(path)) is None:
         return None
     return {
         name: int(value) for name, _, value in (line.partition(" ") for line in text.splitlines()) if value.isdigit()
