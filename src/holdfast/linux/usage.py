@@ -85,7 +85,7 @@ def counters_of(path: str) -> dict[str, int]:
 
 def _counters_v1(memory: str, cpuacct: str, cpu: str) -> dict[str, int]:
     stat, bandwidth = _picked(f"{memory}/memory.stat", _CACHE_V1) or {}, table(f"{cpu}/cpu.stat") or {}
-    quota = (_text(f"{cpu}/cpu.cfs_quota_us") or "").strip()
+    quota = (read(f"{cpu}/cpu.cfs_quota_us") or "").strip()
     return _known(
         {
             "cpu_user": _number(f"{cpuacct}/cpuacct.usage_user"),
@@ -108,7 +108,7 @@ def _counters_v1(memory: str, cpuacct: str, cpu: str) -> dict[str, int]:
 def _counters_v2(where: str) -> dict[str, int]:
     stat, cpu = _picked(f"{where}/memory.stat", _CACHE_V2) or {}, table(f"{where}/cpu.stat") or {}
     events = table(f"{where}/memory.events") or {}
-    quota, _, period = (_text(f"{where}/cpu.max") or "").strip().partition(" ")
+    quota, _, period = (read(f"{where}/cpu.max") or "").strip().partition(" ")
     micro = {name: cpu[key] * 1000 for name, key in _MICROSECONDS.items() if key in cpu}
     return micro | _known(
         {
@@ -144,7 +144,7 @@ def of_networks(netns: Iterable[Path]) -> dict[Path, list[Interface]]:
         for path in netns:
             try:
                 namespace.enter(path)
-                text = _text("/proc/thread-self/net/dev")
+                text = read("/proc/thread-self/net/dev")
             except OSError:
                 continue
             found[path] = interfaces(text or "")
@@ -219,7 +219,7 @@ def _without(whole: int | None, part: int | None) -> int | None:
 def _pressures(where: str) -> Mapping[str, tuple[Pressure, Pressure]] | None:
     found = {}
     for kind in ("cpu", "memory", "io"):
-        if (text := _text(f"{where}/{kind}.pressure")) is not None:
+        if (text := read(f"{where}/{kind}.pressure")) is not None:
             found[kind] = pressures(text)
     return found or None
 
@@ -235,7 +235,8 @@ def pressures(text: str) -> tuple[Pressure, Pressure]:
     return found["some"], found["full"]
 
 
-def _text(path: str) -> str | None:
+def read(path: str) -> str | None:
+    """What one of the kernel's files says; None when it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -249,13 +250,13 @@ def _text(path: str) -> str | None:
 
 
 def _number(path: str) -> int | None:
-    text = (_text(path) or "").strip()
+    text = (read(path) or "").strip()
     return int(text) if text.isdigit() else None
 
 
 def _picked(path: str, names: Iterable[str]) -> dict[str, int] | None:
     """As `table`, of these names only: memory.stat has fifty, and it is read of each container again and again."""
-    if (text := _text(path)) is None:
+    if (text := read(path)) is None:
         return None
     return picked(text, names)
 
@@ -274,7 +275,7 @@ def picked(text: str, names: Iterable[str]) -> dict[str, int]:
 
 def table(path: str) -> dict[str, int] | None:
     """A file of "name value" lines, as far as the values are numbers; None when it cannot be read."""
-    if (text := _text(path)) is None:
+    if (text := read(path)) is None:
         return None
     return {
         name: int(value) for name, _, value in (line.partition(" ") for line in text.splitlines()) if value.isdigit()

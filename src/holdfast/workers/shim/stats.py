@@ -59,18 +59,12 @@ def _fill(message: Message, table: dict[str, int], names: dict[str, str]) -> Non
 
 
 def _number(path: Path) -> int:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return 0
+    text = (usage.read(str(path)) or "0").strip()
     return UNLIMITED if text == "max" else int(text)
 
 
 def _numbers(path: Path) -> list[int]:
-    try:
-        return [int(word) for word in path.read_text().split()]
-    except OSError:
-        return []
+    return [int(word) for word in (usage.read(str(path)) or "").split()]
 
 
 def _table(path: Path) -> dict[str, int]:
