@@ -29,11 +29,11 @@ POD = Spec(
 )
 
 
-@pytest.fixture(params=["crun", "runc"])
+@pytest.fixture
 def net(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Network]:
     """Without a configuration until the kubelet tells the pods' CIDR."""
     template = tmp_path / "template"
-    with network(default_runtime=request.param, cni_conf_template=str(template)) as one:
+    with network(default_runtime=getattr(request, "param", "crun"), cni_conf_template=str(template)) as one:
         (made,) = one.directory.iterdir()
         raw = json.loads(made.read_text())
         ranges = "{{.PodCIDRRanges}}"
@@ -71,6 +71,7 @@ def ended(kubelet: Kubelet, spec: Spec) -> None:
     kubelet.close()
 
 
+@pytest.mark.parametrize("net", ["crun", "runc"], indirect=True)
 def test_a_pods_life(net: Network) -> None:
     kubelet, life = started(net), net.node
     until(lambda: kubelet.sync(POD) and len(kubelet.status(POD).of("crash")) == 2, "the crash, and another attempt")

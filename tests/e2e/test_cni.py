@@ -443,6 +443,19 @@ def test_a_plugin_that_does_not_know_the_version_is_told_before_a_pod_fails(net:
     assert ready(net).status
 
 
+def test_versions_are_asked_once_of_a_program_and_one_that_does_not_tell_is_believed(net: Network) -> None:
+    plugin, asked = net.bin / "mute", net.bin / "asked"
+    for knows, times in (("exit 1", 2), ("echo '{}'", 1), ("""echo '{"supportedVersions": ["1.0.0"]}'""", 1)):
+        plugin.write_text(f"#!/bin/sh\necho $CNI_COMMAND >> {asked}\n{knows}\n")
+        plugin.chmod(0o755)
+        asked.unlink(missing_ok=True)
+        for now in range(2):
+            net.configure("10-test.conflist", [{"type": "mute", "now": f"{knows} {now}"}])
+            assert ready(net).status, ready(net).message
+        assert asked.read_text().split() == ["VERSION"] * times
+    plugin.unlink()
+
+
 def test_what_a_reboot_has_taken_is_released_all_the_same(net: Network) -> None:
     """Addresses are files; the namespace, its cables and all rules are gone."""
     pod = net.node.run_pod(pod_config(net))

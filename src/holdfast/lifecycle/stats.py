@@ -23,6 +23,7 @@ from holdfast.snapshots.overlay import Snapshots
 
 LEAST_RATE: Final = 1_000_000_000  # ns between two samples of which a rate is made
 WALK_AGE: Final = 10.0  # seconds for which a walk's result holds, or ten times as long as the walk took
+WALK_OLDEST: Final = 60.0  # for so much longer it is shown while there is no newer one, and waited for after that
 WALK_PATIENCE: Final = 0.5
 
 
@@ -142,14 +143,16 @@ class Layers:
         self._turn = asyncio.Semaphore(1)
 
     async def look(self, wanted: list[Container]) -> list[Layer | None]:
-        """What is known, waiting a little for what is not, or not any more."""
+        """What is known, waiting a little for what is not, or has not been looked at for long."""
         now = time.monotonic()
         keys = [one.meta.snapshot_key for one in wanted]
         if stale := [key for key in keys if key not in self._known or self._known[key][0] < now]:
             there = {one.meta.snapshot_key for one in self._world.containers.values()}
             self._known = {key: one for key, one in self._known.items() if key in there}
-            walks = [self._background.start(f"walk {key}", self._walk(key)) for key in stale]
-            await asyncio.wait(walks, timeout=WALK_PATIENCE)
+            walks = {key: self._background.start(f"walk {key}", self._walk(key)) for key in stale}
+            oldest = now - WALK_OLDEST
+            if missed := [walks[key] for key in stale if key not in self._known or self._known[key][0] < oldest]:
+                await asyncio.wait(missed, timeout=WALK_PATIENCE)
         return [self._known[key][1] if key in self._known else None for key in keys]
 
     async def _walk(self, key: str) -> None:
