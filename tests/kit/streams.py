@@ -35,6 +35,7 @@ class Stream:
         self._connection = wrap(socket.create_connection((where.hostname or "", where.port or 0), SECONDS))
         self._websocket = WSConnection(ConnectionType.CLIENT)
         self.received: dict[int, bytearray] = {}
+        self._channel: int | None = None  # of the message of which a part has come
         self.open = False  # the upgrade was accepted
         self.ended = False  # nothing more will come
         request = Request(f"{where.hostname}:{where.port}", where.path, subprotocols=[protocol])
@@ -129,8 +130,12 @@ class Stream:
         elif isinstance(event, Message):
             assert not isinstance(event, TextMessage)
             data = bytes(event.data)
-            if data:
-                self.received.setdefault(data[0], bytearray()).extend(data[1:])
+            if self._channel is None and data:
+                self._channel, data = data[0], data[1:]
+            if self._channel is not None:
+                self.received.setdefault(self._channel, bytearray()).extend(data)
+            if event.message_finished:
+                self._channel = None
         else:
             self.open = True
 
