@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -90,6 +90,19 @@ async def test_nobody_listens(kit: StreamKit, net: Path) -> None:
     await client.read(lambda: data in client.reset)
 
 
+async def test_over_a_websocket_with_the_ports_named_beforehand(kit: StreamKit, net: Path) -> None:
+    async with serving(net, echo) as port, serving(net, echo, "::1") as other:
+        with open(net) as file:
+            client = await kit.session(
+                "forward", "w1", [file.fileno()], subprotocol="v4.channel.k8s.io", ports=[port, other, 9]
+            )
+        for channel in (0, 2):
+            await client.send(channel, b"hello")
+        await client.read(lambda: all(len(client.channels.get(channel, b"")) > 2 for channel in (0, 2, 5)))
+        assert [client.channels[channel][2:] for channel in (0, 2)] == [b"hello"] * 2
+        assert b"port 9 of the pod: Connection refused" in client.channels[5]
+
+
 async def test_a_server_that_answers_before_the_clients_end(kit: StreamKit, net: Path) -> None:
     async def speak(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"it is late")
@@ -111,7 +124,7 @@ async def test_twenty_at_once_much_each(kit: StreamKit, net: Path) -> None:
             await client.send(stream, block)
         await client.send(stream, b"", fin=True)
 
-    async with serving(net, echo) as port, AsyncExitStack() as _:
+    async with serving(net, echo) as port:
         client = await kit.forward(net)
         streams = [(await client.open(port))[1] for _ in range(20)]
 

@@ -13,7 +13,7 @@ import pytest
 from shim_kit import ShimKit, busybox_rootfs
 from stream_kit import STDIN, STDOUT, StreamKit, connected, keeper_state, until
 
-from holdfast.linux import process
+from holdfast.linux import namespace, process
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -216,6 +216,8 @@ async def test_who_parses_has_no_rights(kit: StreamKit) -> None:
     )
     assert status["NoNewPrivs"] == "1"
     assert os.listdir(where / "root") == []
+    networks = [namespace.namespace_id(f"/proc/{pid}/ns/net") for pid in (os.getpid(), kit.workers[-1].pid, where.name)]
+    assert networks[0] == networks[1] != networks[2]
     limits = {line[:25].strip(): line[25:].split()[:2] for line in (where / "limits").read_text().splitlines()}
     assert limits["Max processes"] == limits["Max file size"] == limits["Max core file size"] == ["0", "0"]
     assert limits["Max open files"] == ["64", "64"]

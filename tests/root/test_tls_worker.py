@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from stream_kit import keeper_state, until
 
-from holdfast.linux import process
+from holdfast.linux import namespace, process
 from holdfast.model.errors import Unavailable
 from holdfast.runtime.keeper import Keeper
 from holdfast.workers import tls
@@ -197,6 +197,7 @@ async def test_who_has_the_key_has_no_rights(keeper: Keeper, certificate: Path) 
         assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
         assert {status[name] for name in status if name.startswith("Cap")} == {"0" * 16}
         assert (status["NoNewPrivs"], os.listdir(where / "root")) == ("1", [])
+        assert namespace.namespace_id(where / "ns/net") != namespace.namespace_id("/proc/self/ns/net")
         writer.close()
 
 

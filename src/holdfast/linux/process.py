@@ -368,8 +368,8 @@ def become_nobody() -> None:
 
 
 def close_fds_except(keep: Iterable[int]) -> None:
-    """Close every descriptor but these."""
-    kept = sorted({-1, *keep})
+    """Close every descriptor but these; what is negative is none."""
+    kept = sorted({-1, *(fd for fd in keep if fd >= 0)})
     for low, high in zip(kept, [*kept[1:], 1 << 20], strict=True):
         if low + 1 < high:  # an empty range, handed to close_range(2) as 0 to -1, would be all of them
             os.closerange(low + 1, high)

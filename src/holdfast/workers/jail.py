@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 
 from holdfast.linux import mount, namespace, process
 
+HOST: Final = -1
+NONE: Final = -2
 DATA_BYTES: Final = 256 * 1024 * 1024
 _kept: list[object] = []
 
@@ -21,16 +23,18 @@ class _Nowhere(NamedTuple):
     options: tuple[str, ...] = ("ro", "nosuid", "nodev", "noexec", "mode=555", "size=4k")
 
 
-def enter(keep: Iterable[int], files: int, *, network: int = -1, parent: int = 0) -> None:
+def enter(keep: Iterable[int], files: int, *, network: int = NONE, parent: int = 0) -> None:
     """Keep these descriptors, and nothing else that could be of use. Raises OSError.
 
-    `files` is up to which number there may be descriptors, `network` that of a network namespace to go to. With
-    `parent` this process ends when that one does.
+    `files` is up to which number there may be descriptors. `network` is the descriptor of a network namespace to go to,
+    HOST, or NONE for one in which there is nothing. With `parent` this process ends when that one does.
     """
     for number in (1, 2):
         os.dup2(0, number)  # nothing: the keeper's log cannot be written to from here
-    process.close_fds_except([0, 1, 2, *keep, *((network,) if network >= 0 else ())])
-    if network >= 0:
+    process.close_fds_except([0, 1, 2, *keep, network])
+    if network == NONE:
+        namespace.unshare(namespace.CLONE_NEWNET)
+    elif network != HOST:
         namespace.enter(f"/proc/self/fd/{network}", namespace.CLONE_NEWNET)
         os.close(network)
     nowhere = mount.open_detached(_Nowhere())

@@ -94,7 +94,7 @@ def main(context: Context) -> None:
     parent = os.getpid()
     pid = process.fork()
     if pid == 0:
-        _be_frames(wish, connection, theirs, streams, network[0] if network else -1, parent)
+        _be_frames(wish, connection, theirs, streams, network[0] if network else jail.HOST, parent)
     frames = process.open_pinned(pid, None)
     assert frames is not None  # it is a child that nobody has reaped
     theirs.close()
@@ -141,8 +141,11 @@ def _be_frames(wish: Wish, connection: int, line: socket.socket, streams: Stream
     status = 1
     try:
         process.set_name("hf-frames")
-        number = COMMAND_FILES if wish.session != FORWARD else FORWARD_FILES
-        jail.enter([connection, line.fileno(), *streams.fds()], number, network=network, parent=parent)
+        keep = [connection, line.fileno(), *streams.fds()]
+        if wish.session == FORWARD:
+            jail.enter(keep, FORWARD_FILES, network=network, parent=parent)
+        else:
+            jail.enter(keep, COMMAND_FILES, parent=parent)
         serve(wish, socket.socket(fileno=connection), line, streams)
         status = 0
     except BaseException:
