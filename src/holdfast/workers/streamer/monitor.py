@@ -141,8 +141,12 @@ class Monitor:
             code = await self._process.wait()
             self._outcome = Outcome(code if self._wish.session == EXEC else 0)
         except CallError as exc:
-            lost = exc.code == NOT_FOUND and self._wish.session == EXEC
-            self._outcome = Outcome(error="it was ended with its shim, which was killed" if lost else str(exc))
+            if exc.code != NOT_FOUND:
+                self._outcome = Outcome(error=str(exc))
+            elif self._wish.session == EXEC:
+                self._outcome = Outcome(error="it was ended with its shim, which was killed")
+            else:
+                self._outcome = Outcome()  # it has been deleted by now
         except (ConnectionError, DecodeError) as exc:
             self._outcome = Outcome(error=f"the pod's shim is gone: {exc}")
         self._notify()
