@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -241,3 +242,29 @@ async def test_garbage_ends_the_session(kit: StreamKit) -> None:
     client = await kit.exec("c", ["sleep", "1000"], stdin=True)
     await asyncio.get_running_loop().sock_sendall(client.socket, b"\xff" * 4096)
     await kit.ended()
+
+
+SPDY = [
+    ("host", "localhost"),
+    ("connection", "Upgrade"),
+    ("upgrade", "SPDY/3.1"),
+    ("x-stream-protocol-version", "v4.channel.k8s.io"),
+]
+
+
+async def test_hostile_clients_end_their_own_sessions(kit: StreamKit) -> None:
+    chance = random.Random(9)
+    other = await kit.exec("c", ["cat"], stdin=True)
+    for number in range(40):
+        client = await kit.exec("c", ["sleep", "1000"], stdin=True, **({"headers": SPDY} if number % 2 else {}))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(chance.randint(1, 4)):
+                first = chance.choice([b"", b"\x80\x03\x00", b"\x82\xff", b"\x88\x80", b"\x00\x00\x00\x01\x01"])
+                data = first + chance.randbytes(chance.randint(0, 3000))
+                await asyncio.get_running_loop().sock_sendall(client.socket, data)
+        client.socket.close()
+    await until(lambda: all(process.state(one.pid) in ("", "Z") for one in kit.workers[1:]), "their sessions to end")
+    await other.send(STDIN, b"still here")
+    await other.read(lambda: other.stdout)
+    assert other.stdout == b"still here"
+    assert (await kit.task.state("c")).status.name == "RUNNING"

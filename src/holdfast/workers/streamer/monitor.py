@@ -11,6 +11,7 @@ The session ends, too, with SIGTERM to this process, as if the client had gone, 
 import contextlib
 import functools
 import os
+import selectors
 import signal
 import socket
 import sys
@@ -61,7 +62,7 @@ class Monitor:
         self._closes_stdin = False
         self._outcome: Outcome | None = None
         line.setblocking(False)
-        loop.selector.register(line, 1, self._hear)
+        loop.selector.register(line, selectors.EVENT_READ, self._hear)
 
     async def exec(self) -> None:
         await self._until(lambda: self._ready or self._gone)
