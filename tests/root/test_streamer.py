@@ -15,6 +15,7 @@ from shim_kit import ShimKit, busybox_rootfs
 from stream_kit import STDIN, STDOUT, StreamKit, connected, keeper_state, until
 
 from holdfast.linux import namespace, process
+from holdfast.workers.streamer import frames
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -102,10 +103,13 @@ async def test_all_that_was_said_on_a_terminal_comes_before_its_end(kit: StreamK
     assert client.code == 0
 
 
-async def test_what_a_child_keeps_open_is_not_waited_for(kit: StreamKit) -> None:
-    client = await kit.exec("c", "sleep 1000 & echo said; exit 4")
+@pytest.mark.parametrize("tty", [False, True])
+async def test_what_a_child_keeps_open_is_not_waited_for(kit: StreamKit, tty: bool) -> None:
+    began = time.monotonic()
+    client = await kit.exec("c", "trap '' HUP; sleep 1000 & echo said; exit 4", tty=tty)
     await client.read()
-    assert (client.stdout, client.code) == (b"said\n", 4)
+    assert (client.stdout.replace(b"\r", b""), client.code) == (b"said\n", 4)
+    assert time.monotonic() - began < frames.QUIET_TERMINAL
 
 
 async def test_a_child_that_goes_on_writing_is_not_waited_for(kit: StreamKit) -> None:
