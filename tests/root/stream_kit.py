@@ -251,6 +251,7 @@ class StreamKit:
             await until(lambda pid=worker.pid: process.state(pid) in ("", "Z"), f"streamer {worker.pid} to end")
         left = [str(one) for one in self.directories if one.exists()]
         assert left == []
+        assert "Traceback" not in (log := (self.keeper.path.parent / "keeper.log").read_text()), log
 
     def frames(self) -> int:
         """The pid of the last session's other half."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ from shim_kit import ShimKit, busybox_rootfs
 from stream_kit import STDIN, STDOUT, StreamKit, connected, keeper_state, until
 
 from holdfast.linux import namespace, process
+from holdfast.workers.streamer import frames
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -101,10 +103,13 @@ async def test_all_that_was_said_on_a_terminal_comes_before_its_end(kit: StreamK
     assert client.code == 0
 
 
-async def test_what_a_child_keeps_open_is_not_waited_for(kit: StreamKit) -> None:
-    client = await kit.exec("c", "sleep 1000 & echo said; exit 4")
+@pytest.mark.parametrize("tty", [False, True])
+async def test_what_a_child_keeps_open_is_not_waited_for(kit: StreamKit, tty: bool) -> None:
+    began = time.monotonic()
+    client = await kit.exec("c", "trap '' HUP; sleep 1000 & echo said; exit 4", tty=tty)
     await client.read()
-    assert (client.stdout, client.code) == (b"said\n", 4)
+    assert (client.stdout.replace(b"\r", b""), client.code) == (b"said\n", 4)
+    assert time.monotonic() - began < frames.QUIET_TERMINAL
 
 
 async def test_a_child_that_goes_on_writing_is_not_waited_for(kit: StreamKit) -> None:
@@ -241,3 +246,29 @@ async def test_garbage_ends_the_session(kit: StreamKit) -> None:
     client = await kit.exec("c", ["sleep", "1000"], stdin=True)
     await asyncio.get_running_loop().sock_sendall(client.socket, b"\xff" * 4096)
     await kit.ended()
+
+
+SPDY = [
+    ("host", "localhost"),
+    ("connection", "Upgrade"),
+    ("upgrade", "SPDY/3.1"),
+    ("x-stream-protocol-version", "v4.channel.k8s.io"),
+]
+
+
+async def test_hostile_clients_end_their_own_sessions(kit: StreamKit) -> None:
+    chance = random.Random(9)
+    other = await kit.exec("c", ["cat"], stdin=True)
+    for number in range(40):
+        client = await kit.exec("c", ["sleep", "1000"], stdin=True, **({"headers": SPDY} if number % 2 else {}))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(chance.randint(1, 4)):
+                first = chance.choice([b"", b"\x80\x03\x00", b"\x82\xff", b"\x88\x80", b"\x00\x00\x00\x01\x01"])
+                data = first + chance.randbytes(chance.randint(0, 3000))
+                await asyncio.get_running_loop().sock_sendall(client.socket, data)
+        client.socket.close()
+    await until(lambda: all(process.state(one.pid) in ("", "Z") for one in kit.workers[1:]), "their sessions to end")
+    await other.send(STDIN, b"still here")
+    await other.read(lambda: other.stdout)
+    assert other.stdout == b"still here"
+    assert (await kit.task.state("c")).status.name == "RUNNING"

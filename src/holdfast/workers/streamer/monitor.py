@@ -11,6 +11,7 @@ The session ends, too, with SIGTERM to this process, as if the client had gone, 
 import contextlib
 import functools
 import os
+import selectors
 import signal
 import socket
 import sys
@@ -61,7 +62,7 @@ class Monitor:
         self._closes_stdin = False
         self._outcome: Outcome | None = None
         line.setblocking(False)
-        loop.selector.register(line, 1, self._hear)
+        loop.selector.register(line, selectors.EVENT_READ, self._hear)
 
     async def exec(self) -> None:
         await self._until(lambda: self._ready or self._gone)
@@ -141,8 +142,12 @@ class Monitor:
             code = await self._process.wait()
             self._outcome = Outcome(code if self._wish.session == EXEC else 0)
         except CallError as exc:
-            lost = exc.code == NOT_FOUND and self._wish.session == EXEC
-            self._outcome = Outcome(error="it was ended with its shim, which was killed" if lost else str(exc))
+            if exc.code != NOT_FOUND:
+                self._outcome = Outcome(error=str(exc))
+            elif self._wish.session == EXEC:
+                self._outcome = Outcome(error="it was ended with its shim, which was killed")
+            else:
+                self._outcome = Outcome()  # it has been deleted by now
         except (ConnectionError, DecodeError) as exc:
             self._outcome = Outcome(error=f"the pod's shim is gone: {exc}")
         self._notify()
