@@ -106,8 +106,10 @@ def _accept_spdy(request: Request, session: str, wanted: Wanted | None) -> tuple
     headers = [("Connection", "Upgrade"), ("Upgrade", SPDY)]
     if offered:
         headers.append((VERSION_HEADER, chosen))
-    codec = SpdyCommand(SPDY_COMMANDS[chosen], wanted) if wanted and session != FORWARD else SpdyForward()
-    return codec, _head(HTTPStatus.SWITCHING_PROTOCOLS, headers)
+    if session == FORWARD:
+        return SpdyForward(), _head(HTTPStatus.SWITCHING_PROTOCOLS, headers)
+    assert wanted is not None
+    return SpdyCommand(SPDY_COMMANDS[chosen], wanted), _head(HTTPStatus.SWITCHING_PROTOCOLS, headers)
 
 
 def _accept_websocket(
@@ -135,7 +137,7 @@ def _accept_websocket(
     if chosen == TUNNEL:
         codec = Tunnel()
     elif session == FORWARD:
-        codec = WebSocketForward(WEBSOCKET_FORWARDS[chosen], list(ports) or _ports(request))
+        codec = WebSocketForward(WEBSOCKET_FORWARDS[chosen], _ports(request, ports))
     else:
         assert wanted is not None
         codec = WebSocketCommand(*WEBSOCKET_COMMANDS[chosen], wanted)
@@ -157,14 +159,16 @@ def _key(request: Request) -> str:
     return generate_accept_token(keys[0].encode()).decode()
 
 
-def _ports(request: Request) -> list[int]:
-    """Those of the query: port=80,81 or port=80&port=81."""
+def _ports(request: Request, given: Sequence[int]) -> list[int]:
+    """Those that are given, or else those of the query: port=80,81 or port=80&port=81."""
     try:
         query = parse_qsl(urlsplit(request.target).query, max_num_fields=MOST_PORTS)
     except ValueError:
         query = []
     texts = [text for name, value in query if name == "port" for text in value.split(",")]
-    ports = [int(text) if text.isascii() and text.isdecimal() and len(text) <= 5 else 0 for text in texts]
+    ports = list(given) or [
+        int(text) if text.isascii() and text.isdecimal() and len(text) <= 5 else 0 for text in texts
+    ]
     if not ports or len(ports) > MOST_PORTS or not all(0 < port <= 0xFFFF for port in ports):
         raise Refused(
             HTTPStatus.BAD_REQUEST,

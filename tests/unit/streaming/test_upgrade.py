@@ -153,6 +153,15 @@ def test_ports_that_are_none(query: str) -> None:
         asks(WEBSOCKET, FORWARD, "GET", f"/?{query}")
 
 
+def test_no_more_ports_than_channels() -> None:
+    request = Request("GET", "/", WEBSOCKET)
+    codec, _ = upgrade.accept(request, FORWARD, None, range(1, 128))
+    assert len(list(codec.begin())) == 127
+    for ports in (range(1, 129), [0], [65536]):
+        with pytest.raises(upgrade.Refused, match="1 to 127 ports"):
+            upgrade.accept(request, FORWARD, None, ports)
+
+
 NAMES = st.sampled_from(
     [name for name, _ in [*SPDY, *WEBSOCKET]] + ["sec-websocket-protocol", "x-stream-protocol-version"]
 )
