@@ -61,7 +61,7 @@ from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
-from holdfast.linux import cgroup, sockets, systemd
+from holdfast.linux import cgroup, process, sockets, systemd
 from holdfast.model import trace
 from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.clock import Clock
@@ -133,6 +133,7 @@ class Daemon:
             self._handle_signals()
             await recovery.load()
             boundary.gate.set()
+            recovery.served_after = process.age()
             systemd.notify("READY=1")
             log.info("serving %s", config.socket)
             self._background.start("recovery", recovery.run())

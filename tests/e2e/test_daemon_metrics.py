@@ -5,6 +5,7 @@ The network's plugin is one that does what it is told; nothing is attached to an
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import grpc
 import pytest
 from image import build_busybox_image
+from kit import disk
 from kit.cni import Network
 from kit.node import IMAGE, Node, until
 from kit.registry import push, registry
@@ -38,12 +40,8 @@ GIVEN_UP = 2  # seconds after which a plugin is
 class Measured:
     """A node and where it is scraped."""
 
-    net: Network
+    node: Node
     address: str
-
-    @property
-    def node(self) -> Node:
-        return self.net.node
 
     def scrape(self) -> dict[str, Metric]:
         with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=10) as answer:
@@ -66,8 +64,17 @@ class Measured:
 
         return watch()
 
+    def does(self, **verbs: str) -> None:
+        """What the network's plugin does from now on, see kit.cni."""
+        (self.node.base / "cni" / "does.json").write_text(json.dumps(verbs))
+
     def attached_pod(self) -> str:
         return self.node.run_pod(self.node.pod_config(network=pb.POD))
+
+
+def _address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +91,14 @@ def shared(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Me
         "latest",
         build_busybox_image(tmp_path_factory.mktemp("image"), IMAGE, User="0"),
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = _address()
     nobody = "127.0.0.1:9"  # discard; traces are not what is looked at here
     net = Network(metrics_address=address, cni_timeout=GIVEN_UP, tracing_endpoint=nobody)
     try:
         net.configure("10-test.conflist", [{"type": "odd"}])
         net.node.start()
         net.node.busybox()
-        yield Measured(net, address)
+        yield Measured(net.node, address)
     finally:
         net.close()
 
@@ -100,7 +106,7 @@ def shared(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Me
 @pytest.fixture
 def life(shared: Measured) -> Iterator[Measured]:
     yield shared
-    shared.net.does()
+    shared.does()
     for pod in shared.node.pods():
         shared.node.remove_pod(pod.id)
 
@@ -133,7 +139,7 @@ def test_calls_are_counted_by_method_and_code_and_timed(life: Measured) -> None:
 
 
 def test_a_plugin_that_hangs_is_seen_while_it_does_and_afterwards(life: Measured) -> None:
-    life.net.does(ADD="hang")
+    life.does(ADD="hang")
     with (
         life.grows("holdfast_cni_operations_total", plugin="odd", command="ADD", result="deadline_exceeded"),
         life.grows("holdfast_cni_operations_total", plugin="odd", command="DEL", result="ok"),
@@ -148,7 +154,7 @@ def test_a_plugin_that_hangs_is_seen_while_it_does_and_afterwards(life: Measured
 
 
 def test_what_goes_on_without_its_client_is_counted_as_what_comes_of_it(life: Measured) -> None:
-    life.net.does(ADD="hang")
+    life.does(ADD="hang")
     request = pb.RunPodSandboxRequest(config=life.node.pod_config(network=pb.POD))
     with (
         life.grows("holdfast_operations_abandoned_total", operation="RunPodSandbox"),
@@ -252,6 +258,41 @@ def test_the_store_and_its_reserve_are_told_as_they_were_seen_last(life: Measure
     with life.grows("holdfast_store_sync_duration_seconds_count", 0):
         assert life.value("holdfast_store_sync_duration_seconds_sum") > 0
     assert life.value("holdfast_storage_healthy", use="root", path=str(life.node.root), reason="") == 1
+
+
+def test_a_full_disk_is_told_and_what_is_refused_because_of_it(tmp_path: Path) -> None:
+    address = _address()
+    with disk.small("ext4", tmp_path, 100 << 20) as root:
+        node = Node(metrics_address=address, min_free_bytes=1 << 20)
+        node.root = root
+        life = Measured(node, address)
+        where = {"use": "root", "path": str(root)}
+        try:
+            node.start()
+            node.busybox()
+            pod = node.run_pod()
+            container = node.run(pod, "sleep 1000")
+            disk.fill(root)
+            until(lambda: health(life, where) == {"StorageFull": 0}, "the disk to be seen")
+            assert life.value("holdfast_storage_free_bytes", **where) == 0
+            with life.grows("holdfast_operations_total", operation="CreateContainer", code="RESOURCE_EXHAUSTED"):
+                refused = node.container_config("sleep 1", "another")
+                assert failing(lambda: node.create(pod, refused)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            written = life.value("holdfast_store_changes_total", result="ok")
+            node.stop_container(container)
+            assert life.value("holdfast_store_changes_total", result="ok") > written, "from the reserve"
+            assert life.value("holdfast_unwritten_objects") == 0
+            disk.free(root)
+            until(lambda: health(life, where) == {"": 1}, "it to be well again")
+        finally:
+            disk.free(root)
+            node.purge()
+
+
+def health(life: Measured, where: dict[str, str]) -> dict[str, float]:
+    """What is told of a filesystem, by the reason."""
+    samples = life.scrape()["holdfast_storage_healthy"].samples
+    return {one.labels["reason"]: one.value for one in samples if where.items() <= one.labels.items()}
 
 
 def test_the_page_has_every_metric_and_no_other(life: Measured) -> None:

@@ -89,16 +89,18 @@ def _recovery(world: World, recovery: Recovery) -> Iterable[Measure]:
     report = recovery.report
 
     def seconds() -> Values:
-        known = {"served": report.load_milliseconds, "complete": report.total_milliseconds}
-        return [((phase,), value / 1000) for phase, value in known.items() if value]
+        known = {"served": recovery.served_after, "complete": recovery.over_after}
+        return [((phase,), value) for phase, value in known.items() if value]
 
     def found() -> Values:
         return _count_all((one.kind, one.before, one.after) for one in report.findings.copy())
 
     yield Gauge(
-        "holdfast_recovery_seconds", "How long the last start took until calls were served, and until all was settled.",
-        seconds, ("phase",),
-    )  # fmt: skip
+        "holdfast_recovery_seconds",
+        "From the start of the process until calls were served, and until all was settled.",
+        seconds,
+        ("phase",),
+    )
     yield Gauge(
         "holdfast_recovery_objects",
         "What the last start found, and what became of it.",
@@ -109,7 +111,7 @@ def _recovery(world: World, recovery: Recovery) -> Iterable[Measure]:
         "holdfast_recovery_unsettled", "Containers of which is not known yet what has become of them.",
         lambda: sum(not one.settled.is_set() and one.acknowledged for one in world.containers.copy().values()),
     )  # fmt: skip
-    yield gauge("holdfast_recovery_complete", "1 once the recovery is over.", lambda: recovery.over)
+    yield gauge("holdfast_recovery_complete", "1 once the recovery is over.", lambda: recovery.over_after > 0)
     yield gauge("holdfast_recovery_swept", "Orphans that the recovery removed.", lambda: len(report.swept))
     yield gauge("holdfast_recovery_problems", "Problems that the recovery reported.", lambda: len(report.problems))
 

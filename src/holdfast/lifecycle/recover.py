@@ -110,7 +110,7 @@ class Recovery:
         self.afterwards: Callable[[], Coroutine[Any, Any, None]] | None = None  # when all is settled; nobody waits
         self.report = Report(process.boot_id(), time.time_ns())
         self._began = time.monotonic()
-        self.over = False
+        self.served_after = self.over_after = 0.0  # seconds from the daemon's start; 0 until then
 
     async def load(self) -> None:
         """Phase 1: the rows, and whether the node was rebooted since they were written."""
@@ -153,7 +153,7 @@ class Recovery:
         if self.afterwards is not None:
             self._background.start("networks", self.afterwards())
         self.report.total_milliseconds = _since(self._began)
-        self.over = True
+        self.over_after = process.age()
         text = self.report.to_json()
         boot_id = self.report.boot_id
 

@@ -10,6 +10,7 @@ import resource
 import select
 import signal
 import struct
+import time
 from collections.abc import Container, Iterable
 from types import TracebackType
 from typing import Final
@@ -59,6 +60,12 @@ def start_time(pid: int) -> int | None:
     """When the process was started, in clock ticks since boot (proc(5), field 22); None when there is none."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
+
+
+def age() -> float:
+    """Seconds since this process was started, by whomever, to a hundredth."""
+    began = start_time(os.getpid()) or 0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
 
 
 def state(pid: int) -> str:

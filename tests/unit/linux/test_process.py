@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,10 @@ def test_drop_capabilities_for_good() -> None:
         "print(*sets, found['NoNewPrivs'])"
     )
     assert said == "2 2 0 2 0 1"
+
+
+def test_an_age_is_that_of_the_process_and_grows() -> None:
+    first = process.age()
+    began = time.clock_gettime(time.CLOCK_BOOTTIME) - (process.start_time(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
+    assert 0 < first <= process.age()
+    assert abs(process.age() - began) < 5
