@@ -18,7 +18,7 @@ from kit.node import until
 from kit.place import Place, place, running_keeper
 from kit.registries import Liar, Registry, honest, real_registry, reply
 
-from holdfast.images import service
+from holdfast.images import layers, service
 from holdfast.images.content import DOCUMENT
 from holdfast.linux import mount, process
 from holdfast.model.errors import Damaged, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -333,7 +333,7 @@ async def test_a_blob_that_was_damaged_on_disk_is_fetched_again(node: Place, reg
     registry.push("damaged", made, f"of-{size}")
     name = registry.reference("damaged", f"of-{size}")
     await node.images.pull(name)
-    (key,) = service.chain_ids(tuple(made.diff_ids))
+    (key,) = layers.chain_ids(tuple(made.diff_ids))
     await node.snapshots.remove(key)
     blob = node.content.path(made.layers[0])
     blob.write_bytes(b"\0" * blob.stat().st_size)

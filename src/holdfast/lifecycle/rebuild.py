@@ -14,7 +14,7 @@ from typing import Final
 import apsw
 from google.protobuf.message import DecodeError
 
-from holdfast.images.service import chain_ids
+from holdfast.images.layers import chain_ids
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.world import load_rows
 from holdfast.model.errors import AlreadyExists, InvalidArgument

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.images.service import UNPACKING, chain_ids
+from holdfast.images.layers import UNPACKING, chain_ids
 from holdfast.lifecycle.world import World
 from holdfast.model.cgroups import parent_path
 from holdfast.model.errors import InvalidArgument

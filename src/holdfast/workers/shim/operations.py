@@ -183,7 +183,12 @@ class Operations:
         return _deleted(one)
 
     def close_stdin(self, task: Task, one: Process) -> None:
-        """End of input for a process: nobody of ours has its stdin open for writing any more."""
+        """End of input for a process: nobody of ours has its stdin open for writing any more.
+
+        The terminal of a container has none: who attaches next may type, too.
+        """
+        if one.terminal and not one.exec_id:
+            return
         if not one.exec_id and "stdin" in one.stdio.kept:
             self._context.drop(f"{task.id}/stdin")
         one.stdio.close_stdin()
