@@ -132,9 +132,17 @@ def test_logs_by_number_and_time(life: Node) -> None:
     until(lambda: life.cli("logs", "--tail", "1", "count").stdout == "100\n", "all to be written")
     assert life.cli("logs", "--since", "10m", "--tail", "2", "count").stdout == "99\n100\n"
     assert life.cli("logs", "--since", "2100-01-01T00:00:00Z", container).stdout == ""
-    moment, _, text = life.cli("logs", "--tail", "1", "-t", "count").stdout.partition(" ")
-    assert text == "100\n"
-    assert life.cli("logs", "--since", moment, "count").stdout.endswith("100\n")
+    with subprocess.Popen(
+        holdfast(life, "logs", "-f", "count"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as head:
+        assert head.stdout is not None and head.stderr is not None
+        assert head.stdout.readline() == b"1\n"
+        head.stdout.close()
+        life.cli("exec", "count", "sh", "-c", "echo more > /proc/1/fd/1")
+        assert (head.wait(SECONDS), head.stderr.read()) == (1, b"")
+    moment, _, text = life.cli("logs", "--tail", "2", "-t", "count").stdout.splitlines()[0].partition(" ")
+    assert text == "100"
+    assert life.cli("logs", "--since", moment, "count").stdout.endswith("100\nmore\n")
 
 
 # -- exec
