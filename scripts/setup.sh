@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")/.."
 
 packages="crun runc containerd containernetworking-plugins docker-registry busybox-static iproute2 iptables strace \
-xfsprogs util-linux e2fsprogs faketime"
-commands="crun runc containerd docker-registry busybox ip iptables strace mkfs.xfs unshare mkfs.ext4 faketime"
+xfsprogs util-linux e2fsprogs faketime openssl"
+commands="crun runc containerd docker-registry busybox ip iptables strace mkfs.xfs unshare mkfs.ext4 faketime openssl"
 
 stamp=.setup-stamp
 wanted=$(cat scripts/setup.sh requirements.txt pyproject.toml | sha256sum | cut -d' ' -f1)

@@ -1,13 +1,24 @@
 """The command line on a terminal: streams as they are used, across the death of the daemon; the terminal after it."""
 
+import hashlib
 import json
+import os
+import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from kit.node import BIN, IMAGE, Node, node, until
+from kit.node import BIN, IMAGE, SECONDS, Node, node, until
 from kit.terminal import Terminal
+from kit.tls import self_signed
+
+from holdfast.proto import runtime_v1_pb2 as pb
+
+LARGE = bytes(range(256)) * 4096 * 5  # 5 MiB
+COUNT = "n=0; while :; do n=$((n+1)); echo n=$n; sleep 0.05; done"
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +32,7 @@ def life(one: Node) -> Iterator[Node]:
     yield one
     for pod in one.pods():
         one.remove_pod(pod.id)
+    until(lambda: not one.streamers(), "the streamers to end")
 
 
 def holdfast(life: Node, *arguments: str) -> list[str]:
@@ -120,6 +132,183 @@ def test_logs_by_number_and_time(life: Node) -> None:
     until(lambda: life.cli("logs", "--tail", "1", "count").stdout == "100\n", "all to be written")
     assert life.cli("logs", "--since", "10m", "--tail", "2", "count").stdout == "99\n100\n"
     assert life.cli("logs", "--since", "2100-01-01T00:00:00Z", container).stdout == ""
-    moment, _, text = life.cli("logs", "--tail", "1", "-t", "count").stdout.partition(" ")
-    assert text == "100\n"
-    assert life.cli("logs", "--since", moment, "count").stdout.endswith("100\n")
+    with subprocess.Popen(
+        holdfast(life, "logs", "-f", "count"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as head:
+        assert head.stdout is not None and head.stderr is not None
+        assert head.stdout.readline() == b"1\n"
+        head.stdout.close()
+        life.cli("exec", "count", "sh", "-c", "echo more > /proc/1/fd/1")
+        assert (head.wait(SECONDS), head.stderr.read()) == (1, b"")
+    moment, _, text = life.cli("logs", "--tail", "2", "-t", "count").stdout.splitlines()[0].partition(" ")
+    assert text == "100"
+    assert life.cli("logs", "--since", moment, "count").stdout.endswith("100\nmore\n")
+
+
+# -- exec
+
+
+def test_exec_has_the_commands_streams_and_status(life: Node, tmp_path: Path) -> None:
+    life.cli("run", "-d", "--name", "web", IMAGE, "sleep", "1000")
+    done = life.cli("exec", "web", "sh", "-c", "echo out; echo err >&2; exit 42", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (42, "out\n", "err\n")
+    (tmp_path / "large").write_bytes(LARGE)
+    with (tmp_path / "large").open("rb") as file:
+        command = holdfast(life, "exec", "-i", "web", "sh", "-c", "tee /tmp/copy; sha256sum /tmp/copy >&2")
+        found = subprocess.run(command, stdin=file, capture_output=True, timeout=SECONDS, check=True)
+    assert found.stdout == LARGE
+    assert found.stderr.split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
+    failed = life.cli("exec", "web", "/no/such/command", check=False)
+    assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
+    assert failed.stderr.startswith("holdfast: cannot exec in container web: ")
+    assert "/no/such/command" in failed.stderr
+    command = holdfast(life, "exec", "web", "yes")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(100) == b"y\n" * 50
+        process.stdout.close()
+        assert process.wait(SECONDS) == 141, "nobody reads it any more"
+
+
+def test_a_shell_goes_on_when_the_daemon_is_killed(life: Node) -> None:
+    """F39: and it has the terminal's size, and ctrl-c, and the terminal is as it was afterwards."""
+    life.cli("run", "-d", "--name", "web", IMAGE, "sleep", "1000")
+    with Terminal(holdfast(life, "exec", "-it", "web", "sh")) as terminal:
+        terminal.expect("# ")
+        assert terminal.settings() != terminal.before
+        terminal.type("stty size\n")
+        terminal.expect("24 80")
+        terminal.resize(132, 43)
+        terminal.type("while [ \"$(stty size)\" != '43 132' ]; do :; done; echo re''sized\n")
+        terminal.expect("resized")
+        terminal.type(f"{COUNT}\n")
+        terminal.expect("n=5\r\n")
+        life.restart()
+        numbers = [int(terminal.expect("\r\n").removeprefix("n=")) for _ in range(20)]
+        assert numbers == list(range(6, 26))
+        terminal.type("\x03")
+        terminal.expect("# ")
+        terminal.type("exit 7\n")
+        assert terminal.end() == 7
+        assert terminal.settings() == terminal.before
+
+
+@pytest.mark.parametrize("how", ["terminated", "hung up", "server killed"])
+def test_the_terminal_is_as_it_was_however_a_session_ends(life: Node, how: str) -> None:
+    container = life.cli("run", "-d", "--name", "web", IMAGE, "sleep", "1000").stdout.strip()
+    with Terminal(holdfast(life, "exec", "-it", "web", "sleep", "4321")) as terminal:
+        until(lambda: terminal.settings() != terminal.before, "the session")
+        until(lambda: "4321" in life.exec(container, ["ps"]).stdout.decode(), "the command")
+        if how == "server killed":
+            (streamer,) = life.streamers()
+            os.kill(streamer, signal.SIGKILL)
+            assert terminal.end() == 1
+            assert (
+                b"holdfast: cannot tell how the command in container web ended: the connection was lost"
+                in terminal.said
+            )
+        else:
+            number = signal.SIGTERM if how == "terminated" else signal.SIGHUP
+            terminal.process.send_signal(number)
+            assert terminal.end() == 128 + number
+        assert terminal.settings() == terminal.before
+    until(lambda: "4321" not in life.exec(container, ["ps"]).stdout.decode(), "the command to be ended")
+
+
+def test_tls_is_checked_and_its_sessions_survive_the_daemon(tmp_path: Path) -> None:
+    certificate = str(self_signed(tmp_path))
+    with node(streaming_tls_cert=certificate, streaming_tls_key=certificate) as secured:
+        secured.cli("run", "-d", "--name", "web", IMAGE, "sleep", "1000")
+        refused = secured.cli("exec", "web", "true", check=False)
+        assert (refused.returncode, "(hint: --streaming-ca FILE" in refused.stderr) == (1, True)
+        assert secured.cli("exec", "--insecure-skip-tls-verify", "web", "echo", "hi").stdout == "hi\n"
+        with Terminal(
+            holdfast(secured, "exec", "-it", "--streaming-ca", certificate, "web", "sh", "-c", COUNT)
+        ) as terminal:
+            terminal.expect("n=3\r\n")
+            secured.restart()
+            assert [terminal.expect("\r\n") for _ in range(20)] == [f"n={number}" for number in range(4, 24)]
+            terminal.type("\x03")
+            assert terminal.end() == 130
+        until(lambda: not secured.streamers(), "the streamer to end")
+
+
+# -- attach
+
+
+def test_attach_and_detach(life: Node) -> None:
+    life.cli("run", "-d", "-it", "--name", "shell", IMAGE, "sh")
+    with Terminal(holdfast(life, "attach", "-i", "shell")) as terminal:
+        until(lambda: terminal.settings() != terminal.before, "the session")
+        terminal.type("echo he''llo\n")
+        terminal.expect("hello")
+        life.restart()
+        terminal.type("stty size; echo he''llo again\n")
+        terminal.expect("24 80")
+        terminal.expect("hello again")
+        terminal.type("\x10\x11")
+        assert terminal.end() == 0
+        assert b"detached from container shell" in terminal.said
+        assert terminal.settings() == terminal.before
+    assert "shell" in life.cli("ps").stdout
+    with Terminal(holdfast(life, "attach", "-i", "--detach-keys", "", "shell")) as terminal:
+        until(lambda: terminal.settings() != terminal.before, "the session")
+        terminal.type("exit 9\n")
+        assert terminal.end() == 9
+        assert terminal.settings() == terminal.before
+
+
+def test_attach_only_shows(life: Node) -> None:
+    life.cli("run", "-d", "--name", "count", IMAGE, "sh", "-c", COUNT + "& wait")
+    with Terminal(holdfast(life, "attach", "count")) as terminal:
+        first = int(terminal.expect("\r\n").removeprefix("n="))
+        assert int(terminal.expect("\r\n").removeprefix("n=")) == first + 1
+        terminal.type("\x03")
+        assert terminal.end() == 130
+    assert "count" in life.cli("ps").stdout
+
+
+# -- port-forward
+
+
+def ask(port: int, data: bytes) -> bytes:
+    """What a server answers when it has heard it all."""
+    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        found = b""
+        while more := connection.recv(65536):
+            found += more
+        return found
+
+
+def test_ports_are_forwarded(life: Node) -> None:
+    pod = life.run_pod(life.pod_config("served", network=pb.POD))
+    script = "nc -ll -p 7001 -e sha256sum & nc -ll -p 7002 -e cat & wait"
+    server = life.run(pod, script, network=pb.POD)
+    listening = ["sh", "-c", "netstat -ltn | grep -c ':700[12]'"]
+    until(lambda: life.exec(server, listening).stdout.strip() == b"2", "the servers")
+    with Terminal(holdfast(life, "port-forward", "served", ":7001", ":7002", ":7999"), columns=200) as terminal:
+        ports: dict[str, int] = {}
+        while len(ports) < 3:
+            if found := re.fullmatch(r"Forwarding from 127\.0\.0\.1:(\d+) -> (\d+)", terminal.expect("\r\n")):
+                ports[found[2]] = int(found[1])
+        assert ask(ports["7001"], LARGE).split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
+        assert ask(ports["7002"], LARGE) == LARGE
+        with socket.create_connection(("127.0.0.1", ports["7002"]), timeout=SECONDS) as lasting:
+            lasting.sendall(b"before")
+            assert lasting.recv(100) == b"before"
+            life.restart()
+            lasting.sendall(b"after")
+            assert lasting.recv(100) == b"after"
+            assert ask(ports["7001"], b"new").split()[0].decode() == hashlib.sha256(b"new").hexdigest()
+        with pytest.raises(ConnectionResetError):
+            ask(ports["7999"], b"nobody listens")
+        terminal.expect("holdfast: cannot forward to port 7999: ")
+        terminal.type("\x03")
+        assert terminal.end() == 0
+    with Terminal(holdfast(life, "port-forward", "served", ":7001"), columns=200) as terminal:
+        terminal.expect("Forwarding from 127.0.0.1")
+        life.remove_pod(pod)
+        terminal.expect("holdfast: cannot forward to pod served any more: the connection was lost")
+        assert terminal.end() == 1

@@ -237,6 +237,10 @@ class Node:
         self.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod_id))
         self.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
 
+    def streamers(self) -> list[int]:
+        """Pids of those who have a session. They end by themselves some time after their clients."""
+        return [one.pid for one in keeper.workers(self.state) if one.kind == "streamer"]
+
     # -- the end
 
     def leftovers(self) -> list[str]:

@@ -69,7 +69,7 @@ class Terminal:
         while (at := self.said.find(wanted.encode(), self._seen)) < 0:
             left = deadline - time.monotonic()
             assert left > 0 and (self._read(min(left, 0.2)) or self.process.poll() is None), (
-                f"waited in vain for {wanted!r}, after {self.said[self._seen :]!r}"
+                f"waited in vain for {wanted!r}, after {self.said[self._seen :][-500:]!r}"
             )
         found, self._seen = self.said[self._seen : at], at + len(wanted.encode())
         return found.decode(errors="replace")
@@ -78,7 +78,7 @@ class Terminal:
         """Its exit status, once it has ended and all was read."""
         deadline = time.monotonic() + SECONDS
         while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"it does not end, after {self.said[self._seen :]!r}"
+            assert time.monotonic() < deadline, f"it does not end, after {self.said[self._seen :][-500:]!r}"
             self._read(0.05)
         while self._read(0):
             pass

@@ -1,6 +1,4 @@
-"""ps, start, stop, rm, exec."""
-
-import sys
+"""ps, start, stop, rm."""
 
 import click
 
@@ -123,36 +121,3 @@ def rm_command(ctx: click.Context, containers: tuple[str, ...], force: bool, eve
         click.echo(name)
 
     return each(containers, remove)
-
-
-@click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--timeout", default=0, type=click.IntRange(min=0), help="Seconds after which the command is killed; 0 is never."
-)
-@click.option("--interactive", "-i", is_flag=True, hidden=True)
-@click.option("--tty", "-t", is_flag=True, hidden=True)
-@click.argument("container", shell_complete=container_names)
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.pass_context
-def exec_command(
-    ctx: click.Context, timeout: int, interactive: bool, tty: bool, container: str, command: tuple[str, ...]
-) -> int:
-    """Run a command in a running container; its output is shown when it has ended.
-
-    Exit status: that of the command; 1 when it could not be run.
-
-    \b
-    holdfast exec web cat /etc/hosts
-    holdfast exec --timeout 5 web sh -c 'ls | wc -l'
-    """
-    if interactive or tty:
-        raise CommandError("cannot exec with -i or -t: streaming comes with a later version (hint: leave them out)")
-    daemon = client(ctx)
-    found = daemon.find_container(container)
-    request = pb.ExecSyncRequest(container_id=found.id, cmd=command, timeout=timeout)
-    reply = daemon.call(daemon.runtime.ExecSync, request, timeout + 10 if timeout else 365 * 86400)
-    sys.stdout.buffer.write(reply.stdout)
-    sys.stdout.buffer.flush()
-    sys.stderr.buffer.write(reply.stderr)
-    sys.stderr.buffer.flush()
-    return int(reply.exit_code)

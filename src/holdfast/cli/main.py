@@ -1,6 +1,7 @@
 """holdfast, the command line: a client of the CRI socket. Verbs are imported only when they are used."""
 
 import importlib
+import os
 import sys
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ VERBS: Final = {
     "inspect": ("inspect", "Show everything about a container, pod or image."),
     "logs": ("logs", "Print the log of a container."),
     "stats": ("stats", "Show what running containers use."),
-    "exec": ("containers", "Run a command in a running container."),
+    "exec": ("exec", "Run a command in a running container."),
+    "attach": ("exec", "Show what a running container writes, and type into it."),
+    "port-forward": ("forward", "Forward local ports to a pod."),
     "start": ("containers", "Start created containers."),
     "stop": ("containers", "Stop running containers."),
     "rm": ("containers", "Remove containers."),
@@ -42,7 +45,7 @@ class LazyGroup(click.Group):
         if name not in VERBS:
             return None
         module = importlib.import_module(f"holdfast.cli.{VERBS[name][0]}")
-        command: click.Command = getattr(module, f"{name}_command")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -65,13 +68,15 @@ def root(ctx: click.Context, socket: str, timeout: float, debug: bool) -> None:
     """Run and look after containers on this node.
 
     Containers live in pods; `run` makes both. Ids may be shortened, and names will do, as long as they are unique.
-    Exit status: 0 done, 1 failed, 2 wrong usage; `run` and `exec` end with the command's own status.
+    Exit status: 0 done, 1 failed, 2 wrong usage; `run`, `exec` and `attach` end with the command's own
+    status.
     """
     ctx.ensure_object(dict).update(socket=socket, timeout=timeout, debug=debug)
 
 
 def main() -> None:
     """Run the command line; an error is one line on stderr."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it has words of its own for a daemon that goes away
     options: dict[str, Any] = {}
     try:
         status: Any = root.main(prog_name="holdfast", standalone_mode=False, obj=options)

@@ -66,7 +66,7 @@ def run_command(ctx: click.Context, /, **options: Any) -> int:
     holdfast run --rm --network host --mount type=bind,source=/etc,target=/host,readonly busybox ls /host
     """
     if options["interactive"] and not options["detach"]:
-        text = "cannot run with -i in the foreground: attaching comes with a later version (hint: use --detach)"
+        text = "cannot run with -i in the foreground (hint: use --detach, and then holdfast attach -i)"
         raise CommandError(text, RUN_FAILED)
     if options["detach"] and options["remove"]:
         text = "cannot run with --detach and --rm: nobody would be there to remove it (hint: rmp -f removes it)"

@@ -23,6 +23,7 @@ STDIN, ERROR, RESIZE, END = 0, 3, 4, 255  # channels of COMMAND
 OUTPUTS: Final = {1: STDOUT, 2: STDERR}
 LARGEST_PIECE: Final = 32 * 1024  # bytes of one message
 LARGEST_ERROR: Final = 64 * 1024  # bytes of a status, of a connection's error, or of an answer that is no upgrade
+INTERNAL: Final = "Internal error occurred: "  # what Kubernetes says before it
 NORMAL: Final = 1000  # RFC 6455, 7.4.1
 
 
@@ -50,14 +51,23 @@ class Failed:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The server takes more of this connection than before."""
+
+    connection: int
+
+
+ForwardEvent = Received | Ended | Failed | Room
+
+
 class _WebSocket:
-    """Pieces of messages in and out, once the upgrade is done; what is sent before waits for it."""
+    """Pieces of messages in and out, once the upgrade is done: nothing may be sent before it is `open`."""
 
     def __init__(self, host: str, target: str, protocol: str) -> None:
         self._protocol = protocol
         self._websocket = WSConnection(ConnectionType.CLIENT)
         self._outgoing = bytearray(self._websocket.send(events.Request(host, target, subprotocols=[protocol])))
-        self._early: list[bytes] = []
         self._refusal: tuple[int, bytearray] | None = None
         self.open = False
         self.over = False
@@ -89,8 +99,6 @@ class _WebSocket:
                 if event.subprotocol != self._protocol:
                     raise ProtocolError(f"the server does not speak {self._protocol}, but {event.subprotocol}")
                 self.open = True
-                for message in self._early:
-                    self.send(message)
             case events.RejectConnection():
                 self._refusal = event.status_code, bytearray()
                 if not event.has_body:
@@ -115,9 +123,8 @@ class _WebSocket:
         return Refused(status, " ".join(body.decode(errors="replace").split()))
 
     def send(self, message: bytes) -> None:
-        if not self.open:
-            self._early.append(message)
-        elif self._websocket.state is ConnectionState.OPEN:
+        assert self._websocket.state is not ConnectionState.CONNECTING
+        if self._websocket.state is ConnectionState.OPEN:
             self._outgoing += self._websocket.send(events.BytesMessage(message))
 
     def close(self) -> None:
@@ -137,21 +144,20 @@ class Command:
         self._websocket = _WebSocket(host, target, COMMAND)
         self._channel: int | None = None  # of the message that is being received
         self._status = bytearray()
-        self.outcome: Outcome | None = None
         self.outgoing = self._websocket.outgoing
         self.close = self._websocket.close
 
     @property
     def open(self) -> bool:
-        """Whether the server has agreed."""
+        """Whether the server has agreed: nothing may be sent before."""
         return self._websocket.open
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come. Without an outcome by then, the connection was lost."""
+        """Whether nothing more will come. Without an Outcome by then, the connection was lost."""
         return self._websocket.over
 
-    def receive(self, data: bytes) -> Iterator[Output]:
+    def receive(self, data: bytes) -> Iterator[Output | Outcome]:
         """What the server's next bytes mean; b"" is their end. Raises ProtocolError, Refused."""
         for piece, finished in self._websocket.receive(data):
             if self._channel is None and piece:
@@ -163,7 +169,7 @@ class Command:
                 if len(self._status) > LARGEST_ERROR:
                     raise ProtocolError(f"a status of more than {LARGEST_ERROR} bytes")
                 if finished and self._status:
-                    self.outcome = outcome_of(bytes(self._status))
+                    yield outcome_of(bytes(self._status))
             if finished:
                 self._channel = None
 
@@ -188,7 +194,7 @@ def outcome_of(status: bytes) -> Outcome:
         if found.get("reason") == "NonZeroExitCode":
             causes = found["details"]["causes"]
             return Outcome(next(int(one["message"]) for one in causes if one["reason"] == "ExitCode"))
-        return Outcome(error=str(found.get("message") or "no reason was told"))
+        return Outcome(error=str(found.get("message") or "no reason was told").removeprefix(INTERNAL))
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration) as exc:
         raise ProtocolError(f"the status {status[:200]!r} cannot be read") from exc
 
@@ -222,13 +228,13 @@ class Forward:
     def over(self) -> bool:
         return self._websocket.over
 
-    def receive(self, data: bytes) -> Iterator[Received | Ended | Failed]:
+    def receive(self, data: bytes) -> Iterator[ForwardEvent]:
         """As Command.receive."""
         for piece, _ in self._websocket.receive(data):
             for frame in self._decoder.receive(piece):
                 yield from self._handle(frame)
 
-    def _handle(self, frame: spdy.Frame) -> Iterator[Received | Ended | Failed]:
+    def _handle(self, frame: spdy.Frame) -> Iterator[ForwardEvent]:
         match frame:
             case spdy.Data():
                 yield from self._data(frame)
@@ -238,9 +244,10 @@ class Forward:
                     del self._connections[number]
                     yield Failed(number, told.error.decode(errors="replace") or "it was reset")
             case spdy.WindowUpdate():
-                _, found = self._find(frame.stream)
-                if found is not None:
+                number, found = self._find(frame.stream)
+                if found is not None and number == frame.stream:
                     found.room += frame.more
+                    yield Room(number)
             case spdy.Ping():
                 if frame.number % 2 == 0:  # the server's own
                     self._send(frame)
@@ -249,7 +256,7 @@ class Forward:
             case _:
                 pass
 
-    def _data(self, frame: spdy.Data) -> Iterator[Received | Ended | Failed]:
+    def _data(self, frame: spdy.Data) -> Iterator[ForwardEvent]:
         number, found = self._find(frame.stream)
         if found is None:
             return

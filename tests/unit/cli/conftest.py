@@ -36,6 +36,7 @@ class Fake(services.RuntimeServiceServicer, services.ImageServiceServicer, node_
         self.asked: list[Any] = []
         self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.exec_reply = pb.ExecSyncResponse()
+        self.url = ""  # of streams
         self.exit_on_start: int | None = None
         self.before_status: Callable[[int], None] = lambda times: None  # how often a status was asked for before
 
@@ -157,6 +158,14 @@ class Fake(services.RuntimeServiceServicer, services.ImageServiceServicer, node_
     def ExecSync(self, request: Any, context: Any) -> Any:
         self._note(request, context, "ExecSync")
         return self.exec_reply
+
+    def Exec(self, request: Any, context: Any) -> Any:
+        self._note(request, context, "Exec")
+        return pb.ExecResponse(url=self.url)
+
+    def Attach(self, request: Any, context: Any) -> Any:
+        self._note(request, context, "Attach")
+        return pb.AttachResponse(url=self.url)
 
     def ListImages(self, request: Any, context: Any) -> Any:
         return pb.ListImagesResponse(images=self.images.values())

@@ -192,8 +192,8 @@ def test_exec_is_the_command(fake, holdfast: Run) -> None:
     assert holdfast("exec", "--timeout", "5", "web", "ls", "-l", "--all") == (9, "out\n", "err\n")
     asked = fake.last(pb.ExecSyncRequest)
     assert (list(asked.cmd), asked.timeout) == (["ls", "-l", "--all"], 5)
-    status, _, err = holdfast("exec", "-it", "web", "sh")
-    assert (status, "later version" in err) == (1, True)
+    assert holdfast("exec", "--sync", "web", "ls").out == "out\n"
+    assert (fake.last(pb.ExecSyncRequest).timeout, holdfast("exec", "--sync", "-i", "web", "sh").status) == (0, 2)
 
 
 def test_node_verbs(holdfast: Run) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wsproto import ConnectionType, WSConnection, events
 
 from holdfast.streaming import client, spdy
-from holdfast.streaming.client import Command, Failed, Forward, Output, Refused, outcome_of
+from holdfast.streaming.client import Command, Failed, Forward, Output, Refused, Room, outcome_of
 from holdfast.streaming.session import Ended, Outcome, ProtocolError, Received
 
 HOST, TARGET = "127.0.0.1:4321", "/exec/abc"
@@ -57,15 +57,14 @@ def test_the_request_is_an_upgrade_to_the_newest_protocol() -> None:
     assert server.request.subprotocols == ["v5.channel.k8s.io"]
 
 
-def test_what_is_sent_before_the_upgrade_waits_for_it() -> None:
+def test_it_is_open_once_the_server_has_agreed() -> None:
     codec = Command(HOST, TARGET)
     server = Server(codec)
-    codec.resize(80, 24)
-    codec.send(b"hello")
-    assert (codec.outgoing(), codec.open) == (b"", False)
+    assert (codec.open, codec.outgoing()) == (False, b"")
     assert list(codec.receive(server.answer)) == []
     assert codec.open
-    assert server.take() == [b'\x04{"Width": 80, "Height": 24}', b"\x00hello"]
+    codec.resize(80, 24)
+    assert server.take() == [b'\x04{"Width": 80, "Height": 24}']
 
 
 def test_input_goes_in_pieces_and_has_an_end() -> None:
@@ -84,11 +83,10 @@ def test_output_comes_by_stream_and_the_status_ends_it() -> None:
     assert server.say(b"\x01one", b"\x02two", b"\x01", b"\x01three", b"\xff\x01") == [
         Output("stdout", b"one"), Output("stderr", b"two"), Output("stdout", b"three"),
     ]  # fmt: skip
-    assert (codec.outcome, codec.over) == (None, False)
+    assert not codec.over
     status = {"status": "Failure", "reason": "NonZeroExitCode"}
     status["details"] = {"causes": [{"reason": "ExitCode", "message": "42"}]}  # type: ignore[assignment]
-    assert server.say(b"\x03" + json.dumps(status).encode()) == []
-    assert codec.outcome == Outcome(42)
+    assert server.say(b"\x03" + json.dumps(status).encode()) == [Outcome(42)]
     server.say(events.CloseConnection(1000))
     assert codec.over
     assert codec.outgoing(), "a close is answered"
@@ -117,7 +115,7 @@ def test_an_end_without_a_status_is_no_outcome() -> None:
     codec, server = command()
     server.say(b"\x01abc")
     assert list(codec.receive(b"")) == []
-    assert (codec.over, codec.outcome) == (True, None)
+    assert codec.over
     codec.send(b"too late")
     codec.close()
 
@@ -257,7 +255,7 @@ def test_windows_in_both_directions(forward: Forward, port: Port) -> None:
     assert forward.room(number) == spdy.WINDOW
     forward.send(number, bytes(spdy.WINDOW))
     assert forward.room(number) == 0
-    port.send(spdy.WindowUpdate(number, 1000))
+    assert port.send(spdy.WindowUpdate(number, 1000)) == [Room(number)]
     assert forward.room(number) == 1000
     port.frames()
     forward.consumed(number, 1000)
