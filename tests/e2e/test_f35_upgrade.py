@@ -9,7 +9,10 @@ from pathlib import Path
 
 import google.protobuf
 import pytest
+from kit import invariants
+from kit.crash import recovered
 from kit.node import Node, node, until
+from kit.streams import Stream, exec_url
 
 import holdfast
 from holdfast.linux import process
@@ -116,3 +119,23 @@ def test_f35_pods_outlive_the_files_of_their_release(pid: pb.NamespaceMode) -> N
         one.bin = install(one.base / "7.2.0", "7.2.0")
         one.start()
         assert keeper_version(one) == "7.2.0", "a keeper without workers gives way to that of the release"
+
+
+def test_f35_a_session_outlives_the_files_of_its_release() -> None:
+    """Its keeper is set aside; the daemon of the next release knows the session, and clears up after it."""
+    with node() as one:
+        change_to(one, "7.0.0")
+        pod = one.run_pod()
+        container = one.run(pod, "sleep 1000")
+        with Stream(exec_url(one, container, ["/bin/sh"], tty=True)) as stream:
+            stream.type("echo fi''rst\n")
+            stream.until_out("first")
+            change_to(one, "7.1.0", away="7.0.0")
+            until(lambda: recovered(one), "recovery to end")
+            invariants.check(one)
+            stream.type("echo sec''ond; exit 5\n")
+            stream.until_out("second")
+            assert stream.outcome() == 5
+        until(lambda: not list((one.state / "pods").glob("*/sessions/*")), "the session to be over")
+        one.remove_pod(pod)
+        invariants.check(one)
