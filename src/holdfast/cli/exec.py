@@ -15,7 +15,7 @@ from holdfast.cli.client import Client, client
 from holdfast.cli.completion import container_names
 from holdfast.cli.errors import CommandError, Missing, Unreachable
 from holdfast.cli.logs import POLL_SECONDS, status_of
-from holdfast.cli.streams import LOST, Line, Trust, dialled, readable, run, trust_options, write
+from holdfast.cli.streams import LOST, Line, Trust, dialled, read, run, trust_options, write
 from holdfast.cli.terminal import DETACH_KEYS, DetachKeys, key_sequence, raw, size
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.streaming.client import LARGEST_PIECE, Command
@@ -199,8 +199,7 @@ class Session:
     async def _type(self, line: Line, showing: asyncio.Task[Any]) -> None:
         codec: Command = line.codec
         while True:
-            await readable(0)
-            data = os.read(0, LARGEST_PIECE)
+            data = await read(0, LARGEST_PIECE)
             typed, self.detached = self._keys.typed(data) if data else (self._keys.rest(), False)
             codec.send(typed)
             if not data:

@@ -199,12 +199,16 @@ async def _until_signal(main: Coroutine[Any, Any, int]) -> int:
             loop.remove_signal_handler(number)
 
 
-async def readable(descriptor: int) -> None:
-    """Wait until something can be read."""
+async def read(descriptor: int, size: int) -> bytes:
+    """Wait until something can be read, and read it."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(descriptor, ready.set)
     try:
-        await ready.wait()
+        while True:
+            ready.clear()
+            await ready.wait()
+            with contextlib.suppress(BlockingIOError):
+                return os.read(descriptor, size)
     finally:
         loop.remove_reader(descriptor)
 
@@ -217,6 +221,7 @@ async def write(descriptor: int, data: bytes) -> None:
         while data:
             ready.clear()
             await ready.wait()
-            data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]  # so much goes into a pipe that is ready
+            with contextlib.suppress(BlockingIOError):  # somebody who shares it may have made it so
+                data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]  # so much goes into a pipe that is ready
     finally:
         loop.remove_writer(descriptor)
