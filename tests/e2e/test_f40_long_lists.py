@@ -12,7 +12,7 @@ import pytest
 from kit.node import Node, node, until
 from kit.resources import held
 
-from holdfast.lifecycle.world import load_rows
+from holdfast.lifecycle.loading import load_rows
 from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub

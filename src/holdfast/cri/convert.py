@@ -7,7 +7,7 @@ from google.protobuf.json_format import MessageToDict
 from holdfast.lifecycle.events import Gap, Happening, Notice
 from holdfast.lifecycle.limits import asked_of
 from holdfast.lifecycle.networks import network_result
-from holdfast.lifecycle.world import Container, Pod
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.model.image import Image
 from holdfast.model.state import ContainerState, PodState
 from holdfast.oci import signals

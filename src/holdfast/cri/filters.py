@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from holdfast.cri.convert import CONTAINER_STATE, POD_STATE
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.stats import runs
-from holdfast.lifecycle.world import Container, Pod
 from holdfast.proto import runtime_v1_pb2 as pb
 
 Tests = list[Callable[[Any], bool]]

@@ -16,11 +16,12 @@ from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.events import CRI_KINDS, Events, Gap, Notice
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.node import Node
+from holdfast.lifecycle.objects import Container
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.stats import Stats
 from holdfast.lifecycle.tasks import in_thread
-from holdfast.lifecycle.world import Container, World
+from holdfast.lifecycle.world import World
 from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.errors import HoldfastError, InvalidArgument, NotFound, ResourceExhausted
 from holdfast.model.image import Image

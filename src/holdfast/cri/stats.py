@@ -7,8 +7,8 @@ cheaper than a message for each number.
 from typing import Any
 
 from holdfast.cri.convert import pod_metadata
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.stats import ContainerSample, Layer, PodSample, Pressure, Sample
-from holdfast.lifecycle.world import Container, Pod
 from holdfast.proto import runtime_v1_pb2 as pb
 
 Fields = dict[str, Any]  # of a message, as its constructor takes them

@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import Final
 
 from holdfast.lifecycle.events import Kind
+from holdfast.lifecycle.objects import Pod, init_cgroup
 from holdfast.lifecycle.tasks import Background
-from holdfast.lifecycle.world import Pod, World, init_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError

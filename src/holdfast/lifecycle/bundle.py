@@ -14,9 +14,9 @@ from holdfast.lifecycle import target
 from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.volumes import CONFIG_FILE, CONFIG_LIMIT, Volumes
-from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files, mount
 from holdfast.model import cgroups, trace
 from holdfast.model.errors import InvalidArgument

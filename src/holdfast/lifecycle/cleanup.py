@@ -16,10 +16,11 @@ from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.networks import Networks
+from holdfast.lifecycle.objects import Container, Pod, container_cgroup, init_cgroup
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.volumes import Volumes
-from holdfast.lifecycle.world import Container, Pod, World, container_cgroup, init_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, mount, namespace
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, NotFound

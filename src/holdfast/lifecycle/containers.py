@@ -19,12 +19,13 @@ from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.monitor import Monitor, read_init
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.volumes import Volumes
-from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.lifecycle.world import World
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
     AlreadyExists,

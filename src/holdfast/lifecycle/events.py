@@ -13,13 +13,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.model.clock import Clock
 from holdfast.model.tally import Counter
-
-if TYPE_CHECKING:
-    from holdfast.lifecycle.world import Container, Pod
 
 KEEP: Final = 4096
 MOST: Final = 1 << 32  # events of one daemon
@@ -48,9 +46,9 @@ class Happening:
     at: int  # ns since the epoch
     kind: Kind
     id: str
-    pod: "Pod"
-    container: "Container | None"  # whose event it is, when it is not the sandbox's
-    containers: tuple["Container", ...]
+    pod: Pod
+    container: Container | None  # whose event it is, when it is not the sandbox's
+    containers: tuple[Container, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class Events:
         self.last = max(self.last, earlier)
         return self.last + MOST
 
-    def add(self, kind: Kind, pod: "Pod", container: "Container | None" = None) -> None:
+    def add(self, kind: Kind, pod: Pod, container: Container | None = None) -> None:
         """Tell whoever listens. Statuses are replaced, never changed, so that a shallow copy stays as it is."""
         self.last += 1
         about = copy.copy(container) if container is not None else None

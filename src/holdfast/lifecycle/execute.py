@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.objects import Container
 from holdfast.lifecycle.tasks import in_thread, within
-from holdfast.lifecycle.world import Container
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, FailedPrecondition, HoldfastError, InvalidArgument, NotFound

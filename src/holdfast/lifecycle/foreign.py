@@ -3,9 +3,9 @@
 import logging
 
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.objects import Container
 from holdfast.lifecycle.sandbox import record_init, record_start
 from holdfast.lifecycle.tasks import Background, in_thread
-from holdfast.lifecycle.world import Container
 from holdfast.linux.inject import crashpoint
 from holdfast.model.state import ContainerState, ProcessRef
 from holdfast.runtime.foreign import ForeignShims

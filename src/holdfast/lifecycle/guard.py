@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from holdfast.lifecycle.objects import Pod
 from holdfast.lifecycle.tasks import apart, within
-from holdfast.lifecycle.world import Pod, World
+from holdfast.lifecycle.world import World
 from holdfast.linux import mount, nested
 from holdfast.linux.inject import crashpoint
 from holdfast.linux.mount import MountEntry

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.tasks import within
-from holdfast.lifecycle.world import Container, Pod
 from holdfast.model.errors import AlreadyExists, HoldfastError
 from holdfast.model.state import ContainerState, PodState
 

@@ -12,8 +12,9 @@ from typing import Final
 
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cgroups import Cgroups
+from holdfast.lifecycle.objects import Container, Pod, container_cgroup, pod_cgroup
 from holdfast.lifecycle.tasks import Background
-from holdfast.lifecycle.world import Container, Pod, World, container_cgroup, pod_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
     DeadlineExceeded,

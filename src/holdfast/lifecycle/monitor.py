@@ -15,8 +15,9 @@ from typing import Final, TypeVar
 
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.objects import Container, container_cgroup
 from holdfast.lifecycle.tasks import RETRY_FIRST, Background, in_thread, until_done
-from holdfast.lifecycle.world import Container, World, container_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, process
 from holdfast.linux.inject import crashpoint
 from holdfast.linux.process import Pinned

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.objects import Pod, init_cgroup
 from holdfast.lifecycle.tasks import Background, in_thread, within
-from holdfast.lifecycle.world import Pod, World, init_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model import cgroups, trace

@@ -12,8 +12,9 @@ from typing import Final
 
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.monitor import read_init
+from holdfast.lifecycle.objects import Container
 from holdfast.lifecycle.tasks import Background, in_thread
-from holdfast.lifecycle.world import Container, World
+from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, oom, process
 from holdfast.model.errors import HoldfastError
 from holdfast.model.state import ContainerState

@@ -19,11 +19,12 @@ from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.networks import Networks
+from holdfast.lifecycle.objects import Pod, init_cgroup
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.userns import Users
-from holdfast.lifecycle.world import Pod, World, init_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux import files, mount, namespace
 from holdfast.linux.inject import crashpoint
 from holdfast.model import trace

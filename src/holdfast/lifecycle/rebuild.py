@@ -15,8 +15,8 @@ import apsw
 from google.protobuf.message import DecodeError
 
 from holdfast.images.layers import chain_ids
+from holdfast.lifecycle.loading import load_rows
 from holdfast.lifecycle.tasks import in_thread
-from holdfast.lifecycle.world import load_rows
 from holdfast.model.errors import AlreadyExists, InvalidArgument
 from holdfast.model.image import parse_config
 from holdfast.model.spec import volume_key

@@ -18,12 +18,13 @@ from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.limits import UPDATE, Limits
 from holdfast.lifecycle.monitor import Monitor
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import RETRY_LONGEST, Background
-from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.lifecycle.world import World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError, Unavailable

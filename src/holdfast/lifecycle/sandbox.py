@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.objects import Pod, init_cgroup
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
-from holdfast.lifecycle.world import Pod, World, init_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, mount, namespace, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model import cgroups

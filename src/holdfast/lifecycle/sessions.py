@@ -19,8 +19,9 @@ from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.foreign import Foreign
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.tasks import Background, in_thread, within
-from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.lifecycle.world import World
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, InvalidArgument, NotFound

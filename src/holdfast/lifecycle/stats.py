@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from holdfast.lifecycle.objects import Container, Pod, container_cgroup, pod_cgroup
 from holdfast.lifecycle.tasks import Background, in_thread
-from holdfast.lifecycle.world import Container, Pod, World, container_cgroup, pod_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux import usage
 from holdfast.linux.usage import Interface as Interface  # for those above, who know no kernel
 from holdfast.linux.usage import Pressure as Pressure

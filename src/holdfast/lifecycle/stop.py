@@ -19,8 +19,9 @@ import time
 from typing import Final
 
 from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.objects import Container, container_cgroup
 from holdfast.lifecycle.tasks import Background, in_thread
-from holdfast.lifecycle.world import Container, World, container_cgroup
+from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.tasks import in_thread
-from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import namespace, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, InvalidArgument

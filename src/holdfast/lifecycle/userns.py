@@ -18,8 +18,8 @@ from typing import Final
 
 from holdfast.lifecycle.bundle import hostname
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.tasks import in_thread
-from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import HoldfastError, Unimplemented

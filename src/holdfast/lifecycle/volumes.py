@@ -16,8 +16,8 @@ from typing import Final
 
 from holdfast.images.service import Images
 from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.objects import Container
 from holdfast.lifecycle.tasks import apart, in_thread
-from holdfast.lifecycle.world import Container
 from holdfast.linux import files, mount
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (

@@ -10,30 +10,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import apsw
 
 from holdfast.lifecycle.events import Events, Kind
+from holdfast.lifecycle.loading import Containers, Pods, load_rows
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.tasks import in_thread
-from holdfast.model import cgroups
 from holdfast.model.clock import Clock
 from holdfast.model.errors import Damaged, HoldfastError, NotFound, ResourceExhausted, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata
-from holdfast.model.state import (
-    ContainerState,
-    ContainerStatus,
-    PodState,
-    PodStatus,
-    container_state,
-    moved,
-    pod_state,
-)
+from holdfast.model.state import ContainerState, ContainerStatus, PodState, PodStatus, moved
 from holdfast.model.tally import Counter
-from holdfast.model.userns import UserNamespace
-from holdfast.network.network import NetworkResult
-from holdfast.oci.namespaces import user_namespace
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.store import pods as rows
 from holdfast.store.copies import ContainerCopy, Copies, PodCopy
@@ -42,8 +32,6 @@ from holdfast.store.db import Store
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Pods = list[tuple[PodMetadata, PodStatus]]
-Containers = list[tuple[ContainerMetadata, ContainerStatus]]
 
 CLOCK: Final = "clock"  # meta: ns since the epoch
 EVENTS: Final = "events"  # meta: no event has a greater number
@@ -55,71 +43,6 @@ CONTAINER_EVENTS: Final = {ContainerState.RUNNING: Kind.STARTED, ContainerState.
 UNWRITTEN: Final = (ResourceExhausted, Unavailable, Damaged)
 WRITE_FIRST: Final = 0.25  # seconds until what could not be written is tried again
 WRITE_LONGEST: Final = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class Pod:
-    """A pod sandbox and its containers by id."""
-
-    meta: PodMetadata
-    status: PodStatus
-    config: pb.PodSandboxConfig
-    intents: dict[str, Intent] = field(default_factory=dict)
-    containers: dict[str, "Container"] = field(default_factory=dict)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    shim_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by whoever replaces its shim
-    released: bool = False  # being taken apart: it needs no shim any more
-    gone: asyncio.Event = field(default_factory=asyncio.Event)  # set once its row is
-    stage: str = ""  # what is being done to make it; not durable
-    network_trouble: str = ""  # what was found missing of its network after this start
-    shown: tuple[PodStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
-    attributes: pb.PodSandboxAttributes | None = None  # as statistics show it
-
-    @property
-    def state(self) -> PodState:
-        return pod_state(self.status)
-
-    @property
-    def acknowledged(self) -> bool:
-        return "run" not in self.intents
-
-    @property
-    def users(self) -> UserNamespace | None:
-        """Of its own, if it has any."""
-        return user_namespace(self.config.linux.security_context.namespace_options)
-
-    @property
-    def owner(self) -> tuple[int, int] | None:
-        """What root of the pod is on the host, when that is somebody else than the host's."""
-        return self.users.outside(0, 0) if self.users is not None else None
-
-
-@dataclass(slots=True, eq=False)
-class Container:
-    """A container; `exited` is set once its exit is known for good, `cleaned` once nothing of its task is left."""
-
-    meta: ContainerMetadata
-    status: ContainerStatus
-    config: pb.ContainerConfig
-    pod: Pod
-    intents: dict[str, Intent] = field(default_factory=dict)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-    exited: asyncio.Event = field(default_factory=asyncio.Event)
-    written: asyncio.Event = field(default_factory=asyncio.Event)
-    cleaned: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    stage: str = ""
-    shown: tuple[ContainerStatus, bytes] | None = None  # as lists show it, for as long as the status is this one
-    attributes: pb.ContainerAttributes | None = None  # as statistics show it
-
-    @property
-    def state(self) -> ContainerState:
-        return container_state(self.status)
-
-    @property
-    def acknowledged(self) -> bool:
-        return "create" not in self.intents
 
 
 class World:
@@ -442,38 +365,6 @@ class World:
         if status.finished_at:
             container.exited.set()
         return container
-
-
-def container_cgroup(container: Container) -> str:
-    return cgroups.path_of(container.pod.meta.cgroup_parent, container.meta.id)
-
-
-def pod_cgroup(pod: Pod) -> str:
-    return cgroups.parent_path(pod.meta.cgroup_parent)
-
-
-def init_cgroup(meta: PodMetadata) -> str:
-    """Where the init of a shared pid namespace is, so that it can be found and ended without its shim."""
-    return cgroups.path_of(meta.cgroup_parent, meta.id)
-
-
-def load_rows(tx: apsw.Connection) -> tuple[Pods, Containers]:
-    """All that can be read; what cannot is moved to the quarantine table."""
-    pods = rows.load_pods(tx, _check_pod)
-    known = {meta.id for meta, _ in pods}
-    return pods, rows.load_containers(tx, lambda meta: _check_container(meta, known))
-
-
-def _check_pod(meta: PodMetadata, status: PodStatus) -> None:
-    pb.PodSandboxConfig.FromString(meta.config)
-    if status.network:
-        NetworkResult.from_json(status.network)
-
-
-def _check_container(meta: ContainerMetadata, pods: set[str]) -> None:
-    if meta.pod_id not in pods:
-        raise Damaged(f"its pod sandbox {meta.pod_id} has no row")
-    pb.ContainerConfig.FromString(meta.config)
 
 
 def _find(objects: dict[str, T], wanted: str, what: str) -> T:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from holdfast.cri import metrics
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.stats import ContainerSample, Interface, Layer, PodSample, Pressure, Sample
-from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux.usage import Usage
 from holdfast.model.spec import ContainerMetadata, PodMetadata
 from holdfast.model.state import ContainerStatus, PodStatus

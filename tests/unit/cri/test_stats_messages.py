@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.cri.stats import container_stats, pod_stats
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.stats import ContainerSample, Interface, Layer, PodSample, Pressure, Sample
-from holdfast.lifecycle.world import Container, Pod
 from holdfast.linux.usage import Usage
 from holdfast.model.spec import ContainerMetadata, PodMetadata
 from holdfast.model.state import ContainerStatus, PodStatus

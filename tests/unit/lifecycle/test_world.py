@@ -12,7 +12,8 @@ import pytest
 
 from holdfast.lifecycle import world as worlds
 from holdfast.lifecycle.events import Events
-from holdfast.lifecycle.world import Container, Pod, World
+from holdfast.lifecycle.objects import Container, Pod
+from holdfast.lifecycle.world import World
 from holdfast.model.clock import Clock
 from holdfast.model.errors import ResourceExhausted, Unavailable
 from holdfast.model.spec import ContainerMetadata, Intent, PodMetadata, new_id
