@@ -1,0 +1,77 @@
+"""Which quality of service a pod has, and what follows from it for cgroups: a kubelet's formulas. Pure.
+
+Sources: Kubernetes, "Pod Quality of Service Classes"; k8s.io/kubernetes pkg/kubelet/cm (shares, quota) and
+pkg/kubelet/qos (oom_score_adj) for the numbers.
+"""
+
+from typing import Final, Literal
+
+from holdfast.agent.pod.quantity import Quantity
+from holdfast.agent.pod.spec import Container, Pod
+
+Class = Literal["Guaranteed", "Burstable", "BestEffort"]
+
+COUNTED: Final = ("cpu", "memory")
+CPU_PERIOD: Final = 100_000  # microseconds
+LEAST_QUOTA: Final = 1_000
+LEAST_SHARES: Final = 2
+MOST_SHARES: Final = 262_144
+OOM_GUARANTEED: Final = -997
+OOM_BEST_EFFORT: Final = 1000
+NOTHING: Final = Quantity(0)
+
+
+def class_of(pod: Pod) -> Class:
+    """Guaranteed if every container has the same limit and request of both, BestEffort if none has any."""
+    all_equal, any_set = True, False
+    for one in (*pod.spec.init_containers, *pod.spec.containers):
+        for resource in COUNTED:
+            limit, request = one.resources.limits.get(resource), requested(one, resource)
+            any_set |= bool((limit or NOTHING).milli or request.milli)
+            all_equal &= limit is not None and limit.milli == request.milli > 0
+    return "Guaranteed" if all_equal else "Burstable" if any_set else "BestEffort"
+
+
+def requested(container: Container, resource: str) -> Quantity:
+    """What is not requested is requested as it is limited."""
+    found = container.resources.requests.get(resource, container.resources.limits.get(resource, NOTHING))
+    return Quantity(found.milli)
+
+
+def total(pod: Pod, resource: str) -> Quantity:
+    """What the pod requests as a whole: its containers and sidecars, or the init container that needs most."""
+    mains = sum(requested(one, resource).milli for one in pod.spec.containers)
+    beside, most = 0, 0
+    for one in pod.spec.init_containers:
+        if one.sidecar:
+            beside += requested(one, resource).milli
+        most = max(most, beside + (0 if one.sidecar else requested(one, resource).milli))
+    return Quantity(max(mains + beside, most))
+
+
+def shares(cpu: Quantity) -> int:
+    """cpu.shares of cgroups(7), version 1: 1024 for a whole processor."""
+    return min(max(cpu.milli * 1024 // 1000, LEAST_SHARES), MOST_SHARES)
+
+
+def quota(cpu: Quantity) -> int:
+    """Microseconds of processor time in a period of CPU_PERIOD; 0 for no limit."""
+    return max(cpu.milli * CPU_PERIOD // 1000, LEAST_QUOTA) if cpu.milli else 0
+
+
+def oom_score_adj(pod: Pod, container: Container, memory: int) -> int:
+    """The less of the machine's `memory` (bytes) a container has requested, the sooner it is killed for want of it."""
+    match class_of(pod):
+        case "Guaranteed":
+            return OOM_GUARANTEED
+        case "BestEffort":
+            return OOM_BEST_EFFORT
+    found = 1000 - 1000 * requested(container, "memory").whole // max(memory, 1)
+    return min(max(found, 1000 + OOM_GUARANTEED), OOM_BEST_EFFORT - 1)
+
+
+def cgroup_parent(pod: Pod, root: str) -> str:
+    """Below `root`, "/..." without an end: by class, as a kubelet's; those that are guaranteed are at the top."""
+    kind = class_of(pod)
+    middle = "" if kind == "Guaranteed" else f"/{kind.lower()}"
+    return f"{root}{middle}/pod{pod.metadata.uid}"
