@@ -258,6 +258,13 @@ def test_attach_and_detach(life: Node) -> None:
         assert terminal.settings() == terminal.before
 
 
+def test_what_is_typed_may_come_from_a_pipe(life: Node) -> None:
+    life.cli("run", "-d", "-it", "--name", "shell", IMAGE, "sh")
+    command = holdfast(life, "attach", "-i", "shell")
+    done = subprocess.run(command, input=b"echo he''llo; exit 5\n", capture_output=True, timeout=SECONDS, check=False)
+    assert (done.returncode, b"hello" in done.stdout, done.stderr) == (5, True, b"")
+
+
 def test_attach_only_shows(life: Node) -> None:
     life.cli("run", "-d", "--name", "count", IMAGE, "sh", "-c", COUNT + "& wait")
     with Terminal(holdfast(life, "attach", "count")) as terminal:

@@ -62,7 +62,8 @@ def exec_command(
     """
     if (sync or timeout) and (interactive or tty):
         raise click.UsageError("--sync and --timeout go with neither -i nor -t")
-    _check_terminal(interactive, tty)
+    if interactive and tty and not os.isatty(0):
+        raise CommandError("cannot use a terminal: stdin is none (hint: leave out -t)")
     daemon = client(ctx)
     found = daemon.find_container(container)
     if sync or timeout:
@@ -90,11 +91,6 @@ def _exec_sync(daemon: Client, container_id: str, command: tuple[str, ...], time
         stream.write(data)
         stream.flush()
     return int(reply.exit_code)
-
-
-def _check_terminal(interactive: bool, tty: bool) -> None:
-    if interactive and tty and not os.isatty(0):
-        raise CommandError("cannot use a terminal: stdin is none (hint: leave out -t)")
 
 
 @click.command("attach")
@@ -128,7 +124,6 @@ def attach_command(
     daemon = client(ctx)
     found = daemon.find_container(container)
     tty = _has_terminal(daemon, found.id)
-    _check_terminal(interactive, tty)
     request = pb.AttachRequest(container_id=found.id, stdin=interactive, tty=tty, stdout=True, stderr=not tty)
     url = daemon.call(daemon.runtime.Attach, request).url
     session = Session(interactive, tty, sequence, redraw=True)
