@@ -363,6 +363,22 @@ def count_or_end(stream: Stream) -> None:
         count_on(stream)
 
 
+def test_f39_a_session_in_which_nothing_passes_is_ended() -> None:
+    with node(streaming_idle_timeout=2) as one:
+        pod = one.run_pod()
+        container = one.run(pod, "sleep 1000")
+        with (
+            Stream(exec_url(one, container, ["sleep", "4007"])) as idle,
+            Stream(exec_url(one, container, ["/bin/sh", "-c", COUNT])) as busy,
+        ):
+            idle.until(lambda: idle.ended, "the end of the idle one")
+            until(lambda: "sleep 4007" not in listed(one, container), "what it has begun to be ended")
+            count_on(busy)
+        until(lambda: not streamers(one), "the sessions to be over")
+        one.remove_pod(pod)
+        invariants.check(one)
+
+
 # -- TLS
 
 
