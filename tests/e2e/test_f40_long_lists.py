@@ -16,6 +16,8 @@ from holdfast.lifecycle.loading import load_rows
 from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
+from holdfast.snapshots.overlay import Snapshots
+from holdfast.store import images
 from holdfast.store import pods as rows
 from holdfast.store.db import Store
 
@@ -33,6 +35,9 @@ def multiply(node: Node, many: int) -> None:
         try:
             ((pod, pod_status),), ((one, status),) = await store.read(load_rows)
             config = pb.ContainerConfig.FromString(one.config)
+            snapshots = Snapshots(store, node.root / "snapshots")
+            await snapshots.load()
+            (parent,) = [row.parent for row in await store.read(images.load_snapshots) if row.key == one.snapshot_key]
             for first in range(0, many, EACH):
                 owner = replace(pod, id=new_id(), uid=f"{pod.uid}-{first}", created_at=pod.created_at + first)
                 copies = []
@@ -48,6 +53,7 @@ def multiply(node: Node, many: int) -> None:
                         rows.insert_container(tx, copy, status)
 
                 await store.write(change)
+                await asyncio.gather(*(snapshots.prepare(copy.snapshot_key, parent) for copy in copies))
         finally:
             store.close()
 

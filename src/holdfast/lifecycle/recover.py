@@ -6,10 +6,12 @@ no row owns. Running all of it twice changes nothing; being killed in the middle
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -37,6 +39,7 @@ from holdfast.store.db import Store
 log = logging.getLogger(__name__)
 
 OBJECT_SECONDS: Final = 10.0
+EXITED_AT_ONCE: Final = 8  # of one pod
 SWEEP_LONGEST: Final = 300.0  # between attempts to remove an orphan that cannot be removed
 SAVE_LONGEST: Final = 10.0  # between attempts to write the report to a disk that is full
 EXECS_LONGEST: Final = 3.0  # between attempts to end what is executed under a shim that does not answer
@@ -197,12 +200,22 @@ class Recovery:
         crashpoint("recover.saved")
 
     async def _with_containers(self, pod: Pod) -> None:
-        """A pod's containers, all at once, and then the pod; other pods do not wait for it."""
+        """A pod's containers, all at once, and then the pod; other pods do not wait for it.
+
+        Those that have exited, of which there may be thousands, go some at a time: a deadline is for who is sick, not
+        for who waits for his turn.
+        """
+        turns = asyncio.Semaphore(EXITED_AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for container in list(pod.containers.values()):
                 name = f"recover container {container.meta.id}"
-                group.create_task(self._one(name, self._container(container)), name=name)
+                turn = turns if container.status.finished_at else contextlib.nullcontext()
+                group.create_task(self._in_turn(turn, name, container), name=name)
         await self._one(f"recover pod {pod.meta.id}", self._pod(pod))
+
+    async def _in_turn(self, turn: AbstractAsyncContextManager[None], what: str, container: Container) -> None:
+        async with turn:
+            await self._one(what, self._container(container))
 
     async def _one(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         """One object under its own deadline; whatever goes wrong with it is its own trouble."""

@@ -59,14 +59,14 @@ class Snapshots:
             raise InvalidArgument(f"root: {self._directory} has a sign in it that overlayfs takes for its own")
         files.make_private(self._directory)
         self._rows = {row.key: row for row in await self._store.read(rows.load_snapshots)}
-        taken = [int(name) for name in os.listdir(self._directory) if name.isdigit()]
+        taken = {int(name) for name in os.listdir(self._directory) if name.isdigit()}
         self._numbers = itertools.count(max([0, *taken, *(row.directory for row in self._rows.values())]) + 1)
         told = []
         for row in self._rows.values():
             if row.kind == "committed" and self._is_lost(row):
                 told.append(f"the content of layer {row.key} is lost")
                 self._lost.add(row.key)
-            elif row.kind != "committed" and row.directory not in set(taken):
+            elif row.kind != "committed" and row.directory not in taken:
                 told.append(f"directory of snapshot {row.key} was lost; it starts afresh")
                 try:
                     self._make_directories(row)
