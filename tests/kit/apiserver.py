@@ -53,10 +53,11 @@ class NotThere(Exception):
 
 
 def kubectls() -> list[Path]:
-    """Debian's, which speaks SPDY, and one that is newer where there is one: since 1.31 they speak WebSockets."""
-    newer = sorted(Path("/usr/lib/google-cloud-sdk/bin").glob("kubectl.1.*")) or [Path("/nonexistent")]
-    found = [Path(one) for one in (newer[-1], shutil.which("kubectl")) if one and Path(one).exists()]
-    return [DEBIANS, *found[:1]]
+    """Debian's, which speaks SPDY, and the newest beside that of the PATH: since 1.31 they speak WebSockets."""
+    if (other := shutil.which("kubectl")) is None:
+        return [DEBIANS]
+    beside = sorted(Path(other).resolve().parent.glob("kubectl.1.*"))
+    return [DEBIANS, (beside or [Path(other)])[-1]]
 
 
 class _Handler(BaseHTTPRequestHandler):
