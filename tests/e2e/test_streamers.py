@@ -174,6 +174,7 @@ def test_a_foreign_container_is_attached_to(foreign: Node, container: str) -> No
     with Stream(attach_url(foreign, container)) as stream:
         stream.type("one\n")
         stream.until_out("got one\n")
-        foreign.stop_container(container)
+        stream.end_input()
         stream.until(lambda: stream.ended, "the end")
         assert '"Success"' in stream.out(ERROR)
+    assert foreign.exited(container).exit_code == 3
