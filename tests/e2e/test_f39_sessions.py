@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from kit import crash, invariants
 from kit.node import Node, node, until
-from kit.streams import FORWARD, SECONDS, Rejected, Stream, attach_url, exec_url, execute, forward_url
+from kit.streams import ERROR, FORWARD, SECONDS, Rejected, Stream, attach_url, exec_url, execute, forward_url
 
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
@@ -343,24 +343,25 @@ def daemon(one: Node) -> int:
     return len(os.listdir(f"/proc/{one.process.pid}/fd"))
 
 
-def test_f39_the_death_of_the_shim_is_not_the_end(life: Node) -> None:
-    """An exec without a terminal goes on under the next one."""
+def test_f39_the_death_of_the_shim(life: Node) -> None:
+    """Who is attached goes on under the next one; what is executed ends with it, and that is said."""
     pod = life.run_pod()
-    container = life.run(pod, "sleep 1000")
-    with Stream(exec_url(life, container, ["/bin/sh", "-c", f"({COUNT}) & read line; kill $!; exit 3"])) as stream:
-        count_on(stream)
+    container = life.run(pod, "while read line; do echo said $line; done", stdin=True)
+    with Stream(attach_url(life, container)) as attached, Stream(exec_url(life, container, ["sleep", "4008"])) as run:
+        attached.type("one\n")
+        attached.until_out("said one")
+        until(lambda: "sleep 4008" in listed(life, container), "it to run")
         (shim,) = [worker.pid for worker in keeper.workers(life.state) if worker.id == pod]
         os.kill(shim, signal.SIGKILL)
         until(lambda: life.works(container), "the pod to be adopted")
-        count_or_end(stream)
-    until(lambda: not streamers(life), "its streamer to end")
+        attached.type("two\n")
+        attached.until_out("said two")
+        run.until(lambda: run.ended, "the end")
+        assert "shim" in run.out(ERROR)
+        until(lambda: "sleep 4008" not in listed(life, container), "it to be ended")
+    until(lambda: not streamers(life), "the sessions to be over")
     life.remove_pod(pod)
     invariants.check(life)
-
-
-def count_or_end(stream: Stream) -> None:
-    with contextlib.suppress(ConnectionError):
-        count_on(stream)
 
 
 def test_f39_a_session_in_which_nothing_passes_is_ended() -> None:
