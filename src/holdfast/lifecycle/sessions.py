@@ -208,7 +208,7 @@ class Sessions:
             told = self._process(container, directory) | {
                 "attach": self._told_of_output(container),
                 "stdin": str(self._bundles.path(container) / "stdin") if container.config.stdin else "",
-                "stdin_once": container.config.stdin_once,
+                "stdin_once": container.config.stdin_once and not container.config.tty,  # a terminal's input has no end
             }
             await self._hand_over(id, session, caller, container.pod, told)
 
