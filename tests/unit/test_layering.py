@@ -153,3 +153,9 @@ def test_a_module_that_breaks_the_table_is_found() -> None:
     assert allowed("runtime", "holdfast.proto.task_pb2")
     assert allowed("cli", "holdfast.proto.node_pb2_grpc")
     assert allowed("lifecycle", "holdfast.lifecycle.world.World")
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their names alone."""
+    names = sorted(path.name for path in (SOURCE.parents[1] / "tests").rglob("test_*.py"))
+    assert len(set(names)) == len(names), [name for name in set(names) if names.count(name) > 1]
