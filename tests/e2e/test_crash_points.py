@@ -333,7 +333,7 @@ class Session(Operation):
             try:
                 self.act(stage, target)
                 return
-            except (OSError, streams.Rejected):  # its daemon, or its shim, went with it
+            except (OSError, streams.Rejected, streams.Failed):  # its daemon, or its shim, went with it
                 if time.monotonic() > deadline:
                     raise
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import grpc
 import pytest
 import test_crash_points as operations
-from kit import crash, invariants
+from kit import crash, invariants, streams
 from kit.node import Node, until
 from kit.registry import registry
 from test_crash_points import Operation, Stage, Target, patiently
@@ -56,6 +56,7 @@ ERRORS: dict[str, tuple[int, ...]] = {
     "bind": (errno.EIO, errno.EROFS),
 }
 MOST = 40  # of one call in one operation: what is passed once for every process of the machine is always the same
+SERVERS_FAULT = (409, 500, 503, 504)  # HTTP statuses
 CLEAR = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -201,7 +202,7 @@ class Rounds:
         with self._armed(one):
             try:
                 operation.act(stage, target)
-            except grpc.RpcError as exc:
+            except (grpc.RpcError, streams.Rejected, streams.Failed) as exc:
                 refused = True
                 _check_clear(exc)
             seconds = time.monotonic() - began
@@ -260,8 +261,15 @@ def processes(node: Node) -> Counter[str]:
     return found
 
 
-def _check_clear(exc: grpc.RpcError) -> None:
+def _check_clear(exc: Exception) -> None:
     """A status that tells the client what to do, or a sentence of ours that says what could not be done."""
+    if isinstance(exc, streams.Rejected):
+        assert exc.args[0] in SERVERS_FAULT, f"refused with HTTP status {exc}"
+        return
+    if isinstance(exc, streams.Failed):
+        assert "cannot " in str(exc), f"ended with {exc}"
+        return
+    assert isinstance(exc, grpc.RpcError)
     code, text = exc.code(), exc.details() or ""
     clear = code in CLEAR or (code is grpc.StatusCode.UNKNOWN and text.startswith("cannot "))
     assert clear, f"refused with {code.name}: {text}"

@@ -27,6 +27,14 @@ class Rejected(Exception):
     """The HTTP status that came instead of an upgrade."""
 
 
+class Failed(Exception):
+    """What was said at a session's end, which had no exit code to tell."""
+
+
+def _causes(status: dict[str, Any]) -> dict[str, str]:
+    return {one.get("reason", ""): one["message"] for one in status.get("details", {}).get("causes", ())}
+
+
 class Stream:
     """One session; `received` is what has come on each channel."""
 
@@ -79,6 +87,8 @@ class Stream:
         while not (value := condition()):
             left = deadline - time.monotonic()
             assert left > 0, f"waited {seconds:g} s in vain for {what}; {self}"
+            if self.ended and (failure := self._failure()):
+                raise Failed(failure)
             if self.ended:
                 raise ConnectionError(f"it has ended before {what}; {self}")
             self._read(left)
@@ -93,14 +103,17 @@ class Stream:
         return self.out(channel)
 
     def outcome(self) -> int:
-        """Wait for the end; the process's exit code. Raises AssertionError with what is said when there is none."""
+        """Wait for the end; the process's exit code. Raises Failed with what is said when there is none."""
         self.until(lambda: self.ended, "the end")
+        if failure := self._failure():
+            raise Failed(failure)
         status = json.loads(self.out(ERROR))
-        if status["status"] == "Success":
-            return 0
-        causes = {one["reason"]: one["message"] for one in status.get("details", {}).get("causes", ())}
-        assert "ExitCode" in causes, status
-        return int(causes["ExitCode"])
+        return 0 if status["status"] == "Success" else int(_causes(status)["ExitCode"])
+
+    def _failure(self) -> str:
+        """What is said instead of how the process ended."""
+        status = json.loads(self.out(ERROR) or '{"status": "Success"}')
+        return "" if status["status"] == "Success" or "ExitCode" in _causes(status) else status["message"]
 
     def _send(self, message: Any) -> None:
         self._connection.sendall(self._websocket.send(message))

@@ -23,11 +23,14 @@ def init(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     program.write_bytes(pause.program())
     program.chmod(0o755)
     parent = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", str(program)])
+    pid = 0
     try:
-        yield parent, awaited(lambda: running(parent.pid))
+        pid = awaited(lambda: running(parent.pid))
+        yield parent, pid
     finally:
-        parent.kill()
+        parent.kill()  # and with it goes its child, in a moment
         parent.wait()
+        awaited(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def awaited(found: Callable[[], int]) -> int:

@@ -13,6 +13,7 @@ import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -141,12 +142,17 @@ def _be_frames(wish: Wish, connection: int, line: socket.socket, streams: Stream
     status = 1
     try:
         process.set_name("hf-frames")
-        keep = [connection, line.fileno(), *streams.fds()]
-        if wish.session == FORWARD:
-            jail.enter(keep, FORWARD_FILES, network=network, parent=parent)
-        else:
-            jail.enter(keep, COMMAND_FILES, parent=parent)
-        serve(wish, socket.socket(fileno=connection), line, streams)
+        client, keep = socket.socket(fileno=connection), [connection, line.fileno(), *streams.fds()]
+        try:
+            if wish.session == FORWARD:
+                jail.enter(keep, FORWARD_FILES, network=network, parent=parent)
+            else:
+                jail.enter(keep, COMMAND_FILES, parent=parent)
+        except OSError as exc:
+            why = f"cannot begin the session: {exc.strerror}"
+            refuse(client, upgrade.Refused(HTTPStatus.INTERNAL_SERVER_ERROR, why))
+            raise
+        serve(wish, client, line, streams)
         status = 0
     except BaseException:
         lines.tell(line, "words", text=traceback.format_exc())
@@ -154,14 +160,19 @@ def _be_frames(wish: Wish, connection: int, line: socket.socket, streams: Stream
         os._exit(status)
 
 
+def refuse(connection: socket.socket, refused: upgrade.Refused) -> None:
+    """Raises OSError."""
+    connection.settimeout(REFUSAL_SECONDS)
+    connection.sendall(refused.answer())
+    connection.shutdown(socket.SHUT_WR)
+
+
 def serve(wish: Wish, connection: socket.socket, line: socket.socket, streams: Streams) -> None:
     """Answer the client's request, and see to what he asks for."""
     try:
         codec, answer = upgrade.accept(wish.request, wish.session, wish.wanted, wish.ports)
     except upgrade.Refused as exc:
-        connection.settimeout(REFUSAL_SECONDS)
-        connection.sendall(exc.answer())
-        connection.shutdown(socket.SHUT_WR)
+        refuse(connection, exc)
         return
     loop = _Mortal(_reap)
     half: Frames | Forwarding
