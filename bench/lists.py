@@ -25,8 +25,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 sys.path.insert(0, str(Path(__file__).parent))
-from image import build_busybox_image
-from peers import Containerd, Holdfast, Peer, container_config, environment, pod_config, pss, running
+from peers import Containerd, Holdfast, Peer, container_config, environment, images, pod_config, pss, running
 from run import Samples, empty, percentile, timed
 
 PLAIN = {
@@ -114,11 +113,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="hf-bench-"))
-    (base / "pause").mkdir()
-    archives = [
-        build_busybox_image(base, "bench/busybox:latest"),
-        build_busybox_image(base / "pause", "bench/pause:latest", Cmd=["/bin/sleep", "infinity"]),
-    ]
+    archives = images(base)
     many = options.pods * options.containers
     expected = {"ListContainers": many, "ListPodSandbox": options.pods, "ListContainerStats": many}
     expected["ListPodSandboxStats"] = options.pods

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+from image import build_busybox_image
 
 from holdfast.linux import cgroup
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -175,6 +176,15 @@ BinaryName = "{self.runtime}"
 
     def _is_ours(self, argv: list[str]) -> bool:
         return str(self.socket) in argv and "containerd-shim" in argv[0]
+
+
+def images(base: Path) -> list[Path]:
+    """Archives of IMAGE and PAUSE."""
+    (base / "pause").mkdir()
+    return [
+        build_busybox_image(base, "bench/busybox:latest"),
+        build_busybox_image(base / "pause", "bench/pause:latest", Cmd=["/bin/sleep", "infinity"]),
+    ]
 
 
 def pss(pid: int) -> int:

@@ -25,8 +25,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 sys.path.insert(0, str(Path(__file__).parent))
-from image import build_busybox_image
-from peers import Containerd, Holdfast, Peer, environment, running
+from peers import Containerd, Holdfast, Peer, environment, images, running
 from run import empty, fill
 
 COMPLETE_SECONDS = 60.0
@@ -79,11 +78,7 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=5)
     options = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="hf-bench-"))
-    (base / "pause").mkdir()
-    archives = [
-        build_busybox_image(base, "bench/busybox:latest"),
-        build_busybox_image(base / "pause", "bench/pause:latest", Cmd=["/bin/sleep", "infinity"]),
-    ]
+    archives = images(base)
     with ExitStack() as stack:
         peers = [stack.enter_context(running(kind(base, options.runtime), archives)) for kind in (Holdfast, Containerd)]
         table = measure(peers, [int(pods) for pods in options.pods.split(",")], options.restarts)

@@ -23,8 +23,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 sys.path.insert(0, str(Path(__file__).parent))
-from image import build_busybox_image
-from peers import Containerd, Holdfast, Peer, container_config, environment, pod_config, pss, running
+from peers import Containerd, Holdfast, Peer, container_config, environment, images, pod_config, pss, running
 
 Samples = dict[str, list[float]]  # milliseconds by step
 WARM_UP = 3
@@ -145,11 +144,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="hf-bench-"))
-    (base / "pause").mkdir()
-    archives = [
-        build_busybox_image(base, "bench/busybox:latest"),
-        build_busybox_image(base / "pause", "bench/pause:latest", Cmd=["/bin/sleep", "infinity"]),
-    ]
+    archives = images(base)
     with ExitStack() as stack:
         peers = [stack.enter_context(running(kind(base, options.runtime), archives)) for kind in (Holdfast, Containerd)]
         figures = report(measure(peers, options.cycles, options.pods))
