@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.agent.plan.actions import NS, Actions, Remembered, Start, plan
+from holdfast.agent.plan.actions import NS, Actions, Remembered, Start, Wait, plan
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health, Kind
@@ -94,8 +94,14 @@ def test_restart_policies(policy: str, code: int, again: bool) -> None:
 def test_a_container_that_ends_again_waits() -> None:
     known = Remembered(backoffs={"a": Backoff(pause=20 * NS, ended_at=NOW - 5 * NS)})
     waiting = plan(pod("a"), there(run("a", EXITED, attempt=2)), known, NOW)
-    assert waiting == Actions(due=NOW + 15 * NS)
+    assert waiting == Actions(waits=(Wait("a", NOW + 15 * NS),), due=NOW + 15 * NS)
     assert plan(pod("a"), there(run("a", EXITED, attempt=2)), known, NOW + 15 * NS).starts == (Start("a", 3),)
+
+
+def test_what_was_through_before_its_sandbox_went_is_not_run_again() -> None:
+    new = Observed((replace(READY, ready=False), Sandbox("t", 1, True)), (run("a", EXITED), run("b", EXITED, code=137)))
+    assert plan(pod("a", "b", policy="OnFailure"), new, Remembered(), NOW).starts == (Start("b", 1),)
+    assert plan(pod("a", "b"), new, Remembered(), NOW).starts == (Start("a", 1), Start("b", 1))
 
 
 def test_over_when_nothing_is_left_to_run() -> None:

@@ -103,6 +103,8 @@ class SeccompProfile:
     def __post_init__(self) -> None:
         if (self.type == "Localhost") is not bool(self.localhost_profile):
             raise ValueError(".localhostProfile: goes with type Localhost, and with no other")
+        if self.localhost_profile.startswith("/") or ".." in self.localhost_profile.split("/"):
+            raise ValueError(f".localhostProfile: {self.localhost_profile!r} leads out of the directory of profiles")
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,10 +385,14 @@ class Container:
 
     @property
     def pull_policy(self) -> str:
-        """As the API server would default it: a tag that may move is asked for each time."""
-        name = self.image.rpartition("/")[2]
-        moves = "@" not in name and (":" not in name or name.endswith(":latest"))
-        return self.image_pull_policy or ("Always" if moves else "IfNotPresent")
+        return pull_policy(self.image, self.image_pull_policy)
+
+
+def pull_policy(image: str, asked: str) -> str:
+    """As the API server would default it: a tag that may move is asked for each time."""
+    name = image.rpartition("/")[2]
+    moves = "@" not in name and (":" not in name or name.endswith(":latest"))
+    return asked or ("Always" if moves else "IfNotPresent")
 
 
 # -- volumes
@@ -601,6 +607,8 @@ class PodSpec:
         for container in self.containers:
             if container.restart_policy:
                 raise ValueError(f".containers[{container.name}].restartPolicy: is for init containers")
+        if not self.host_users:
+            raise ValueError(".hostUsers: false is not supported here: nobody gives out ranges of users yet")
         if self.share_process_namespace and self.host_pid:
             raise ValueError(".shareProcessNamespace: goes with no hostPID")
 
