@@ -33,7 +33,7 @@ def volumes_with_mounts(uid: str, mounts: Iterable[MountEntry]) -> list[str]:
     if not uid or "/" in uid:
         return []
     kinds = "|".join(DELETED_PLAINLY)
-    volume = re.compile(rf"(/.+)?/pods/{re.escape(uid)}/volumes/kubernetes\.io~(?:{kinds})/[^/]+")
+    volume = re.compile(rf"(/.+?)?/pods/{re.escape(uid)}/volumes/kubernetes\.io~(?:{kinds})/[^/]+")
     found = (volume.match(one.target) for one in mounts)
     return list(dict.fromkeys(match[0] for match in found if match is not None))
 

@@ -59,6 +59,13 @@ def test_volumes_are_known_by_where_they_are() -> None:
     assert volumes_with_mounts("u", mounts) == [V, "/pods/u/volumes/kubernetes.io~secret/s"]
 
 
+def test_a_volume_is_the_outermost_directory_that_looks_like_one() -> None:
+    """Whoever writes to a volume may make in it what looks like another, and mount memory of somebody else's there."""
+    inner = f"{V}{V}"
+    assert volumes_with_mounts("u", [entry(2, 1, inner, "tmpfs")]) == [V]
+    assert ids(entry(2, 1, inner, "tmpfs")) == [2]
+
+
 def test_no_uid_is_nobody_s() -> None:
     mounts = [entry(1, 0, "/k/pods//volumes/kubernetes.io~empty-dir/v/x"), entry(2, 0, f"{V}/x")]
     assert volumes_with_mounts("", mounts) == []
