@@ -98,6 +98,12 @@ def test_a_container_that_ends_again_waits() -> None:
     assert plan(pod("a"), there(run("a", EXITED, attempt=2)), known, NOW + 15 * NS).starts == (Start("a", 3),)
 
 
+def test_what_was_through_before_its_sandbox_went_is_not_run_again() -> None:
+    new = Observed((replace(READY, ready=False), Sandbox("t", 1, True)), (run("a", EXITED), run("b", EXITED, code=137)))
+    assert plan(pod("a", "b", policy="OnFailure"), new, Remembered(), NOW).starts == (Start("b", 1),)
+    assert plan(pod("a", "b"), new, Remembered(), NOW).starts == (Start("a", 1), Start("b", 1))
+
+
 def test_over_when_nothing_is_left_to_run() -> None:
     one = pod("a", "b", init=("s+",), policy="OnFailure")
     runs = (run("s", RUNNING), run("a", EXITED), run("b", EXITED))

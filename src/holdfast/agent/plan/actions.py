@@ -161,6 +161,9 @@ def _steps(pod: Pod, there: Observed, known: Remembered, now: int) -> Iterator[K
                 return
     for one in pod.spec.containers:
         run = here.latest(one.name)
+        last = there.latest(one.name)
+        if run is None and last is not None and last.state is State.EXITED and not _restarts(pod.spec, last):
+            continue  # it was through before its sandbox went
         yield from _kept(pod, one, run, there, known, now, restarts=run is None or _restarts(pod.spec, run))
 
 
@@ -194,7 +197,7 @@ def _unhealthy(pod: Pod, one: Container, run: Run, known: Remembered) -> Iterato
 
 
 def _after_pause(one: Container, attempt: int, known: Remembered, now: int) -> Iterator[Start | int]:
-    due = known.backoffs.get(one.name, Backoff()).due(first=attempt <= 1)
+    due = known.backoffs.get(one.name, Backoff()).due
     yield Start(one.name, attempt) if now >= due else due
 
 

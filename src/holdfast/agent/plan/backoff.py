@@ -1,9 +1,9 @@
-"""When a container that ends again and again is started again: after 10 s, doubling to 5 min (Kubernetes' crash loop).
+"""When a container that ends again and again is started again: at once, after 10 s, doubling to 5 min (a crash loop).
 
 A container that has run for ten minutes begins from the beginning.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 NS: Final = 1_000_000_000
@@ -14,7 +14,7 @@ CALM: Final = 600 * NS  # as twice the longest pause
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Of one container: `pause` is that before its next start, 0 for a first one. Times are ns since the epoch."""
+    """Of one container: `pause` is that before its next start. Times are ns since the epoch, 0 for never."""
 
     pause: int = 0
     ended_at: int = 0
@@ -23,13 +23,11 @@ class Backoff:
         """It has run from one moment to another, and is to be started again. The same end counts once."""
         if ended_at <= self.ended_at:
             return self
-        if started_at and ended_at - started_at >= CALM:
-            return Backoff(FIRST, ended_at)
+        if not self.ended_at or (started_at and ended_at - started_at >= CALM):
+            return Backoff(0, ended_at)
         return Backoff(min(max(self.pause * 2, FIRST), LONGEST), ended_at)
 
-    def due(self, first: bool) -> int:
-        """When it may be started; of its first end the restart is at once."""
-        return self.ended_at if first else self.ended_at + self.pause
-
-    def reset(self) -> "Backoff":
-        return replace(self, pause=0)
+    @property
+    def due(self) -> int:
+        """When it may be started."""
+        return self.ended_at + self.pause

@@ -103,6 +103,8 @@ class SeccompProfile:
     def __post_init__(self) -> None:
         if (self.type == "Localhost") is not bool(self.localhost_profile):
             raise ValueError(".localhostProfile: goes with type Localhost, and with no other")
+        if self.localhost_profile.startswith("/") or ".." in self.localhost_profile.split("/"):
+            raise ValueError(f".localhostProfile: {self.localhost_profile!r} leads out of the directory of profiles")
 
 
 @dataclass(frozen=True, slots=True)
@@ -601,6 +603,8 @@ class PodSpec:
         for container in self.containers:
             if container.restart_policy:
                 raise ValueError(f".containers[{container.name}].restartPolicy: is for init containers")
+        if not self.host_users:
+            raise ValueError(".hostUsers: false is not supported here: nobody gives out ranges of users yet")
         if self.share_process_namespace and self.host_pid:
             raise ValueError(".shareProcessNamespace: goes with no hostPID")
 
