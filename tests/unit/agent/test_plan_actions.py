@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.agent.plan.actions import NS, Actions, Remembered, Start, plan
+from holdfast.agent.plan.actions import NS, Actions, Remembered, Start, Wait, plan
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health, Kind
@@ -94,7 +94,7 @@ def test_restart_policies(policy: str, code: int, again: bool) -> None:
 def test_a_container_that_ends_again_waits() -> None:
     known = Remembered(backoffs={"a": Backoff(pause=20 * NS, ended_at=NOW - 5 * NS)})
     waiting = plan(pod("a"), there(run("a", EXITED, attempt=2)), known, NOW)
-    assert waiting == Actions(due=NOW + 15 * NS)
+    assert waiting == Actions(waits=(Wait("a", NOW + 15 * NS),), due=NOW + 15 * NS)
     assert plan(pod("a"), there(run("a", EXITED, attempt=2)), known, NOW + 15 * NS).starts == (Start("a", 3),)
 
 

@@ -20,7 +20,7 @@ from holdfast.agent.pod.spec import (
     Seconds,
     SecurityContext,
 )
-from holdfast.agent.sync import convert
+from holdfast.agent.sync import convert, names
 from holdfast.agent.sync.convert import Node
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -109,7 +109,7 @@ def test_names_are_resolved_as_the_machine_does_and_as_is_asked_for_beside() -> 
 
 
 def test_resolv_conf() -> None:
-    found = convert.parse_resolv(
+    found = names.parse_resolv(
         "# a\nnameserver 192.0.2.1 # b\nsearch a b\n\ndomain c\noptions ndots:2 rotate\nsortlist x\n"
     )
     assert found == pb.DNSConfig(servers=["192.0.2.1"], searches=["c"], options=["ndots:2", "rotate"])
@@ -117,11 +117,11 @@ def test_resolv_conf() -> None:
 
 def test_hosts() -> None:
     aliases = (HostAlias("192.0.2.9", ("db", "db.lan")),)
-    own = convert.hosts(simple(host_aliases=aliases), ("10.0.0.2", "fd00::2"), "not this")
+    own = names.hosts(simple(host_aliases=aliases), ("10.0.0.2", "fd00::2"), "not this")
     assert "10.0.0.2\tp\nfd00::2\tp\n" in own
     assert own.endswith("192.0.2.9\tdb\tdb.lan\n")
     assert "not this" not in own
-    of_host = convert.hosts(simple(host_network=True), ("10.0.0.2",), "192.0.2.1 host\n")
+    of_host = names.hosts(simple(host_network=True), ("10.0.0.2",), "192.0.2.1 host\n")
     assert "192.0.2.1 host" in of_host
     assert "10.0.0.2" not in of_host
 

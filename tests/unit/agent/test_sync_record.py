@@ -31,6 +31,7 @@ recorded = st.builds(
     st.none() | st.integers(0, 999),
     st.sampled_from(["", "Succeeded", "Failed"]),
     st.text(max_size=9),
+    st.booleans(),
     st.dictionaries(words, st.builds(Backoff, times, times), max_size=2),
     st.dictionaries(words, st.builds(Backoff, times, times), max_size=2),
     st.dictionaries(words, runs, max_size=2),

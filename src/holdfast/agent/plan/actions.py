@@ -51,11 +51,20 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """A container that is to be started again, not before `until`, in ns since the epoch."""
+
+    name: str
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
 class Actions:
     """What can be done now, all of it at once; `due` is when something more is, in ns since the epoch, 0 for never."""
 
     kills: tuple[Kill, ...] = ()
     starts: tuple[Start, ...] = ()
+    waits: tuple[Wait, ...] = ()
     new_sandbox: int | None = None  # the attempt that it is
     stop_sandboxes: tuple[str, ...] = ()
     finished: str = ""  # the pod is over for good, Succeeded or Failed
@@ -81,7 +90,7 @@ def plan(pod: Pod, there: Observed, known: Remembered, now: int) -> Actions:
     actions = _in_sandbox(pod, there, known, now)
     others = tuple(one.id for one in there.sandboxes if one is not sandbox and one.ready)
     due = min((one for one in (actions.due, deadline) if one), default=0)
-    return Actions(actions.kills, actions.starts, stop_sandboxes=others, due=due)
+    return Actions(actions.kills, actions.starts, actions.waits, stop_sandboxes=others, due=due)
 
 
 def grace_of(pod: Pod, container: str, known: Remembered) -> int:
@@ -134,15 +143,17 @@ def _again(pod: Pod, there: Observed, known: Remembered) -> Actions:
 
 def _in_sandbox(pod: Pod, there: Observed, known: Remembered, now: int) -> Actions:
     steps = list(_steps(pod, there, known, now))
+    waits = tuple(step for step in steps if isinstance(step, Wait))
     return Actions(
         tuple(step for step in steps if isinstance(step, Kill)),
         tuple(step for step in steps if isinstance(step, Start)),
-        due=min((step for step in steps if isinstance(step, int)), default=0),
+        waits,
+        due=min((one.until for one in waits), default=0),
     )
 
 
-def _steps(pod: Pod, there: Observed, known: Remembered, now: int) -> Iterator[Kill | Start | int]:
-    """Kills, starts, and times at which there is more to be done."""
+def _steps(pod: Pod, there: Observed, known: Remembered, now: int) -> Iterator[Kill | Start | Wait]:
+    """What is to be done, and what is to be waited for."""
     assert there.current is not None
     here = Observed((there.current,), tuple(run for run in there.runs if run.sandbox == there.current.id))
     for left in there.alive:
@@ -169,7 +180,7 @@ def _steps(pod: Pod, there: Observed, known: Remembered, now: int) -> Iterator[K
 
 def _kept(
     pod: Pod, one: Container, run: Run | None, there: Observed, known: Remembered, now: int, *, restarts: bool
-) -> Iterator[Kill | Start | int]:
+) -> Iterator[Kill | Start | Wait]:
     """See to it that a container runs, as it is to be; `run` is its last run in this sandbox."""
     before = there.latest(one.name)
     attempt = 0 if before is None else before.attempt + 1
@@ -196,9 +207,9 @@ def _unhealthy(pod: Pod, one: Container, run: Run, known: Remembered) -> Iterato
         yield Kill(run, f"it is to be made from something else ({wanted[:12]})", grace_of(pod, one.name, known))
 
 
-def _after_pause(one: Container, attempt: int, known: Remembered, now: int) -> Iterator[Start | int]:
+def _after_pause(one: Container, attempt: int, known: Remembered, now: int) -> Iterator[Start | Wait]:
     due = known.backoffs.get(one.name, Backoff()).due
-    yield Start(one.name, attempt) if now >= due else due
+    yield Start(one.name, attempt) if now >= due else Wait(one.name, due)
 
 
 def _started(one: Container, run: Run | None, known: Remembered) -> bool:

@@ -385,10 +385,14 @@ class Container:
 
     @property
     def pull_policy(self) -> str:
-        """As the API server would default it: a tag that may move is asked for each time."""
-        name = self.image.rpartition("/")[2]
-        moves = "@" not in name and (":" not in name or name.endswith(":latest"))
-        return self.image_pull_policy or ("Always" if moves else "IfNotPresent")
+        return pull_policy(self.image, self.image_pull_policy)
+
+
+def pull_policy(image: str, asked: str) -> str:
+    """As the API server would default it: a tag that may move is asked for each time."""
+    name = image.rpartition("/")[2]
+    moves = "@" not in name and (":" not in name or name.endswith(":latest"))
+    return asked or ("Always" if moves else "IfNotPresent")
 
 
 # -- volumes

@@ -22,6 +22,7 @@ from holdfast.agent.pod.spec import (
     SeccompProfile,
     SelinuxOptions,
 )
+from holdfast.agent.sync import names
 from holdfast.proto import runtime_v1_pb2 as pb
 
 POD_NAME: Final = "io.kubernetes.pod.name"
@@ -39,7 +40,6 @@ CONFIG_SOURCE: Final = "kubernetes.io/config.source"
 AGENT: Final = "holdfast-agent"  # the source: what no agent has made no agent touches
 
 HOSTS: Final = "/etc/hosts"
-HOST_NAME_LENGTH: Final = 63  # of Linux it is 64; a kubelet's
 PROTOCOLS: Final = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
 PROFILES: Final = {
     "RuntimeDefault": pb.SecurityProfile.RuntimeDefault,
@@ -90,9 +90,9 @@ def sandbox_config(pod: Pod, attempt: int, node: Node) -> pb.PodSandboxConfig:
     meta, spec = pod.metadata, pod.spec
     return pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=attempt),
-        hostname="" if spec.host_network else host_name(pod),
+        hostname="" if spec.host_network else names.host_name(pod),
         log_directory=log_directory(pod, node),
-        dns_config=dns(spec, node.dns),
+        dns_config=names.dns(spec, node.dns),
         port_mappings=_ports(spec),
         labels={**meta.labels, **of_pod(pod)},
         annotations={**meta.annotations, CONFIG_SOURCE: AGENT},
@@ -102,53 +102,6 @@ def sandbox_config(pod: Pod, attempt: int, node: Node) -> pb.PodSandboxConfig:
             sysctls={one.name: one.value for one in spec.security_context.sysctls},
         ),
     )
-
-
-def host_name(pod: Pod) -> str:
-    """As it is asked for, or the pod's name, as much of it as a host name may have."""
-    return pod.spec.hostname or pod.metadata.name[:HOST_NAME_LENGTH].rstrip("-.")
-
-
-def dns(spec: PodSpec, own: pb.DNSConfig) -> pb.DNSConfig:
-    """What the pod resolves names by: the machine's or nothing, and what it adds. No cluster comes first."""
-    found = pb.DNSConfig() if spec.dns_policy == "None" else pb.DNSConfig.FromString(own.SerializeToString())
-    more = spec.dns_config
-    options = {one.partition(":")[0]: one for one in found.options}
-    options |= {one.name: f"{one.name}:{one.value}" if one.value else one.name for one in more.options}
-    return pb.DNSConfig(
-        servers=dict.fromkeys((*found.servers, *more.nameservers)),
-        searches=dict.fromkeys((*found.searches, *more.searches)),
-        options=options.values(),
-    )
-
-
-def parse_resolv(text: str) -> pb.DNSConfig:
-    """resolv.conf(5). Of several lines "search" the last one counts; options add up."""
-    found = pb.DNSConfig()
-    for line in text.splitlines():
-        key, *values = line.split("#")[0].split(";")[0].split() or [""]
-        if key == "nameserver" and values:
-            found.servers.append(values[0])
-        elif key in ("search", "domain"):
-            del found.searches[:]
-            found.searches.extend(values)
-        elif key == "options":
-            found.options.extend(values)
-    return found
-
-
-def hosts(pod: Pod, addresses: Iterable[str], own: str) -> str:
-    """/etc/hosts for the pod's containers: a name for its addresses, or what the host itself has, and its aliases."""
-    if pod.spec.host_network:
-        lines = ["# The host's, for a pod in its network.", own.rstrip("\n")]
-    else:
-        lines = ["# For a pod, by its agent.", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-        lines += ["fe00::\tip6-localnet", "fe00::\tip6-mcastprefix", "fe00::1\tip6-allnodes", "fe00::2\tip6-allrouters"]
-        lines += [f"{one}\t{host_name(pod)}" for one in addresses]
-    if pod.spec.host_aliases:
-        lines += ["", "# Aliases of the pod."]
-        lines += ["\t".join((one.ip, *one.hostnames)) for one in pod.spec.host_aliases]
-    return "\n".join(lines) + "\n"
 
 
 def _ports(spec: PodSpec) -> list[pb.PortMapping]:

@@ -4,6 +4,7 @@ Times are ns since the epoch. A record that cannot be read is not taken for a po
 what the pod has is left alone.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -46,6 +47,7 @@ class Record:
     grace: int | None = None
     finished: str = ""
     why: str = ""  # it is over
+    leaving: bool = False  # it was proven dead: nobody wants its volumes any more
     backoffs: Mapping[str, Backoff] = field(default_factory=dict)  # by container
     pulls: Mapping[str, Backoff] = field(default_factory=dict)  # by container, of its image
     runs: Mapping[str, Run] = field(default_factory=dict)  # by container: the last one that was seen
@@ -147,6 +149,8 @@ def load(path: Path) -> Record:
 def remove(paths: Paths, uid: str) -> None:
     """Idempotent; the last thing that is done for a pod."""
     files.unlink(paths.pod(uid) / FILE)
+    with contextlib.suppress(OSError):  # somebody else's is in it, or it is gone
+        files.rmdir(paths.pod(uid))
 
 
 def records(paths: Paths) -> Iterable[Path]:
