@@ -1,9 +1,9 @@
 """What the workers of all pods share, and what they ask of the volume manager."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.spec import Container, Pod
@@ -11,15 +11,17 @@ from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.agent.volumes.paths import Paths
 
+PAUSE: Final = 2_000_000_000  # ns until a step that could not be taken is tried again
+
 
 class Trouble(Exception):
     """Why a container does not run yet: Kubernetes' word for it, words for people, and for how many ns to wait."""
 
-    def __init__(self, reason: str, message: str, pause: int = 2_000_000_000) -> None:
+    def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
-        self.pause = pause
+        self.pause = PAUSE
 
 
 class Mounted(Protocol):
@@ -49,7 +51,7 @@ class Volumes(Protocol):
     async def ready(self, uid: str, seconds: float = 0.0) -> Mapping[str, str]:
         """Wait for all volumes of a pod."""
 
-    async def mounts(self, pod: Pod, container: Container, environment: Mapping[str, str]) -> "list[Mounted]":
+    async def mounts(self, pod: Pod, container: Container, environment: Mapping[str, str]) -> Sequence[Mounted]:
         """At each start of a container."""
 
     async def gone(self, uid: str, seconds: float = 0.0) -> list[str]:

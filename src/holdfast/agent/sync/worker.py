@@ -78,7 +78,8 @@ class Worker:
     async def delete(self, grace: int | None = None) -> None:
         """Once it is on disk that the pod is to go, within `grace` seconds or as it says itself. Raises OSError."""
         known = self.record
-        if known.deleted_at and (grace is None or (known.grace is not None and grace >= known.grace)):
+        given = self.pod.spec.termination_grace_period_seconds if known.grace is None else known.grace
+        if known.deleted_at and (grace is None or grace >= given):
             return
         deleted_at = known.deleted_at or self._parts.clock()
         await self._keep(lambda known: replace(known, deleted_at=deleted_at, grace=grace))
