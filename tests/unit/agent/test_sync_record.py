@@ -26,6 +26,7 @@ verdicts = st.builds(lambda good: Results(good), st.none() | st.booleans())
 recorded = st.builds(
     Record,
     pods(),
+    words,
     times,
     times,
     st.none() | st.integers(0, 999),

@@ -42,6 +42,7 @@ class Record:
     """Of one pod, as it was admitted."""
 
     pod: Pod
+    source: str = ""  # the file that it came from
     begun_at: int = 0
     deleted_at: int = 0
     grace: int | None = None
