@@ -88,12 +88,19 @@ def test_an_end_is_counted_once_and_outlives_its_container() -> None:
     assert seen(removed, later)[0].backoffs["c"].pause == FIRST
 
 
-@pytest.mark.parametrize(("state", "code"), [(State.RUNNING, 137), (State.UNKNOWN, 137), (State.CREATED, 128)])
-def test_what_the_runtime_does_not_know_any_more_is_over(state: State, code: int) -> None:
+def test_what_has_never_run_is_forgotten_when_it_goes() -> None:
+    known, _ = seen(Record(simple()), Observed((SANDBOX,), (run(State.CREATED),)))
+    gone, found = seen(known, Observed((SANDBOX,), ()))
+    assert not gone.runs
+    assert not found.runs
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.UNKNOWN])
+def test_what_the_runtime_does_not_know_any_more_is_over(state: State) -> None:
     known, _ = seen(Record(simple()), Observed((SANDBOX,), (run(state, started_at=5),)))
     gone, found = seen(known, Observed())
     (left,) = found.runs
-    assert (left.state, left.code) == (State.EXITED, code)
+    assert (left.state, left.code) == (State.EXITED, 137)
     assert gone.runs["c"] == left
     assert seen(gone, Observed())[0] == gone
 

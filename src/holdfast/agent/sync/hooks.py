@@ -27,12 +27,15 @@ async def perform(
     if isinstance(action, Handler) and action.sleep is not None:
         await asyncio.sleep(min(action.sleep.seconds, seconds))
         return ""
+    there = action.http_get or action.tcp_socket
+    assert there is not None
+    if not (host := there.host or address):
+        return "the pod has no address"
     try:
         async with asyncio.timeout(seconds):
-            if action.http_get is not None:
-                return await _http(action.http_get, container, address)
-            assert action.tcp_socket is not None
-            return await _tcp(action.tcp_socket, container, address)
+            if isinstance(there, HttpGet):
+                return await _http(there, container, host)
+            return await _tcp(there, container, host)
     except TimeoutError:
         return f"no answer within {seconds} s"
     except (OSError, ValueError, EOFError, asyncio.LimitOverrunError) as exc:
@@ -50,15 +53,15 @@ async def _execute(action: ExecAction, container_id: str, runtime: Runtime, seco
     return f"the command ended with {found.exit_code}{': ' if said else ''}{said}"
 
 
-async def _tcp(action: TcpSocket, container: Container, address: str) -> str:
-    _, writer = await asyncio.open_connection(action.host or address, port_of(container, action.port))
+async def _tcp(action: TcpSocket, container: Container, host: str) -> str:
+    _, writer = await asyncio.open_connection(host, port_of(container, action.port))
     await _close(writer)
     return ""
 
 
-async def _http(action: HttpGet, container: Container, address: str) -> str:
+async def _http(action: HttpGet, container: Container, host: str) -> str:
     """Any answer from 200 to 399 is a success; no redirection is followed, no certificate is checked."""
-    host, port = action.host or address, port_of(container, action.port)
+    port = port_of(container, action.port)
     secured = None
     if action.scheme == "HTTPS":
         secured = ssl.create_default_context()

@@ -23,6 +23,8 @@ async def ensure(runtime: Runtime, reference: str, policy: str, sandbox: pb.PodS
     if found is None:
         try:
             pulled = await runtime.pull(reference, sandbox)
+        except Unavailable:
+            raise
         except HoldfastError as exc:
             raise Trouble(PULL_FAILED, f"cannot pull image {reference}: {exc}") from exc
         found = await _inspect(runtime, pulled or reference)

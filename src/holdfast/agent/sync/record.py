@@ -66,7 +66,11 @@ def seen(record: Record, there: Observed) -> tuple[Record, Observed]:
     more: list[Run] = []
     ids = {one.id for one in there.runs}
     for name, before in record.runs.items():
-        if before.id not in ids:
+        if before.id in ids:
+            continue
+        if before.state is State.CREATED:
+            del runs[name]  # it has never run
+        else:
             runs[name] = before = _gone(before)
             more.append(before)
     found = Observed(there.sandboxes, (*there.runs, *more))
@@ -95,11 +99,8 @@ def _gone(run: Run) -> Run:
     if run.state is State.EXITED:
         return run
     message = "the runtime does not know this container any more"
-    if run.state is State.CREATED:
-        return replace(run, state=State.EXITED, ended_at=run.created_at, code=128, reason="StartError", message=message)
-    return replace(
-        run, state=State.EXITED, ended_at=run.ended_at or run.started_at, code=137, reason=GONE, message=message
-    )
+    ended_at = run.ended_at or run.started_at
+    return replace(run, state=State.EXITED, ended_at=ended_at, code=137, reason=GONE, message=message)
 
 
 # -- on disk

@@ -48,12 +48,12 @@ def container_of(pod: Pod, name: str) -> Container | None:
     return next((one for one in (*pod.spec.init_containers, *pod.spec.containers) if one.name == name), None)
 
 
-def address_of(there: Observed | None, pod: Pod, facts: env.Facts) -> str:
-    """Where a pod is reached from its host."""
+def address_of(there: Observed, pod: Pod, facts: env.Facts) -> str:
+    """Where a pod is reached from its host; "" for nowhere, which is never the host instead."""
     if pod.spec.host_network:
         return next(iter(facts.host_addresses), "127.0.0.1")
-    sandbox = there.current if there is not None else None
-    return next(iter(sandbox.addresses), "127.0.0.1") if sandbox is not None else "127.0.0.1"
+    sandbox = there.current
+    return next(iter(sandbox.addresses), "") if sandbox is not None else ""
 
 
 async def make_sandbox(parts: Parts, pod: Pod, attempt: int, stops: Iterable[str]) -> None:
@@ -153,7 +153,7 @@ async def _mount(parts: Parts, pod: Pod, one: Mounted) -> pb.Mount:
     )
 
 
-async def post_start(parts: Parts, pod: Pod, there: Observed | None, run_id: str, container: Container) -> str:
+async def post_start(parts: Parts, pod: Pod, there: Observed, run_id: str, container: Container) -> str:
     """The hook of a run that has begun: "" or why it has failed, which is to be the run's end."""
     hook = container.lifecycle.post_start
     if hook is None:
@@ -161,7 +161,7 @@ async def post_start(parts: Parts, pod: Pod, there: Observed | None, run_id: str
     return await _hook(parts, pod, there, run_id, container, hook, HOOK)
 
 
-async def stop(parts: Parts, pod: Pod, there: Observed | None, run: Run, until: int) -> None:
+async def stop(parts: Parts, pod: Pod, there: Observed, run: Run, until: int) -> None:
     """End a run by `until`, in ns since the epoch: its preStop hook first, then the signal, then SIGKILL."""
     container = container_of(pod, run.name)
     hook = container.lifecycle.pre_stop if container is not None else None
@@ -179,7 +179,7 @@ async def stop(parts: Parts, pod: Pod, there: Observed | None, run: Run, until: 
 
 
 async def _hook(
-    parts: Parts, pod: Pod, there: Observed | None, run_id: str, container: Container, hook: Handler, seconds: int
+    parts: Parts, pod: Pod, there: Observed, run_id: str, container: Container, hook: Handler, seconds: int
 ) -> str:
     address = address_of(there, pod, parts.facts(pod))
     try:
