@@ -41,6 +41,7 @@ class Cgroups:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pids: dict[str, set[int]] = {}
         monkeypatch.setattr(cgroup, "create", lambda path: self.pids.setdefault(path, set()))
+        monkeypatch.setattr(cgroup, "has", lambda path, controller, name: False)
         monkeypatch.setattr(cgroup, "pids", lambda path: self.pids.get(path, set()))
         monkeypatch.setattr(cgroup, "remove", lambda path: self.pids.pop(path, None))
         monkeypatch.setattr(cgroup, "remove_if_empty", lambda path: None)

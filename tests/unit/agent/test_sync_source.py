@@ -92,4 +92,4 @@ def test_of_two_pods_of_one_name_the_first_counts(there: Directory) -> None:
     found = there.looked()
     ((_, pod),) = found.pods.values()
     assert pod.spec.containers[0].image == "first"
-    assert "is in" in found.unread[str(there.path / "b.yaml")]
+    assert "is in" in found.warnings[str(there.path / "b.yaml")][0]

@@ -4,6 +4,7 @@ Sources: Kubernetes, "Pod Quality of Service Classes"; k8s.io/kubernetes pkg/kub
 pkg/kubelet/qos (oom_score_adj) for the numbers.
 """
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 from holdfast.agent.pod.quantity import Quantity
@@ -39,13 +40,25 @@ def requested(container: Container, resource: str) -> Quantity:
 
 
 def total(pod: Pod, resource: str) -> Quantity:
-    """What the pod requests as a whole: its containers and sidecars, or the init container that needs most."""
-    mains = sum(requested(one, resource).milli for one in pod.spec.containers)
+    """What the pod requests as a whole."""
+    return _whole(pod, lambda one: requested(one, resource))
+
+
+def limit(pod: Pod, resource: str) -> Quantity | None:
+    """What the pod may have as a whole: nothing is said of it while one of its containers has no limit."""
+    if any(resource not in one.resources.limits for one in (*pod.spec.init_containers, *pod.spec.containers)):
+        return None
+    return _whole(pod, lambda one: Quantity(one.resources.limits[resource].milli))
+
+
+def _whole(pod: Pod, amount: Callable[[Container], Quantity]) -> Quantity:
+    """Its containers and sidecars, or the init container that needs most, with the sidecars before it."""
+    mains = sum(amount(one).milli for one in pod.spec.containers)
     beside, most = 0, 0
     for one in pod.spec.init_containers:
         if one.sidecar:
-            beside += requested(one, resource).milli
-        most = max(most, beside + (0 if one.sidecar else requested(one, resource).milli))
+            beside += amount(one).milli
+        most = max(most, beside + (0 if one.sidecar else amount(one).milli))
     return Quantity(max(mains + beside, most))
 
 

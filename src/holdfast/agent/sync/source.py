@@ -18,6 +18,7 @@ from holdfast.agent.pod.spec import Pod
 from holdfast.linux import files
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
+WRITTEN: Final = "it is being written"
 NOTHING: Final = Manifest()
 Stamp = tuple[int, int, int, int]
 
@@ -87,10 +88,10 @@ class Source:
             self._files[path] = replace(self._files[path], stamp=None, taken=None, why="it is not there any more")
 
     def _take(self, path: str, stamp: Stamp) -> None:
-        known = self._files.setdefault(path, _File(why="it is being written"))
+        known = self._files.setdefault(path, _File(why=WRITTEN))
         if known.stamp != stamp:
             known.stamp = stamp
-            known.why = known.why or "it is being written"
+            known.why = known.why or WRITTEN
         elif known.taken != stamp:
             known.taken = stamp
             try:
@@ -105,17 +106,16 @@ class Source:
         data: dict[tuple[str, str, str], Data] = {}
         warnings: dict[str, tuple[str, ...]] = {}
         for path, one in sorted(self._files.items()):
+            warnings[path] = one.manifest.warnings
             for pod in one.manifest.pods:
                 name = (pod.metadata.namespace, pod.metadata.name)
                 if name in names or pod.metadata.uid in pods:
                     first = names.get(name, "another file")
-                    unread.setdefault(path, f"pod {'/'.join(name)} is in {first} already")
+                    warnings[path] += (f"pod {'/'.join(name)} is in {first} already",)
                     continue
                 names[name] = path
                 pods[pod.metadata.uid] = (path, pod)
             data = {(found.kind, found.namespace, found.name): found for found in one.manifest.data} | data
-            if one.manifest.warnings:
-                warnings[path] = one.manifest.warnings
         return Found(pods, data, warnings, unread, listed)
 
 

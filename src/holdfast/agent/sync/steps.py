@@ -17,7 +17,7 @@ from holdfast.agent.plan.actions import Start
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.pod import env, qos
 from holdfast.agent.pod.spec import Container, Handler, Pod, pull_policy
-from holdfast.agent.sync import convert, files, hooks, images
+from holdfast.agent.sync import convert, files, hooks, images, limits
 from holdfast.agent.sync.parts import Mounted, Parts, Trouble
 from holdfast.linux import cgroup
 from holdfast.linux.files import mkdir
@@ -64,7 +64,7 @@ async def make_sandbox(parts: Parts, pod: Pod, attempt: int, stops: Iterable[str
         raise Trouble(SANDBOX, f"something of it lives on: {why}")
     await volumes(parts.volumes.ready(pod.metadata.uid, VOLUMES))
     config = convert.sandbox_config(pod, attempt, parts.node)
-    await in_thread(cgroup.create, config.linux.cgroup_parent)
+    await in_thread(limits.make_cgroup, pod, config.linux.cgroup_parent)
     await in_thread(mkdir, Path(config.log_directory), 0o755, parents=True, exist_ok=True)
     try:
         await parts.runtime.run_pod(config, pod.spec.runtime_class_name)
