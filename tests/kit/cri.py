@@ -143,6 +143,7 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method GetContainerEvents")
         queue: asyncio.Queue[pb.ContainerEventResponse] = asyncio.Queue()
         self._watchers.append(queue)
+        await context.send_initial_metadata(())
         while True:
             yield await queue.get()
 

@@ -27,6 +27,7 @@ PULL: Final = 3600.0
 MARGIN: Final = 15.0  # for a call beyond the time that it is asked to take itself
 POLL: Final = 1.0  # between looks at a runtime that tells no events
 RECONNECT: Final = 1.0
+BEGIN: Final = 1.0  # for a stream of events to begin
 
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
@@ -115,7 +116,6 @@ class Runtime:
         """Uids of pods of which something has changed, "" when it may be any; whatever becomes of the runtime."""
         told = True
         while True:
-            yield ""
             try:
                 async for uid in self._events() if told else self._polled():
                     yield uid
@@ -125,11 +125,19 @@ class Runtime:
                 await asyncio.sleep(RECONNECT)
 
     async def _events(self) -> AsyncIterator[str]:
+        """First "", once it is certain that what happens from then on is told."""
+        call = self._runtime.GetContainerEvents(pb.GetEventsRequest())
+        begun = asyncio.get_running_loop().create_task(call.initial_metadata())
         try:
-            async for event in self._runtime.GetContainerEvents(pb.GetEventsRequest()):
+            await asyncio.wait({begun}, timeout=BEGIN)  # not every runtime sends its headers before the first event
+            yield ""
+            async for event in call:
                 yield event.pod_sandbox_status.metadata.uid
         except grpc.aio.AioRpcError as exc:
             raise _error(exc) from exc
+        finally:
+            call.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
         raise Unavailable("the runtime has ended its events")
 
     async def _polled(self) -> AsyncIterator[str]:
@@ -140,7 +148,9 @@ class Runtime:
                 now.setdefault(pod.metadata.uid, set()).add((pod.id, pod.state))
             for one in await self._containers():
                 now.setdefault(one.labels.get(POD_UID, ""), set()).add((one.id, one.state))
-            if before is not None:
+            if before is None:
+                yield ""
+            else:
                 for uid in before.keys() | now.keys():
                     if before.get(uid) != now.get(uid):
                         yield uid
