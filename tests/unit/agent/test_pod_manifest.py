@@ -6,53 +6,12 @@ from dataclasses import fields, is_dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.pods import APPLICATION
 
 from holdfast.agent.pod import spec
 from holdfast.agent.pod.decode import Refused, key_of
 from holdfast.agent.pod.manifest import Manifest, parse
 from holdfast.agent.pod.quantity import Quantity
-
-APPLICATION = """
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: web}
-data:
-  httpd.conf: |
-    H:/www
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: web
-  labels: {app: web}
-spec:
-  initContainers:
-  - name: fill
-    image: docker.io/library/busybox:1.36
-    command: [sh, -c, "echo hello > /www/index.html"]
-    volumeMounts: [{name: www, mountPath: /www}]
-  - name: refresh
-    image: docker.io/library/busybox:1.36
-    restartPolicy: Always
-    command: [sh, -c, "while sleep 5; do date > /www/date; done"]
-    volumeMounts: [{name: www, mountPath: /www}]
-  containers:
-  - name: httpd
-    image: docker.io/library/busybox@sha256:aaaa
-    command: [httpd, -f, -p, "8080", -c, /etc/web/httpd.conf]
-    ports: [{name: http, containerPort: 8080, hostPort: 18080}]
-    env:
-    - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
-    resources: {requests: {cpu: 50m, memory: 16Mi}, limits: {memory: 64Mi}}
-    readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
-    livenessProbe: {tcpSocket: {port: 8080}}
-    volumeMounts:
-    - {name: www, mountPath: /www, readOnly: true}
-    - {name: config, mountPath: /etc/web}
-  volumes:
-  - {name: www, emptyDir: {sizeLimit: 8Mi}}
-  - {name: config, configMap: {name: web}}
-"""
 
 
 def pod(text: str, **more: str) -> Manifest:

@@ -1,0 +1,80 @@
+"""Files of a pod beside its volumes: /etc/hosts, and what its containers leave as their last words.
+
+pods/UID/etc-hosts
+pods/UID/containers/NAME/ATTEMPT    mounted at terminationMessagePath
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.sync import names
+from holdfast.agent.sync.convert import HOSTS
+from holdfast.agent.volumes.paths import Paths
+from holdfast.linux import files
+from holdfast.linux.files import write_atomic
+
+MESSAGE_LIMIT: Final = 4096  # bytes, a kubelet's
+LOG_LIMIT: Final = 2048
+HOSTS_LIMIT: Final = 1 << 20
+
+
+def write_hosts(paths: Paths, pod: Pod, addresses: Iterable[str]) -> Path:
+    """Where it is. One that says the same stays: containers have it mounted."""
+    try:
+        own = files.read_bounded(HOSTS, HOSTS_LIMIT).decode(errors="replace")
+    except OSError:
+        own = "127.0.0.1\tlocalhost\n"
+    text = names.hosts(pod, addresses, own).encode()
+    path = paths.pod(pod.metadata.uid) / "etc-hosts"
+    if not path.exists() or files.read_bounded(path, 2 * HOSTS_LIMIT) != text:
+        files.make_private(path.parent)
+        write_atomic(path, text, 0o644)
+    return path
+
+
+def message_path(paths: Paths, uid: str, container: str, attempt: int) -> Path:
+    return paths.pod(uid) / "containers" / container / str(attempt)
+
+
+def make_message(paths: Paths, uid: str, container: str, attempt: int) -> Path:
+    """An empty file that anybody may write to who can reach it."""
+    path = message_path(paths, uid, container, attempt)
+    files.make_private(path.parent.parent)
+    files.make_private(path.parent)
+    write_atomic(path, b"", 0o666, sync=False)
+    return path
+
+
+def last_words(paths: Paths, pod: Pod, container: Container, attempt: int, code: int, log: Path) -> str:
+    """What a container that has ended leaves to be said; of one that failed the end of its log, if it is to be that."""
+    said = _tail(message_path(paths, pod.metadata.uid, container.name, attempt), MESSAGE_LIMIT)
+    if not said and code and container.termination_message_policy == "FallbackToLogsOnError":
+        lines = _tail(log, LOG_LIMIT).splitlines()
+        said = "\n".join(line.split(" ", 3)[-1] for line in lines)
+    return said
+
+
+def _tail(path: Path, limit: int) -> str:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return ""
+        file.seek(max(found.st_size - limit, 0))
+        return file.read(limit).decode(errors="replace")
+
+
+def remove_pod(paths: Paths, pod: Pod, log_directory: str) -> None:
+    """What a pod has beside its volumes and its record. Idempotent. Raises OSError."""
+    directory = paths.pod(pod.metadata.uid)
+    files.unlink(directory / "etc-hosts")
+    for tree in (directory / "containers", Path(log_directory)):
+        if tree.exists():
+            files.remove_tree(tree)
