@@ -106,6 +106,10 @@ def test_what_was_damaged_or_left_half_done_is_repaired(tmp_path: Path) -> None:
     assert not files.write(tmp_path, ONE)
     assert shown(tmp_path) == expected(ONE)
     assert len(os.listdir(tmp_path)) == 4
+    (tmp_path / "dir").unlink()
+    (tmp_path / "dir/for-a-subpath").mkdir(parents=True)
+    assert not files.write(tmp_path, ONE)
+    assert shown(tmp_path) == expected(ONE)
     (tmp_path / "..data").unlink()
     assert files.write(tmp_path, ONE)
     assert shown(tmp_path) == expected(ONE)

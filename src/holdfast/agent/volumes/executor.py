@@ -8,9 +8,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from holdfast.agent.volumes import operations, plan
 from holdfast.agent.volumes.operations import Kept
@@ -67,35 +67,31 @@ class Executor:
     def world(self) -> World:
         return World(self.volumes, self.busy, self.attempts)
 
-    def begin(self, operation: Operation) -> Coroutine[Any, Any, None]:
-        """Returns what has to be run for it; the volume is busy from now on."""
+    def begin(self, operation: Operation) -> None:
+        """The volume is busy from now on, and until `run` has ended."""
         key = operation.key
         assert key not in self.busy
         found = self.volumes.get(key, Actual())
         if isinstance(operation, TearDown):
+            self.busy[key] = Work("torn down", time.monotonic())
             self.volumes[key] = replace(found, state=State.UNCERTAIN)
-            return self._run(key, "being torn down", self._tear_down(key))
-        shape = operation.wanted.shape
-        self.volumes[key] = replace(found, shape=shape)
-        return self._run(key, "being set up", self._set_up(operation))
+        else:
+            self.busy[key] = Work("set up", time.monotonic())
+            self.volumes[key] = replace(found, shape=operation.wanted.shape)
 
-    def _run(self, key: Key, what: str, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-        self.busy[key] = Work(what, time.monotonic())
-
-        async def run() -> None:
-            try:
-                await work
-                self.attempts.pop(key, None)
-            except (Kept, OSError, ValueError) as exc:
-                self._has_failed(key, what, _words(exc))
-            except Exception as exc:  # of one volume, which is no reason to leave the others alone
-                log.exception("volume %s of pod %s cannot be %s", key.name, key.uid, what)
-                self._has_failed(key, what, f"{type(exc).__name__}: {exc}")
-            finally:
-                del self.busy[key]
-                self.changes.tell()
-
-        return run()
+    async def run(self, operation: Operation) -> None:
+        key = operation.key
+        try:
+            await (self._tear_down(key) if isinstance(operation, TearDown) else self._set_up(operation))
+            self.attempts.pop(key, None)
+        except (Kept, OSError, ValueError) as exc:
+            self._has_failed(key, _words(exc))
+        except Exception as exc:  # of one volume, which is no reason to leave the others alone
+            log.exception("volume %s of pod %s cannot be %s", key.name, key.uid, self.busy[key].what)
+            self._has_failed(key, f"{type(exc).__name__}: {exc}")
+        finally:
+            del self.busy[key]
+            self.changes.tell()
 
     async def _set_up(self, operation: SetUp) -> None:
         wanted = operation.wanted
@@ -111,11 +107,11 @@ class Executor:
         self._has_detached(key, detached)
         del self.volumes[key]
 
-    def _has_failed(self, key: Key, what: str, why: str) -> None:
+    def _has_failed(self, key: Key, why: str) -> None:
         before = self.attempts.get(key)
         self.attempts[key] = plan.failed(before, time.monotonic_ns(), why)
         if before is None or before.why != why:  # not again and again the same
-            log.warning("volume %s of pod %s cannot go on %s: %s", key.name, key.uid, what, why)
+            log.warning("volume %s of pod %s cannot be %s: %s", key.name, key.uid, self.busy[key].what, why)
 
     def _has_detached(self, key: Key, detached: Iterable[MountEntry]) -> None:
         for one in detached:
@@ -156,7 +152,7 @@ class Executor:
         if (attempt := self.attempts.get(key)) is not None:
             return attempt.why
         if (work := self.busy.get(key)) is not None and (lasts := time.monotonic() - work.since) > SLOW:
-            return f"has been {work.what} for {lasts:.0f} s: the kernel does not answer"
+            return f"is being {work.what} for {lasts:.0f} s: the kernel does not answer"
         return ""
 
 

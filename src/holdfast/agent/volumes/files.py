@@ -99,10 +99,14 @@ def _is(place: Path, one: File, group: int | None) -> bool:
 
 
 def _link(directory: Path, name: str, target: str) -> None:
-    """Make a name lead to `target`, whatever it was, at no moment being nothing."""
-    with contextlib.suppress(OSError):
+    """Make a name lead to `target`, at no moment being nothing if it was a link before."""
+    try:
         if os.readlink(directory / name) == target:
             return
+    except FileNotFoundError:
+        pass
+    except OSError:  # such as a directory, made for a subPath while there was no such file
+        files.remove_tree(directory / name)
     files.unlink(directory / NEW)
     os.symlink(target, directory / NEW)
     files.rename(directory / NEW, directory / name)

@@ -19,7 +19,7 @@ from holdfast.agent.pod.spec import Container, Pod, Volume, VolumeMount
 from holdfast.agent.volumes import plan, subpath, world
 from holdfast.agent.volumes.executor import Executor
 from holdfast.agent.volumes.paths import Key, Paths
-from holdfast.agent.volumes.plan import Attempt
+from holdfast.agent.volumes.plan import Attempt, Operation
 from holdfast.agent.volumes.world import Desired, State
 from holdfast.linux.threads import in_thread
 
@@ -152,8 +152,9 @@ class Manager:
         now = time.monotonic_ns()
         executor = self._executor
         for operation in plan.plan(wanted, executor.world, self._complete, self._dead, now):
-            work = self._and_wake(executor.begin(operation))
-            group.create_task(work, name=f"{type(operation).__name__} {operation.key.uid} {operation.key.name}")
+            executor.begin(operation)
+            name = f"{type(operation).__name__} {operation.key.uid} {operation.key.name}"
+            group.create_task(self._do(operation), name=name)
         self._dead.clear()  # a proof is good for what is begun with it
         for uid in plan.to_be_proven(wanted, executor.world, self._complete, now):
             attempt = self._unproven.get(uid)
@@ -164,8 +165,8 @@ class Manager:
         present = {key.uid for key in executor.volumes}
         self._unproven = {uid: one for uid, one in self._unproven.items() if uid in present}
 
-    async def _and_wake(self, work: Awaitable[None]) -> None:
-        await work
+    async def _do(self, operation: Operation) -> None:
+        await self._executor.run(operation)
         self._wake.set()
 
     async def _prove(self, uid: str) -> None:
@@ -244,7 +245,7 @@ class Manager:
         key = world.key_of(pod, volume)
         path = self._ready_path(key)
         if part:
-            async with self._executor.alone(key, "being bound"):
+            async with self._executor.alone(key, "bound"):
                 place = Path(os.path.realpath(self._ready_path(key)))  # a host's path may have links in it
                 target = self._paths.subpath(key.uid, key.name, container.name, index)
                 path = os.fspath(target)

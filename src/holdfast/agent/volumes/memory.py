@@ -30,8 +30,8 @@ def set_up(place: Path, size: int = 0, page: int = 0) -> bool:
 def _mount(fstype: str, place: Path, options: list[str]) -> None:
     if fstype == "tmpfs":
         try:  # what is a secret is not to be on a disk (Linux 6.4)
-            return mount.mount(fstype, place, fstype, mount.MS_NODEV, ",".join((*options, "noswap")))
+            return mount.mount(fstype, place, fstype, data=",".join((*options, "noswap")))
         except OSError as exc:
             if exc.errno != errno.EINVAL:
                 raise
-    return mount.mount(fstype, place, fstype, mount.MS_NODEV, ",".join(options))
+    return mount.mount(fstype, place, fstype, data=",".join(options))

@@ -6,6 +6,7 @@ Nobody does two at the same volume at once (executor.py).
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from holdfast.agent.volumes import emptydir, files, hostpath, journal, memory, o
 from holdfast.agent.volumes.emptydir import EmptyDir
 from holdfast.agent.volumes.journal import Entry
 from holdfast.agent.volumes.paths import EMPTY_DIR, Key, Paths, listed
+from holdfast.agent.volumes.teardown import Teardown
 from holdfast.agent.volumes.world import Desired, Files
 from holdfast.linux.files import mkdir
 from holdfast.linux.inject import crashpoint
@@ -87,12 +89,23 @@ def tear_down(paths: Paths, key: Key) -> tuple[MountEntry, ...]:
     return tuple(detached)
 
 
-def _torn_down(paths: Paths, key: Key) -> Iterator[teardown.Teardown]:
-    yield teardown.tear_down(paths.volume(key.uid, key.kind, key.name), paths.discarded(key.uid, key.name))
-    if key.kind == EMPTY_DIR:
-        yield teardown.tear_down(paths.sized(key.uid, key.name), paths.discarded(key.uid, key.name))
+def _torn_down(paths: Paths, key: Key) -> Iterator[Teardown]:
+    place = paths.volume(key.uid, key.kind, key.name)
+    for volume in (place, paths.sized(key.uid, key.name)) if key.kind == EMPTY_DIR else (place,):
+        discarded = paths.discarded(key.uid, key.name)
+        yield _as_it_was(teardown.tear_down(volume, discarded), volume, discarded)
     for left in paths.discards(key):
-        yield teardown.empty(left)
+        yield _as_it_was(teardown.empty(left), place, left)
+
+
+def _as_it_was(done: Teardown, volume: Path, discarded: Path) -> Teardown:
+    """What was mounted is told by the names by which whoever mounted it knows it."""
+
+    def named(one: MountEntry) -> MountEntry:
+        below = one.target.removeprefix(f"{discarded}/")
+        return one if below == one.target else replace(one, target=f"{volume}/{below}")
+
+    return replace(done, detached=tuple(map(named, done.detached)))
 
 
 def _unbind(paths: Paths, key: Key) -> None:
