@@ -13,8 +13,9 @@ import pytest
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.manifest import Data, parse
 from holdfast.agent.pod.spec import Pod
-from holdfast.agent.volumes import executor, hostpath, manager, operations
+from holdfast.agent.volumes import executor, hostpath, manager, operations, plan
 from holdfast.agent.volumes.manager import ContainerMount, Manager, NotReady
+from holdfast.agent.volumes.operations import Kept
 from holdfast.agent.volumes.paths import Key, Paths
 from holdfast.agent.volumes.world import Desired
 
@@ -129,6 +130,32 @@ async def test_no_answer_is_no_proof(tmp_path: Path, runtime: Runtime) -> None:
         await until(lambda: "cannot be told whether" in " ".join(volumes.told("a")))
         assert (tmp_path / "pods/a/volumes").exists()
         runtime.error, runtime.dead = None, {"a"}
+        assert await volumes.gone("a", SECONDS) == []
+
+
+async def test_a_proof_is_good_for_one_attempt(
+    tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts, real = 0, operations.tear_down
+
+    def tear_down(paths: Paths, key: Key) -> object:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            runtime.dead.clear()  # somebody has started it again by hand
+            raise Kept("busy", ())
+        return real(paths, key)
+
+    monkeypatch.setattr(operations, "tear_down", tear_down)
+    monkeypatch.setattr(plan, "FIRST", 1)
+    async with running(tmp_path, runtime) as volumes:
+        volumes.want([pod("a", "{name: work, emptyDir: {}}")], complete=True)
+        await volumes.ready("a", SECONDS)
+        runtime.dead.add("a")
+        volumes.want([], complete=True)
+        await until(lambda: attempts == 1 and runtime.asked > 5)
+        assert attempts == 1
+        runtime.dead.add("a")
         assert await volumes.gone("a", SECONDS) == []
 
 

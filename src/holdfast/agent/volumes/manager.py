@@ -73,7 +73,6 @@ class Manager:
         """All pods whose volumes are wanted, those included that are being stopped. `complete`: there are no others."""
         self._pods = {pod.metadata.uid: pod for pod in pods}
         self._complete = complete
-        self._dead -= set(self._pods)
         self._refresh()
         self._wake.set()
         self._executor.changes.tell()
