@@ -194,7 +194,18 @@ def test_a_journal_says_what_was_made(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"null", b"\xff", b'{"version": 2}', b'{"version": 1, "shape": 5}', b"[" * 60_000]
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"version": 2}',
+        b'{"version": 1, "shape": 5}',
+        b"[" * 60_000,
+        b"x" * 70_000,
+    ],
 )
 def test_a_journal_that_cannot_be_understood_is_one_nevertheless(paths: Paths, text: bytes) -> None:
     journal.write(paths, KEY, Entry("shape"))

@@ -5,6 +5,7 @@ sought in an image because the filesystem was mounted otherwise meanwhile.
 """
 
 import contextlib
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -42,6 +43,10 @@ def load(paths: Paths, key: Key) -> Entry | None:
         return None
     except (ValueError, RecursionError):
         return Entry()
+    except OSError as exc:
+        if exc.errno == errno.EFBIG:
+            return Entry()
+        raise
     if not isinstance(found, dict) or found.pop("version", None) != VERSION:
         return Entry()
     if set(found) != set(_TYPES) or any(type(found[name]) is not kind for name, kind in _TYPES.items()):
