@@ -15,14 +15,38 @@ from holdfast.agent.volumes.paths import Key, Paths
 from holdfast.agent.volumes.payload import File, Payload, digest
 from holdfast.agent.volumes.world import Desired, Files
 from holdfast.linux import files as linux_files
+from holdfast.linux.quota import Project
 
-CONF, WORK = Key("u", "configmap", "conf"), Key("u", "empty-dir", "work")
+CONF, WORK, SIZED = Key("u", "configmap", "conf"), Key("u", "empty-dir", "work"), Key("u", "empty-dir", "sized")
 NAMES = st.sampled_from(["a", "b", "c/d", "c/e"])
 PAYLOADS = st.dictionaries(NAMES, st.binary(max_size=3), max_size=3)
 
 
 class Killed(BaseException):
     """Nobody catches it, as nobody catches a SIGKILL."""
+
+
+class Quotas:
+    """A filesystem's project quotas, as linux.quota has them: not every kernel was built with them."""
+
+    def __init__(self, step: Callable[[str], None]) -> None:
+        self.limits: dict[int, int] = {}
+        self.projects: dict[int, int] = {}  # by inode
+        self.step = step
+
+    def enforced(self, _directory: Path) -> bool:
+        return True
+
+    def project(self, _directory: Path, number: int) -> Project:
+        return Project(self.limits.get(number, 0))
+
+    def limit(self, _directory: Path, number: int, size: int) -> None:
+        self.step("limit")
+        self.limits[number] = size
+
+    def assign(self, directory: Path, number: int) -> None:
+        self.step("assign")
+        self.projects[directory.stat().st_ino] = number
 
 
 def run(patch: pytest.MonkeyPatch, work: Callable[[], object], kill_at: int) -> bool:
@@ -86,16 +110,19 @@ VERBS = st.sampled_from(["up", "down"])
 
 
 @settings(max_examples=60)
-@given(steps=st.lists(st.tuples(VERBS, st.integers(1, 60)), max_size=8), last=VERBS)
+@given(steps=st.lists(st.tuples(VERBS, st.integers(1, 90)), max_size=8), last=VERBS)
 def test_volumes_are_whole_or_gone_in_the_end(steps: list[tuple[str, int]], last: str) -> None:
     group = os.getgid()
     wanted = [
         Desired(CONF, "configmap", digest(()), Files(payload({"k": b"v"}), False, group)),
         Desired(WORK, "empty-dir", "1", EmptyDir(group=ownership.Group(group))),
+        Desired(SIZED, "empty-dir:4096", "1", EmptyDir(size=4096)),
     ]
+    quotas = Quotas(lambda name: linux_files.fault(name))
     with tempfile.TemporaryDirectory() as made, pytest.MonkeyPatch.context() as patch:
         paths = Paths(Path(os.path.realpath(made)))
-        work = paths.volume("u", "empty-dir", "work")
+        work, sized = paths.volume("u", "empty-dir", "work"), paths.volume("u", "empty-dir", "sized")
+        patch.setattr(emptydir, "quota", quotas)
 
         def act(verb: str) -> None:
             found = world.find(paths)
@@ -120,6 +147,9 @@ def test_volumes_are_whole_or_gone_in_the_end(steps: list[tuple[str, int]], last
         if last == "up":
             assert (work.stat().st_mode & 0o7777, work.stat().st_gid) == (0o2777, group)
             assert shown(paths.volume("u", "configmap", "conf")) == {"k": b"v"}
+            assert quotas.limits[quotas.projects[sized.stat().st_ino]] == 4096
+            assert sum(map(bool, quotas.limits.values())) == 1
             assert all(journal.load(paths, one.key) is not None for one in wanted)
         else:
+            assert not any(quotas.limits.values())
             assert {path.name for path in paths.root.rglob("*")} <= {"pods", "trash"}

@@ -45,9 +45,10 @@ def set_up(paths: Paths, key: Key, shape: str, wanted: EmptyDir) -> Path:
         journal.write(paths, key, entry)
     crashpoint("volume.journalled")
     place = _place(paths, key, entry)
+    if entry.made and entry.means != "loop" and not os.path.lexists(place):
+        entry = replace(entry, made=False)  # what there was of it is going by way of the trash
+        journal.write(paths, key, entry)
     is_new = _make(place)
-    if is_new and entry.means != "loop":  # what there was of it has gone, or is going by way of the trash
-        entry = replace(entry, made=False)
     crashpoint("volume.made")
     is_new = _SET_UP[entry.means](paths, key, place, wanted, entry) or is_new or not entry.made
     if is_new:
@@ -164,6 +165,7 @@ def _make_image(image: Path, size: int) -> None:
             os.posix_fallocate(descriptor, 0, size)
             crashpoint("volume.image-begun")
             _mkfs(part)
+            os.posix_fallocate(descriptor, 0, size)  # where nothing is written mkfs has given room back
             files.fsync(descriptor, part)
         finally:
             os.close(descriptor)
