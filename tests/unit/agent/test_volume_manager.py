@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.manifest import Data, parse
-from holdfast.agent.pod.spec import Pod
+from holdfast.agent.pod.spec import HostPath, Pod
 from holdfast.agent.volumes import executor, hostpath, manager, operations, plan
 from holdfast.agent.volumes.manager import ContainerMount, Manager, NotReady
 from holdfast.agent.volumes.operations import Kept
@@ -65,6 +65,7 @@ def runtime() -> Runtime:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager, "PERIOD", 0.02)
+    monkeypatch.setattr(plan, "FIRST", 20 * plan.MS)
 
 
 @contextlib.asynccontextmanager
@@ -207,18 +208,21 @@ async def test_a_volume_that_hangs_or_fails_holds_up_no_other(
 
 
 async def test_what_failed_is_tried_again(tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, failures = hostpath.check, iter([OSError(errno.EIO, "bad disk", "/x"), ValueError("no directory")])
+    real = hostpath.check
+    failure: Exception | None = OSError(errno.EIO, "bad disk", "/x")
 
-    def check(wanted: object) -> str:
-        for failure in failures:
+    def check(wanted: HostPath) -> str:
+        if failure is not None:
             raise failure
-        return real(wanted)  # type: ignore[arg-type]
+        return real(wanted)
 
     monkeypatch.setattr(hostpath, "check", check)
     async with running(tmp_path, runtime) as volumes:
         volumes.want([pod("a", f"{{name: host, hostPath: {{path: {tmp_path}}}}}")], complete=True)
         await until(lambda: volumes.told("a") == ["volume host: /x: bad disk"])
+        failure = ValueError("no directory")
         await until(lambda: volumes.told("a") == ["volume host: no directory"])
+        failure = None
         assert await volumes.ready("a", SECONDS) == {"host": str(tmp_path)}
         assert volumes.told("a") == []
 
