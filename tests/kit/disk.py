@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 _MAKE: Final = {
     "ext4": (64 << 20, ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "2048"]),
     # Which takes no less than 300 MB, and makes inodes as they are needed, of one per cent of the space at most.
@@ -37,6 +39,18 @@ def mounted(image: Path, place: Path, *options: str) -> Iterator[Path]:
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)  # a test that failed may have files open
         _await_release(image)
+
+
+def with_quotas(kind: str, directory: Path) -> Path:
+    """A file with a filesystem that takes prjquota. Skips the test where the kernel was built without."""
+    options = ("-O", "project,quota") if kind == "ext4" else ()
+    image = device(kind, directory, 0, *options)
+    try:
+        with mounted(image, directory / "probe", "prjquota"):
+            pass
+    except subprocess.CalledProcessError:
+        pytest.skip(f"this kernel has no project quotas on {kind}")
+    return image
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Whoever writes to the volume may swap a directory for a link at any moment. So a
 (openat2(2), RESOLVE_BENEATH), and what was opened is what is bound; a name is never resolved a second time.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import files, mount
+from holdfast.linux.inject import crashpoint
 
 LINKS: Final = 16  # of a path of which somebody makes parts while it is being made
 
@@ -27,9 +29,43 @@ def bind(volume: Path, path: str, target: Path, *, read_only: bool = False) -> N
             files.mkdir(target, 0o700, exist_ok=True)
         else:
             os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        crashpoint("volume.part-made")
         mount.bind(f"/proc/self/fd/{found}", target, recursive=True, read_only=read_only)
     finally:
         os.close(found)
+
+
+def unbind(target: Path) -> None:
+    """Unmount what was bound, and remove its name. What is mounted in it stays where it came from. Idempotent.
+
+    Raises OSError; ENOTEMPTY, EBUSY or the like when there is more to it than that.
+    """
+    place = os.fspath(target)
+    for _ in range(LINKS):
+        mounts = mount.mountinfo()
+        pile = [one for one in mounts if one.target == place]
+        if not pile:
+            break
+        below = {one.parent for one in mounts}
+        top = next(one for one in reversed(pile) if not any(other.parent == one.id for other in pile))
+        if top.id in below:  # an unmount in the copy would be one in the volume as well, of which it is a peer
+            _seclude(place, top.id)
+        mount.detach(target)
+    crashpoint("volume.part-unbound")
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            files.rmdir(target)
+        except NotADirectoryError:
+            files.unlink(target)
+
+
+def _seclude(place: str, wanted: int) -> None:
+    descriptor = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if mount.mount_id(descriptor) == wanted:
+            mount.seclude(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def open_or_make(volume: Path, path: str) -> int:
