@@ -5,6 +5,7 @@ of a shim, so no shim can keep the API from answering.
 """
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -359,8 +360,12 @@ class Daemon:
                 "%s is too long for foreign shims to connect to: their exits are noticed without it", layout.events
             )
         endpoint = Endpoint(Forwarded(tell).handle)
-        await endpoint.listen(layout.events)
         stack.push_async_callback(endpoint.close)
+        listen = functools.partial(endpoint.listen, layout.events)
+        try:
+            await listen()
+        except OSError:  # hints can wait, and all else is served meanwhile
+            self._background.see_through("socket of foreign shims", listen)
 
     async def _stream(self, stack: AsyncExitStack, sessions: Sessions, shown: dict[str, object]) -> None:
         """Listen for those who come with a token; what that lacks is waited for, and all else is served meanwhile."""

@@ -9,7 +9,6 @@ import errno
 import gzip
 import json
 import os
-import random
 import shutil
 import tarfile
 import tempfile
@@ -759,7 +758,7 @@ NO_SHIM = {"pull", "import", "remove-image", "foreign-run", "foreign-start", "fo
 
 def sample(everything: list[Combination], seed: str) -> list[Combination]:
     """Each point once, and some more until there are enough."""
-    chosen = random.Random(seed).sample(everything, len(everything))
+    chosen = crash.shuffled(everything, seed)
     first: dict[str, Combination] = {}
     for one in chosen:
         first.setdefault(one.point, one)

@@ -10,7 +10,6 @@ HOLDFAST_FAULT=operation:call:n:ERRNO (or patterns of such), or the whole sample
 import contextlib
 import errno
 import os
-import random
 import shutil
 import threading
 import time
@@ -277,7 +276,7 @@ def _check_clear(exc: Exception) -> None:
 
 def sample(everything: list[Fault], seed: str) -> list[Fault]:
     """Each call in some operation, and each operation with some call, and some more until there are enough."""
-    chosen = random.Random(seed).sample(everything, len(everything))
+    chosen = crash.shuffled(everything, seed)
     first: dict[str, Fault] = {}
     for one in chosen:
         first.setdefault(one.call, one)

@@ -1,6 +1,7 @@
 """Crash points: stop a process at one, kill whom you like, let the rest go on, and see whether it all comes right."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 
@@ -22,6 +24,7 @@ from kit.node import Node, until
 SOURCE = Path(__file__).parents[2] / "src" / "holdfast"
 CALL = re.compile(r'crashpoint\("([a-z.-]+)"\)')
 QUIET_SECONDS = 0.3
+T = TypeVar("T")
 AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -42,6 +45,11 @@ class Combination:
 
     def __str__(self) -> str:
         return f"{self.operation}:{self.point}:{self.count}:{self.victim}"
+
+
+def shuffled(everything: list[T], seed: str) -> list[T]:
+    """By `seed` and what each is called: one more in the list, as when something was done again, moves no other."""
+    return sorted(everything, key=lambda one: hashlib.sha256(f"{seed}:{one}".encode()).digest())
 
 
 class Inject:
