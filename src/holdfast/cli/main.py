@@ -31,6 +31,11 @@ VERBS: Final = {
     "doctor": ("doctor", "Find what nobody owns and what is not as it should be."),
     "events": ("events", "Show what happens to pods and containers."),
     "version": ("node", "Show the versions of client and daemon."),
+    "agent": ("agent", "Run the pods of a directory of manifests."),
+    "apply": ("agent_pods", "Have the agent run what a manifest says."),
+    "get": ("agent_pods", "List the agent's pods."),
+    "describe": ("agent_pods", "Show what a pod of the agent is, does and has met with."),
+    "delete": ("agent_pods", "End pods of the agent."),
     "completion": ("completion", "Print a shell completion script."),
 }
 

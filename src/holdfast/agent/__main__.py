@@ -1,0 +1,65 @@
+"""`holdfast agent`: a process of its own, the client of a runtime. It ends by SIGTERM or SIGINT; pods run on."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+from holdfast import logs
+from holdfast.agent.sync.agent import Agent, Settings, node_of
+from holdfast.agent.sync.api import SOCKET, Api
+from holdfast.linux import files, systemd
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status."""
+    os.umask(0o022)
+    options = _parser().parse_args(argv)
+    logs.configure(options.log_level, "text")
+    try:
+        files.make_private(options.root)
+        lock = files.lock(options.root / "lock")
+    except BlockingIOError:
+        print(f"holdfast: cannot use root {options.root}: another agent is using it", file=sys.stderr)  # noqa: T201
+        return 1
+    except OSError as exc:
+        print(f"holdfast: cannot use root {options.root}: {exc}", file=sys.stderr)  # noqa: T201
+        return 1
+    try:
+        asyncio.run(_serve(options))
+    finally:
+        os.close(lock)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """`holdfast agent` says all of them; what they are is in its help."""
+    parser = argparse.ArgumentParser(prog="python -m holdfast.agent", description="See holdfast agent --help.")
+    for name in ("socket", "log-root", "cgroup-root", "log-level"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("root", "manifests"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--node-name", default="")
+    return parser
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    node = node_of(options.node_name, options.log_root, options.cgroup_root)
+    agent = Agent(Settings(options.socket, options.root, (options.manifests,), node))
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    systemd.notify("READY=1")
+    with contextlib.suppress(asyncio.CancelledError):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Api(agent).serve(options.root / SOCKET), name="the agent's socket")
+            group.create_task(agent.run(), name="agent")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

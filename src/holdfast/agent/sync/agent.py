@@ -1,0 +1,245 @@
+"""The agent: joins the source of pods, their workers, the volume manager and the runtime.
+
+Pods that were admitted live in their records; the source may only add to them, change them, or say for certain that it
+does not want them any more.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from holdfast.agent.pod.encode import encode
+from holdfast.agent.pod.env import Facts
+from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.sync import names, record
+from holdfast.agent.sync.convert import Node
+from holdfast.agent.sync.parts import Parts
+from holdfast.agent.sync.record import Record
+from holdfast.agent.sync.runtime import Runtime
+from holdfast.agent.sync.source import WRITTEN, Found, Source
+from holdfast.agent.sync.worker import Worker
+from holdfast.agent.volumes.manager import Manager
+from holdfast.agent.volumes.paths import Paths
+from holdfast.linux import files
+from holdfast.linux.threads import in_thread
+from holdfast.model.errors import Damaged
+
+log = logging.getLogger(__name__)
+
+LOOK: Final = 1.0  # seconds between looks at the source
+LOOKS: Final = 2  # until a manifest counts
+AGAIN: Final = 5.0  # seconds until a worker that has failed as nobody has thought of is begun anew
+RESOLV: Final = "/etc/resolv.conf"
+RESOLV_LIMIT: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    socket: str  # the runtime's
+    root: Path
+    manifests: tuple[Path, ...]
+    node: Node
+
+
+class Agent:
+    """To be made within the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._paths = Paths(settings.root)
+        self._node = settings.node
+        self.applied = settings.root / "applied"
+        self._source = Source((*settings.manifests, self.applied))
+        self._found = Found()
+        self._facts = Facts(
+            settings.node.name, host_addresses(), (), 1000 * (os.cpu_count() or 1), settings.node.memory
+        )
+        self._runtime = Runtime(settings.socket, settings.node.cgroup_root)
+        self.volumes = Manager(settings.root, self._runtime.proven_dead, self._facts_of)
+        self._parts = Parts(
+            self._runtime, self.volumes, self._paths, settings.node, self._facts_of, lambda _: self._want()
+        )
+        self.workers: dict[str, Worker] = {}
+        self._soon = asyncio.Event()
+        self._gone: set[str] = set()  # pods that have ended since the last look at the source began
+        self._looks = 0  # at the source
+        self._damaged: set[str] = set()  # uids of pods of which there is a record that cannot be read
+
+    async def run(self) -> None:
+        """Until it is cancelled, which leaves all pods as they are."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                await in_thread(files.make_private, self.applied)
+                await self._remember()
+                group.create_task(self.volumes.run(), name="volumes")
+                group.create_task(self._listen(), name="events of the runtime")
+                while True:
+                    self._soon.clear()
+                    await self._look()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK):
+                            await self._soon.wait()
+        finally:
+            await self._runtime.close()
+
+    # -- for whoever asks
+
+    def named(self, namespace: str = "", name: str = "") -> list[Worker]:
+        """The workers of pods of that name; "" is any."""
+        workers = sorted(self.workers.values(), key=lambda one: (one.pod.metadata.namespace, one.pod.metadata.name))
+        return [
+            one
+            for one in workers
+            if namespace in ("", one.pod.metadata.namespace) and name in ("", one.pod.metadata.name)
+        ]
+
+    @property
+    def unread(self) -> dict[str, str]:
+        return dict(self._found.unread)
+
+    def look_soon(self) -> None:
+        self._soon.set()
+
+    # -- what there is
+
+    async def _remember(self) -> None:
+        """The pods that an agent before this one has admitted."""
+        for path in await in_thread(record.records, self._paths):
+            try:
+                self._begin(await in_thread(record.load, path))
+            except (Damaged, OSError) as exc:
+                self._damaged.add(path.parent.name)
+                log.error("%s: %s: what this pod has is left alone", path, exc)
+        self._want()
+
+    def _begin(self, known: Record) -> Worker:
+        worker = Worker(self._parts, known)
+        self.workers[worker.uid] = worker
+        self._group.create_task(self._tend(worker), name=f"pod {worker.uid}")
+        return worker
+
+    async def _tend(self, worker: Worker) -> None:
+        """See a pod to its end, whatever its worker does."""
+        while True:
+            try:
+                await worker.run()
+                break
+            except Exception:
+                log.exception("the worker of pod %s has failed", worker.uid)
+                await asyncio.sleep(AGAIN)
+        del self.workers[worker.uid]
+        self._gone.add(worker.uid)
+        self._want()
+
+    async def _listen(self) -> None:
+        async for uid in self._runtime.changed():
+            for worker in self.workers.values():
+                if uid in ("", worker.uid):
+                    worker.wake()
+
+    def _want(self) -> None:
+        """Tell the volume manager. Whatever has volumes has a record; one that cannot be read may want them.
+
+        A manifest that cannot be read says nothing of volumes: it holds up nobody's end.
+        """
+        pods = [one.pod for one in self.workers.values() if not one.record.leaving]
+        self.volumes.want(pods, complete=self._looks >= LOOKS and not self._damaged)
+
+    def _facts_of(self, pod: Pod) -> Facts:
+        return replace(self._facts, data=self._found.data)
+
+    # -- what is to be
+
+    async def _look(self) -> None:
+        self._gone.clear()
+        found = await in_thread(self._source.look)
+        for path, why in found.unread.items():
+            if self._found.unread.get(path) != why:
+                log.log(logging.INFO if why == WRITTEN else logging.WARNING, "%s: %s", path, why)
+        for path, warnings in found.warnings.items():
+            if self._found.warnings.get(path) != warnings:
+                for text in warnings:
+                    log.warning("%s: %s", path, text)
+        changed = found.data != self._found.data
+        self._found = found
+        for uid, (path, pod) in found.pods.items():
+            try:
+                await self._admit(uid, path, pod)
+            except OSError as exc:  # nothing was done then
+                log.warning("cannot write down pod %s: %s", uid, exc)
+        for uid, worker in list(self.workers.items()):
+            if not worker.record.deleted_at and found.has_no(uid, worker.record.source):
+                await self._delete(worker)
+        if changed:
+            for worker in self.workers.values():
+                worker.wake(anew=True)
+        self._looks += 1
+        if self._looks == LOOKS:
+            self._want()
+
+    async def _admit(self, uid: str, path: str, pod: Pod) -> None:
+        worker = self.workers.get(uid)
+        if worker is None and (path in self._found.unread or uid in self._gone):
+            return  # what it said before is what is to run on, not what is to be begun
+        if worker is None:
+            known = Record(pod, source=path)
+            await in_thread(record.save, self._paths, known)  # instead of one that cannot be read
+            self._damaged.discard(uid)
+            self._begin(known)
+            self._want()
+        elif not worker.record.deleted_at and encode(worker.pod) != encode(pod):
+            if only_images(worker.pod, pod):
+                await worker.update(pod)
+                self._want()
+            else:
+                log.info("pod %s is another one now: the old one goes first", uid)
+                await self._delete(worker)
+
+    async def _delete(self, worker: Worker) -> None:
+        try:
+            await worker.delete()
+        except OSError as exc:
+            log.warning("cannot write down that pod %s is to go: %s", worker.uid, exc)
+
+
+def only_images(before: Pod, after: Pod) -> bool:
+    """Whether nothing but containers' images has changed: what Kubernetes lets be changed of a pod that runs."""
+
+    def same(one: Iterable[Container]) -> tuple[Container, ...]:
+        return tuple(replace(container, image="-") for container in one)
+
+    def bare(pod: Pod) -> Pod:
+        spec = pod.spec
+        inits, mains = same(spec.init_containers), same(spec.containers)
+        return replace(pod, spec=replace(spec, containers=mains, init_containers=inits))
+
+    return bool(encode(bare(before)) == encode(bare(after)))
+
+
+def host_addresses() -> tuple[str, ...]:
+    """That which others would see; nothing is sent to find it out."""
+    found = []
+    for family, other in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((other, 9))
+            except OSError:
+                continue
+            found.append(str(probe.getsockname()[0]))
+    return tuple(found)
+
+
+def node_of(name: str, log_root: str, cgroup_root: str) -> Node:
+    """This machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        text = files.read_bounded(RESOLV, RESOLV_LIMIT).decode(errors="replace")
+    except OSError:
+        text = ""
+    return Node(name or os.uname().nodename, log_root, cgroup_root, memory, names.parse_resolv(text))

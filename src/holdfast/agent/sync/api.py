@@ -1,0 +1,107 @@
+"""The agent's own service, for whoever may be root: apply, delete, list and watch pods."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from holdfast.agent.pod.decode import Refused
+from holdfast.agent.sync import applied
+from holdfast.agent.sync.agent import Agent
+from holdfast.agent.sync.worker import Worker
+from holdfast.linux import files
+from holdfast.linux.threads import in_thread
+from holdfast.proto import agent_pb2 as pb
+from holdfast.proto.agent_pb2_grpc import AgentServicer, add_AgentServicer_to_server
+
+SOCKET: Final = "agent.sock"
+WATCH: Final = 0.5  # seconds between looks at what has changed
+
+
+class Api(AgentServicer):
+    """Answers when what was asked for is on disk."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    async def serve(self, socket: Path) -> None:
+        """Until it is cancelled."""
+        await in_thread(files.unlink, socket)
+        server = grpc.aio.server()
+        add_AgentServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        server.add_insecure_port(f"unix:{socket}")
+        await server.start()
+        try:
+            await server.wait_for_termination()
+        finally:
+            await server.stop(None)
+
+    async def Apply(self, request: pb.ApplyRequest, context: Any) -> Any:
+        try:
+            manifest = await in_thread(applied.read, request.manifest)
+        except Refused as exc:
+            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
+        for pod in manifest.pods:
+            for worker in self._agent.named(pod.metadata.namespace, pod.metadata.name):
+                if not applied.is_applied(self._agent.applied, worker.record.source):
+                    return await self._is_elsewhere(worker, context)
+        try:
+            names = await in_thread(applied.store, self._agent.applied, manifest)
+        except OSError as exc:
+            return await context.abort(grpc.StatusCode.UNAVAILABLE, str(exc))
+        self._agent.look_soon()
+        return pb.ApplyReply(applied=names, warnings=manifest.warnings)
+
+    async def Delete(self, request: pb.DeleteRequest, context: Any) -> Any:
+        workers = self._agent.named(request.namespace, request.name) if request.kind == "pod" else []
+        for worker in workers:
+            if not applied.is_applied(self._agent.applied, worker.record.source):
+                return await self._is_elsewhere(worker, context)
+        try:
+            there = await in_thread(applied.remove, self._agent.applied, request.kind, request.namespace, request.name)
+            for worker in workers:
+                await worker.delete(request.grace if request.HasField("grace") else None)
+        except ValueError as exc:
+            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
+        except OSError as exc:
+            return await context.abort(grpc.StatusCode.UNAVAILABLE, str(exc))
+        if not there and not workers:
+            what = f"{request.kind} {request.namespace}/{request.name}"
+            return await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {what}")
+        return pb.DeleteReply()
+
+    async def _is_elsewhere(self, worker: Worker, context: Any) -> Any:
+        words = f"pod {worker.pod.metadata.namespace}/{worker.pod.metadata.name} is what {worker.record.source} says"
+        return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{words}: change it there")
+
+    async def ListPods(self, request: pb.ListPodsRequest, context: Any) -> pb.ListPodsReply:
+        return self._listed(request)
+
+    async def WatchPods(self, request: pb.ListPodsRequest, context: Any) -> AsyncIterator[pb.ListPodsReply]:
+        before = None
+        while True:
+            if (now := self._listed(request)) != before:
+                yield now
+                before = now
+            await asyncio.sleep(WATCH)
+
+    def _listed(self, request: pb.ListPodsRequest) -> pb.ListPodsReply:
+        found = self._agent.named(request.namespace, request.name)
+        return pb.ListPodsReply(pods=[self._shown(one) for one in found], unread=self._agent.unread)
+
+    def _shown(self, worker: Worker) -> pb.AgentPod:
+        meta = worker.pod.metadata
+        return pb.AgentPod(
+            namespace=meta.namespace,
+            name=meta.name,
+            uid=meta.uid,
+            source=worker.record.source,
+            json=json.dumps(applied.whole(worker.pod, worker.status())),
+            events=[pb.PodEvent(at=at, reason=reason, message=message) for at, reason, message in worker.events],
+            volumes=self._agent.volumes.told(meta.uid),
+            deleted_at=worker.record.deleted_at,
+        )

@@ -1,0 +1,26 @@
+"""`holdfast agent`: the agent is a process of its own, which takes the place of this one."""
+
+import os
+import sys
+
+import click
+
+
+@click.command("agent")
+@click.option("--root", default="/var/lib/holdfast-agent", show_default=True, help="Records of pods, and volumes.")
+@click.option("--manifests", default="/etc/holdfast/manifests", show_default=True, help="Directory of Pod manifests.")
+@click.option("--log-root", default="/var/log/pods", show_default=True, help="Logs of containers.")
+@click.option("--cgroup-root", default="/holdfast-agent", show_default=True, help="Cgroup below which the pods' are.")
+@click.option("--node-name", default="", help="What pods are told this machine is called. [default: its host name]")
+@click.option(
+    "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
+)
+@click.pass_context
+def agent_command(ctx: click.Context, /, **options: str) -> None:
+    """Run the pods of a directory of manifests, without Kubernetes.
+
+    It is a client of the runtime at --socket. It ends by SIGTERM; pods run on, and the next one knows them.
+    """
+    given = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
+    own = [sys.executable, "-P", "-m", "holdfast.agent", "--socket", ctx.find_root().obj["socket"]]
+    os.execv(sys.executable, [*own, *given])

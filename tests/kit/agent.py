@@ -1,0 +1,141 @@
+"""A real `holdfast agent` beside a real daemon, started and killed as its users would."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from image import build_busybox_image
+
+from holdfast.linux import cgroup, mount
+from holdfast.proto import runtime_v1_pb2 as pb
+from kit.node import BIN, SECONDS, Node, until
+from kit.pods import APPLICATION
+
+IMAGE = "test/busybox:1"
+NAME = "io.kubernetes.container.name"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def application(port: int) -> str:
+    """With the images and in the network that there are here; the sidecar ends when it is asked to."""
+    text = APPLICATION.replace("docker.io/library/busybox:1.36", IMAGE)
+    text = text.replace("docker.io/library/busybox@sha256:aaaa", IMAGE)
+    text = text.replace("containerPort: 8080, hostPort: 18080", f"containerPort: {port}")
+    text = text.replace("8080", str(port))
+    text = text.replace("while sleep 5; do date > /www/date; done", "trap exit TERM; while sleep 0.1; do :; done")
+    more = "hostNetwork: true\n  terminationGracePeriodSeconds: 1"
+    return text.replace("spec:\n  initContainers", f"spec:\n  {more}\n  initContainers")
+
+
+def get(port: int) -> bytes:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+        return bytes(answer.read())
+    return b""
+
+
+class Agent:
+    """`inject` is its crash points' directory."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.base = Path(tempfile.mkdtemp(prefix="agent-", dir=node.base))
+        self.root, self.manifests, self.inject = (self.base / name for name in ("root", "manifests", "inject"))
+        self.logs = self.base / "logs"
+        for place in (self.manifests, self.inject):
+            place.mkdir()
+        self.cgroup = f"{node.cgroup}/agent"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        places = ["--root", self.root, "--manifests", self.manifests, "--log-root", self.logs]
+        command = [BIN / "holdfast", "--socket", self.node.socket, "agent", *places, "--cgroup-root", self.cgroup]
+        environment = {**os.environ, "HOLDFAST_INJECT": str(self.inject)}
+        with open(self.base / "log", "ab") as log:
+            self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
+
+    def end(self, number: int = signal.SIGKILL) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(timeout=SECONDS)
+
+    def restart(self, number: int = signal.SIGKILL) -> None:
+        self.end(number)
+        self.start()
+
+    def log(self) -> str:
+        return (self.base / "log").read_text(errors="replace")
+
+    def until(self, condition: Any, what: str = "the condition", seconds: float = 60.0) -> Any:
+        try:
+            return until(condition, what, seconds)
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}\n{self.log()[-4000:]}") from exc
+
+    # -- pods
+
+    def write(self, file: str, text: str) -> None:
+        """A manifest, at once as a whole."""
+        temporary = self.manifests / f".{file}"
+        temporary.write_text(text)
+        temporary.rename(self.manifests / file)
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "HOLDFAST_AGENT": str(self.root / "agent.sock")}
+        command = [BIN / "holdfast", *arguments]
+        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=SECONDS, env=environment)
+
+    def shown(self, pod: str) -> list[str]:
+        """Namespace, name, how many are ready, and status."""
+        rows = self.cli("get", "pods", pod, check=False).stdout.splitlines()
+        return rows[1].split()[:4] if len(rows) > 1 else []
+
+    def runs(self, name: str) -> list[pb.Container]:
+        """Of a container of a pod, the oldest first."""
+        found = [one for one in self.node.containers() if one.labels.get(NAME) == name]
+        return sorted(found, key=lambda one: (one.metadata.attempt, one.created_at))
+
+    def running(self, name: str) -> str:
+        """The id of the run of a container that there is, or ""; never two."""
+        found = [one.id for one in self.runs(name) if one.state == pb.CONTAINER_RUNNING]
+        assert len(found) <= 1, f"two copies of {name}: {found}"
+        return found[0] if found else ""
+
+    def left(self) -> list[str]:
+        """What is left of pods that are gone."""
+        left = [f"pod {one.id}" for one in self.node.pods()] + [f"container {one.id}" for one in self.node.containers()]
+        left += [f"mount {one.target}" for one in mount.mountinfo() if str(self.root) in one.target]
+        for place in (self.root / "pods", self.root / "trash", self.root / "images", self.logs):
+            with contextlib.suppress(FileNotFoundError):
+                left += [os.fspath(path) for path in place.iterdir()]
+        return left + ([f"cgroup {self.cgroup}"] if cgroup.exists(self.cgroup) else [])
+
+
+@contextlib.contextmanager
+def running_agent(one: Node) -> Iterator[Agent]:
+    """A started agent; at the end nothing of its pods is left, however the test has left them."""
+    one.import_image(build_busybox_image(one.base, IMAGE))
+    found = Agent(one)
+    found.start()
+    try:
+        yield found
+    finally:
+        if found.process is not None and found.process.poll() is None:
+            found.end()
+        for pod in one.pods():
+            one.remove_pod(pod.id)
+        for entry in sorted(mount.mountinfo(), key=lambda entry: entry.target, reverse=True):
+            if Path(entry.target).is_relative_to(found.root):
+                mount.detach(entry.target)
+        cgroup.remove(one.cgroup)

@@ -1,0 +1,213 @@
+"""The agent as a whole, by its socket and its directory of manifests, against a runtime that does what it is told."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+from kit.cri import Scripted
+from kit.workers import SECONDS, Cgroups, hurry
+
+from holdfast.agent.sync import agent
+from holdfast.agent.sync.agent import Agent, Settings, only_images
+from holdfast.agent.sync.api import Api
+from holdfast.agent.sync.convert import Node
+from holdfast.agent.sync.record import to_json
+from holdfast.proto import agent_pb2 as pb
+from holdfast.proto.agent_pb2_grpc import AgentStub
+
+POD = """
+{apiVersion: v1, kind: Pod, metadata: {name: %s}, spec: {
+  containers: [{name: %s, image: 'i:1', volumeMounts: [{name: v, mountPath: /v}, {name: m, mountPath: /m}]}],
+  volumes: [{name: v, emptyDir: {}}, {name: m, configMap: {name: m}}]}}
+"""
+MAP = "---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: m}, data: {k: v}}\n"
+
+
+class There:
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.manifests, self.root = base / "manifests", base / "root"
+        self.manifests.mkdir()
+        self.root.mkdir()
+        self.cri = Scripted(base / "cri.sock")
+        self.agent: Agent | None = None
+        self.channel = grpc.aio.insecure_channel(f"unix:{base}/agent.sock")
+        self.stub = AgentStub(self.channel)
+        self._task: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        node = Node("here", log_root=str(self.base / "logs"), cgroup_root="/a", memory=1 << 30)
+        self.agent = one = Agent(Settings(str(self.cri.socket), self.root, (self.manifests,), node))
+
+        async def run() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(one.run())
+                group.create_task(Api(one).serve(self.base / "agent.sock"))
+
+        self._task = asyncio.get_running_loop().create_task(run())
+
+    async def die(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def until(self, condition: Callable[[], Any], what: str = "the condition") -> Any:
+        deadline = asyncio.get_running_loop().time() + SECONDS
+        while not (value := condition()):
+            assert self._task is not None
+            assert not self._task.done(), self._task.result()
+            said = {uid: one.status() for uid, one in self.agent.workers.items()} if self.agent is not None else None
+            assert asyncio.get_running_loop().time() < deadline, f"in vain for {what}: {self.cri.calls[-9:]}, {said}"
+            await asyncio.sleep(0.005)
+        return value
+
+    async def call(self, method: str, request: Any) -> Any:
+        return await getattr(self.stub, method)(request, timeout=SECONDS, wait_for_ready=True)
+
+    def write(self, file: str, text: str) -> None:
+        (self.manifests / f".{file}").write_text(text)
+        (self.manifests / f".{file}").rename(self.manifests / file)
+
+    def left(self) -> list[str]:
+        found = [
+            path for place in (self.root / "pods", self.base / "logs") if place.exists() for path in place.iterdir()
+        ]
+        return [*map(str, found), *self.cri.sandboxes, *self.cri.containers]
+
+
+@pytest_asyncio.fixture
+async def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[There]:
+    hurry(monkeypatch)
+    Cgroups(monkeypatch)
+    monkeypatch.setattr(agent, "LOOK", 0.02)
+    one = There(tmp_path)
+    await one.cri.up()
+    await one.begin()
+    try:
+        yield one
+    finally:
+        await one.die()
+        await one.channel.close()
+        await one.cri.down()
+    assert not one.cri.wrong
+
+
+async def test_a_directory_of_manifests(there: There) -> None:
+    there.write("a.yaml", POD % ("a", "a") + MAP)
+    await there.until(lambda: there.cri.running("a"))
+    (config,) = there.cri.configs.values()
+    mounts = {one.container_path: Path(one.host_path) for one in config.mounts}
+    assert (mounts["/m"] / "k").read_text() == "v"
+    assert "emptydir" in str(mounts["/v"]).replace("-", "")
+    (mounts["/v"] / "data").write_text("kept")
+    there.write("a.yaml", POD.replace("i:1", "i:2") % ("a", "a") + MAP)
+    there.cri.images.add("i:2")
+    await there.until(lambda: len(there.cri.of("a")) == 2 and there.cri.running("a"), "another image")
+    assert (mounts["/v"] / "data").read_text() == "kept", "it is the same pod"
+    await there.die()
+    await there.begin()
+    there.write("a.yaml", POD.replace("spec: {", "spec: {hostname: other, ") % ("a", "a") + MAP)
+    sandbox = next(iter(there.cri.sandboxes.values())).created_at
+    await there.until(
+        lambda: there.cri.running("a") and next(iter(there.cri.sandboxes.values())).created_at != sandbox, "another pod"
+    )
+    (there.manifests / "a.yaml").unlink()
+    await there.until(lambda: not there.left(), "nothing to be left")
+
+
+async def test_what_is_applied_stays_until_it_is_deleted(there: There) -> None:
+    reply = await there.call("Apply", pb.ApplyRequest(manifest=(POD % ("a", "a") + MAP).encode()))
+    assert list(reply.applied) == ["configmap/default/m", "pod/default/a"]
+    watch = there.stub.WatchPods(pb.ListPodsRequest(), wait_for_ready=True)
+    async for listed in watch:
+        if listed.pods and json.loads(listed.pods[0].json)["status"]["phase"] == "Running":
+            break
+    watch.cancel()
+    await there.die()
+    await there.begin()
+    await there.until(lambda: there.agent is not None and there.agent.workers)
+    assert len(there.cri.of("a")) == 1
+    await there.call("Delete", pb.DeleteRequest(kind="pod", namespace="default", name="a", grace=0))
+    await there.until(lambda: not there.left(), "nothing to be left")
+    calls = there.cri.asked("RunPodSandbox")
+    with pytest.raises(grpc.aio.AioRpcError, match="there is no pod default/a"):
+        await there.call("Delete", pb.DeleteRequest(kind="pod", namespace="default", name="a"))
+    await there.call("Delete", pb.DeleteRequest(kind="configmap", namespace="default", name="m"))
+    assert not list((there.root / "applied").iterdir())
+    assert there.cri.asked("RunPodSandbox") == calls, "it does not come back"
+    await there.call("Apply", pb.ApplyRequest(manifest=(POD % ("a", "a") + MAP).encode()))
+    await there.until(lambda: there.cri.running("a"))
+
+
+async def test_without_its_directory_of_manifests_it_does_what_it_is_asked_for(there: There) -> None:
+    await there.die()
+    there.manifests.rmdir()
+    await there.begin()
+    await there.call("Apply", pb.ApplyRequest(manifest=(POD % ("a", "a") + MAP).encode()))
+    await there.until(lambda: there.cri.running("a"))
+    assert str(there.manifests) in (await there.call("ListPods", pb.ListPodsRequest())).unread
+    await there.call("Delete", pb.DeleteRequest(kind="pod", namespace="default", name="a"))
+    await there.until(lambda: not there.left(), "nothing to be left")
+
+
+async def test_what_is_refused(there: There) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="'Service' is none of"):
+        await there.call("Apply", pb.ApplyRequest(manifest=b"kind: Service"))
+    there.write("a.yaml", POD % ("a", "a") + MAP)
+    await there.until(lambda: there.cri.running("a"))
+    with pytest.raises(grpc.aio.AioRpcError, match=r"is what .*a\.yaml says: change it there"):
+        await there.call("Apply", pb.ApplyRequest(manifest=(POD % ("a", "a")).encode()))
+    with pytest.raises(grpc.aio.AioRpcError, match="change it there"):
+        await there.call("Delete", pb.DeleteRequest(kind="pod", namespace="default", name="a"))
+    with pytest.raises(grpc.aio.AioRpcError, match="is no name"):
+        await there.call("Delete", pb.DeleteRequest(kind="pod", namespace="..", name="a"))
+    assert there.cri.running("a")
+
+
+async def test_one_sick_pod_holds_up_no_other(there: There) -> None:
+    """Nor does a record that cannot be read: what its pod has is left alone, and the others' volumes too."""
+    there.write("a.yaml", POD % ("a", "a") + MAP)
+    await there.until(lambda: there.cri.running("a"))
+    (record,) = there.root.glob("pods/*/record.json")
+    assert there.agent is not None
+    (worker,) = there.agent.workers.values()
+    await there.until(  # else a write that is under way would mend it
+        lambda: worker.status()["phase"] == "Running" and record.read_bytes() == to_json(worker.record), "it to rest"
+    )
+    await there.die()
+    whole = record.read_bytes()
+    record.write_bytes(whole[:50])
+    (there.manifests / "a.yaml").rename(there.manifests / "a.off")
+    there.write("b.yaml", POD % ("b", "b") + MAP)
+    there.write("broken.yaml", "kind: [")
+    await there.begin()
+    await there.until(lambda: there.cri.running("b"), "the other pod")
+    assert there.cri.running("a")
+    assert record.read_bytes() == whole[:50]
+    reply = await there.call("ListPods", pb.ListPodsRequest())
+    assert [pod.name for pod in reply.pods] == ["b"]
+    assert any("not YAML" in why for why in reply.unread.values())
+    (there.manifests / "a.off").rename(there.manifests / "a.yaml")
+    await there.until(lambda: record.read_bytes() != whole[:50], "its manifest to be read again")
+    assert len(there.cri.of("a")) == 1
+    (there.manifests / "a.yaml").unlink()
+    (there.manifests / "b.yaml").unlink()
+    await there.until(lambda: not there.left(), "nothing to be left, whatever else cannot be read")
+
+
+def test_what_may_be_changed_of_a_pod_that_runs() -> None:
+    from kit.workers import pod_of
+
+    before = pod_of("{name: a, image: 'i:1'}")
+    assert only_images(before, pod_of("{name: a, image: 'i:2'}"))
+    assert not only_images(before, pod_of("{name: a, image: 'i:1', args: [x]}"))
+    assert not only_images(before, pod_of("{name: a, image: 'i:1'}, {name: b, image: 'i:1'}"))
+    assert not only_images(before, pod_of("{name: a, image: 'i:1'}", "hostNetwork: true"))
