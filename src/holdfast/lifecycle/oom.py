@@ -50,8 +50,8 @@ class Ooms:
 
     def watch(self, container: Container) -> None:
         """From now on, until it has ended."""
-        if self._notices is not None:
-            self._background.start(f"oom {container.meta.id}", self._begin(container, self._notices))
+        if (notices := self._notices) is not None:
+            self._background.see_through(f"oom {container.meta.id}", lambda: self._begin(container, notices))
 
     async def _begin(self, container: Container, notices: oom.Notices) -> None:
         for path in [path for path, (one, _) in self._watched.items() if one.exited.is_set()]:

@@ -150,8 +150,7 @@ class Cni:
         if others:
             log.info("no network configuration is made from %s: there is %s", self._template, others[0])
             return
-        text = files.read_bounded(self._template, FILE_LIMIT).decode(errors="replace")
-        made = text.replace("{{.PodCIDR}}", self.pod_cidrs[0])
+        made = _text(self._template).replace("{{.PodCIDR}}", self.pod_cidrs[0])
         made = made.replace("{{.PodCIDRRanges}}", json.dumps([[{"subnet": cidr}] for cidr in self.pod_cidrs]))
         parse(made, str(self._template))
         files.mkdir(self._directory, parents=True, exist_ok=True)
@@ -205,12 +204,11 @@ class Cni:
         return await self._plugins.call(str(plugin["type"]), verb, config, variables, self._of(pod))
 
     def _load(self) -> list[NetworkList]:
-        """The first ones by file name. Raises InvalidArgument that names the file, OSError."""
+        """The first ones by file name. Raises InvalidArgument that names the file, Unavailable."""
         found: list[NetworkList] = []
         for name in self._names()[: self._most]:
             path = self._directory / name
-            text = files.read_bounded(path, FILE_LIMIT).decode(errors="replace")
-            one = parse(text, str(path))
+            one = parse(_text(path), str(path))
             if one.name in (other.name for other in found):
                 raise InvalidArgument(f"{path}: name: {one.name!r} is the name of a network before it as well")
             found.append(one)
@@ -221,6 +219,8 @@ class Cni:
             return sorted(name for name in os.listdir(self._directory) if name.endswith(SUFFIXES))
         except FileNotFoundError:
             return []
+        except OSError as exc:
+            raise Unavailable(f"cannot list network configurations: {exc}") from exc
 
     def _of(self, pod: PodNetwork) -> str:
         return f"{pod.cgroup}/{PLUGIN_CGROUP}"
@@ -229,6 +229,13 @@ class Cni:
         """The cgroup goes when its processes have gone; whoever removes the pod's removes what is left of it."""
         await in_thread(_remove, self._of(pod))
         await in_thread(cgroup.remove_if_empty, pod.cgroup)
+
+
+def _text(path: Path) -> str:
+    try:
+        return files.read_bounded(path, FILE_LIMIT).decode(errors="replace")
+    except OSError as exc:
+        raise Unavailable(f"cannot read a network configuration: {exc}") from exc
 
 
 def _addresses(attachment: Attachment, result: Mapping[str, Any]) -> list[str]:
