@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 help:    ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-setup:   ## packages and .venv; leaves .venv/bin/holdfast and .venv/bin/holdfastd
+setup:   ## packages, .venv and .tools; leaves .venv/bin/holdfast and .venv/bin/holdfastd
 	@sh scripts/setup.sh
 
 demo: setup  ## SIGKILL the daemon under three containers and find them as they were

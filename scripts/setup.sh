@@ -30,13 +30,15 @@ fi
 kubectl=.tools/usr/bin/kubectl # Debian's, beside whatever other one there is
 if [ ! -x $kubectl ]; then
   echo "setup: fetching kubectl"
-  rm -rf .tools && mkdir .tools
+  mkdir -p .tools
   (
     cd .tools
     apt-get download -qq kubernetes-client 2>/dev/null || { apt-get update -qq && apt-get download -qq kubernetes-client; }
     dpkg -x kubernetes-client_*.deb . && rm kubernetes-client_*.deb
   )
 fi
+
+sh scripts/tools.sh
 
 if [ -x .venv/bin/holdfastd ] && [ "$(cat $stamp 2>/dev/null)" = "$wanted" ]; then
   exit 0

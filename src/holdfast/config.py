@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from holdfast.model.cgroups import CGROUPFS, DRIVERS, SYSTEMD, check_parent
 from holdfast.model.errors import InvalidArgument
+from holdfast.model.gvisor import PLATFORMS, RUNSC
 
 LONGEST: Final = 100  # below that at which the daemon gives up a call to a shim
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*([KMGT]i?B?|B)?", re.ASCII | re.IGNORECASE)
@@ -22,9 +23,10 @@ _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 CGROUP_ROOTS: Final = {CGROUPFS: "/holdfast", SYSTEMD: "holdfast.slice"}
 _UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _RUNTIME_FLAGS: Final = (
-    "sandbox_container", "privileged_without_host_devices", "privileged_without_host_devices_all_devices_allowed",
+    "sandbox_container", "isolated", "privileged_without_host_devices",
+    "privileged_without_host_devices_all_devices_allowed",
 )  # fmt: skip
-_RUNTIME_KEYS: Final = frozenset({"binary", "shim", "options", *_RUNTIME_FLAGS})
+_RUNTIME_KEYS: Final = frozenset({"binary", "shim", "options", "platform", *_RUNTIME_FLAGS})
 
 
 def setting(
@@ -178,6 +180,11 @@ def _runtimes(key: str, value: Any) -> dict[str, dict[str, Any]]:
         for setting in ("options", "sandbox_container"):
             if setting in table and "shim" not in table:
                 raise InvalidArgument(f"{key}.{name}.{setting}: it is for a shim only, and none is named")
+        for setting in ("platform", "isolated"):
+            if setting in table and ("shim" in table or Path(table.get("binary", "")).name != RUNSC):
+                raise InvalidArgument(f"{key}.{name}.{setting}: it is for a binary called {RUNSC} only")
+        if "platform" in table:
+            _word(*PLATFORMS)(f"{key}.{name}.platform", table["platform"])
         if not isinstance(table.get("options", {}), Mapping):
             raise InvalidArgument(f"{key}.{name}.options: {table['options']!r} is not a table")
         for setting in _RUNTIME_FLAGS:
@@ -306,12 +313,17 @@ class Config:
         "", "Made into a configuration when a kubelet tells the pod CIDR: {{.PodCIDR}} and {{.PodCIDRRanges}} in it "
         "are replaced.", parse=_path_or_none,
     )  # fmt: skip
+    criu_path: str = setting(
+        "", "The CRIU by which pods under runc are checkpointed, 4.2 or later; by default the one in PATH.",
+        parse=_path_or_none,
+    )  # fmt: skip
     runtimes: dict[str, dict[str, Any]] = setting(
         {},
         "Runtimes by handler name: [runtimes.crun] binary = '/usr/bin/crun'; or a containerd shim, [runtimes.runc-v2] "
         "shim = '/usr/bin/containerd-shim-runc-v2', with its `options` and `sandbox_container` (true by default). With "
         "`privileged_without_host_devices` privileged containers get no devices of the host; with "
-        "`privileged_without_host_devices_all_devices_allowed` as well they may use and make them all the same.",
+        "`privileged_without_host_devices_all_devices_allowed` as well they may use and make them all the same. "
+        "gVisor is a `binary` called runsc, with its `platform`, systrap, ptrace or kvm; `isolated` pods have no network.",
         parse=_runtimes,
     )
 

@@ -27,7 +27,7 @@ from holdfast.cri.node_service import NodeService
 from holdfast.cri.runtime_service import RuntimeService
 from holdfast.images.content import Content
 from holdfast.images.service import Images
-from holdfast.lifecycle import facts
+from holdfast.lifecycle import facts, tools
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cgroups import Cgroups
@@ -313,7 +313,15 @@ class Daemon:
             Stats(world, snapshots, background),
             sessions,
         )
-        extra = NodeService(images, sweeper, events, recovery.last_report, lambda: configuration.render(config), gate)
+        extra = NodeService(
+            images,
+            sweeper,
+            events,
+            recovery.last_report,
+            lambda: configuration.render(config),
+            gate,
+            lambda: tools.examine(handlers.all.values(), config.criu_path),
+        )
         background.start("catch up", world.catch_up())
         background.start("disks", storage.watch())
         background.start("known escapes", gate.warn())

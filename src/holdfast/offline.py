@@ -17,6 +17,7 @@ from typing import Any
 from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.launch import take_lock
+from holdfast.lifecycle import tools
 from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.layout import Layout
@@ -91,7 +92,10 @@ async def doctor(config: Config, *, fix: bool = False) -> dict[str, Any]:
     )
     there = {name: one for name, one in handlers.items() if shutil.which(one.binary)}
     gate = Gate(lambda: there, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
-    return found.as_data("down") | {"runtimes": [one.as_data() for one in await gate.examine()]}
+    return found.as_data("down") | {
+        "runtimes": [one.as_data() for one in await gate.examine()],
+        "tools": [one.as_data() for one in await tools.examine(handlers.values(), config.criu_path)],
+    }
 
 
 async def recovery(config: Config) -> dict[str, Any]:

@@ -231,8 +231,8 @@ def wrong(found: dict[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def without_runtimes(text: str) -> list[str]:
-    """Its lines, but for what is known of the OCI runtimes, which depends on which ones this host has."""
-    return [line for line in text.splitlines() if not line.startswith("runtime ")]
+    """Its lines, but for what is known of OCI runtimes and other tools, which depends on which ones this host has."""
+    return [line for line in text.splitlines() if not line.startswith(("runtime ", "tool "))]
 
 
 def test_a_healthy_node_has_nothing_to_show(ward: Ward) -> None:

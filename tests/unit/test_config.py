@@ -33,6 +33,12 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
         ("[runtimes.crun]\nbinaries = 1", "runtimes.crun.binaries: there is no such setting"),
         ("[runtimes.crun]", "runtimes.crun.binary"),
         ("[runtimes.'../x']\nbinary = '/bin/x'", "runtimes.../x: '../x' is not a handler name"),
+        (
+            "[runtimes.crun]\nbinary = 'crun'\nplatform = 'kvm'",
+            "runtimes.crun.platform: it is for a binary called",
+        ),
+        ("[runtimes.g]\nbinary = '/b/runsc'\nplatform = 'xen'", "runtimes.g.platform: 'xen' is not one of systrap,"),
+        ('criu_path = "criu"', "criu_path: 'criu' is not an absolute path"),
         ('exec_output_limit = "8 MiB!"', "exec_output_limit: '8 MiB!' is not a size"),
         ('unset_seccomp_profile = "none"', "unset_seccomp_profile: 'none' is not runtime/default, unconfined, or"),
         ('unset_seccomp_profile = "localhost/"', "unset_seccomp_profile"),

@@ -32,7 +32,8 @@ def doctor_command(ctx: click.Context, fix: bool, everything: bool, output: str,
     is Holdfast's and has no owner; what is inconsistent does not agree with its owner's row; what is unknown could not
     be looked at, or is not known to be Holdfast's. Nothing is changed without --fix, which removes orphans only.
 
-    Known escapes of the OCI runtimes are told as well, and change nothing about the exit status.
+    Known escapes of the OCI runtimes, and programs that are missing for some features, are told as well, and change
+    nothing about the exit status.
 
     With the daemon down its store is read. Where it was started with another configuration than the default one, and
     its state directory is gone, say which with --config. With --fix no daemon can start meanwhile.
@@ -78,6 +79,9 @@ def _print(found: dict[str, Any], everything: bool) -> None:
             known = ", ".join(escape["cve"] for escape in one["escapes"])
             what = f"{one['version']} has known escapes: {known}; {one['note']}" if known else one["note"]
             click.echo(f"runtime {one['handler']}: {what}")
+    for one in found.get("tools", ()):
+        if one["problem"]:
+            click.echo(f"tool {one['name']}: {one['problem']}; without it: no {one['feature']}")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in found["counts"].items())
     click.echo(f"looked at {len(found['findings'])} things with the daemon {found['daemon']}: {counts or 'none'}")
 

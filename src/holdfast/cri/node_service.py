@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from holdfast.cri import convert
@@ -12,6 +12,7 @@ from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.tools import Tool
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.proto import node_pb2 as pb
@@ -32,8 +33,10 @@ class NodeService(NodeServicer):
         report: Callable[[], str],
         config: Callable[[], str],
         gate: Gate,
+        look_for_tools: Callable[[], Awaitable[list[Tool]]],
     ) -> None:
         self._gate = gate
+        self._look_for_tools = look_for_tools
         self._images = images
         self._events = events
         self._sweeper = sweeper
@@ -46,7 +49,8 @@ class NodeService(NodeServicer):
     async def Doctor(self, request: pb.DoctorRequest, context: Any) -> pb.DoctorReply:
         found = await self._sweeper.examine(fix=request.fix)
         runtimes = [one.as_data() for one in await self._gate.examine()]
-        return pb.DoctorReply(json=json.dumps(found.as_data("up") | {"runtimes": runtimes}))
+        tools = [one.as_data() for one in await self._look_for_tools()]
+        return pb.DoctorReply(json=json.dumps(found.as_data("up") | {"runtimes": runtimes, "tools": tools}))
 
     async def Config(self, request: pb.ConfigRequest, context: Any) -> pb.ConfigReply:
         return pb.ConfigReply(toml=self._config())

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from holdfast.linux import cgroup, files
 from holdfast.model.errors import InvalidArgument, Unavailable
+from holdfast.model.gvisor import PLATFORMS, RUNSC
 from holdfast.proto import runc_options_pb2, runtime_options_pb2
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Handler:
     With `shim` its containers are those of a foreign shim, which gets `options`, a google.protobuf.Any; the runtime is
     the one behind it then. With `sandbox` a pod under it begins with a container of its own that only waits. Without
     `host_devices` a privileged container gets no devices of the host, and with `all_devices` may use any all the same.
+    With `platform` it is gVisor's runsc under our own shim, with that platform; `isolated` ones have no network at all.
     """
 
     name: str
@@ -47,6 +49,17 @@ class Handler:
     sandbox: bool = False
     host_devices: bool = True
     all_devices: bool = False
+    platform: str = ""
+    isolated: bool = False
+
+    @property
+    def gvisor(self) -> bool:
+        return bool(self.platform)
+
+    @property
+    def plain(self) -> bool:
+        """Whether its containers are processes of this kernel, run by our own shim."""
+        return not self.shim and not self.gvisor
 
     def waits(self, container_id: str) -> bool:
         """Whether the container's init still waits to be started: crun and runc have it wait at a FIFO till then."""
@@ -55,7 +68,7 @@ class Handler:
     def to_args(self) -> dict[str, object]:
         return {
             "name": self.name, "binary": self.binary, "root": self.root, "hide": list(self.hide),
-            "seconds": self.seconds,
+            "seconds": self.seconds, "platform": self.platform,
         }  # fmt: skip
 
 
@@ -112,10 +125,10 @@ def find(
     for name, handler in known(configured, state, mode, seconds, systemd=systemd).items():
         there = all(shutil.which(one) for one in (handler.shim, handler.binary) if one)
         (handlers if there else missing)[name] = handler
-    if default == "auto" and any(not one.shim for one in handlers.values()):
+    if default == "auto" and any(one.plain for one in handlers.values()):
         default = _first_working(handlers, state)
     elif default == "auto":
-        default = next(name for name, one in missing.items() if not one.shim)
+        default = next(name for name, one in missing.items() if one.plain)
     elif default not in handlers and default not in missing:
         raise Unavailable(f"cannot use default_runtime {default!r}: it is not configured")
     for name in missing.keys() & {default, *configured}:
@@ -133,10 +146,16 @@ def known(
 ) -> dict[str, Handler]:
     """Handlers by name, whether their programs are there or not. Raises InvalidArgument as `find` does."""
     found: dict[str, Handler] = {}
-    for name in dict.fromkeys([*configured, *PREFERRED]):
+    for name in dict.fromkeys([*configured, *PREFERRED, RUNSC]):
         table = configured.get(name, {})
         if "shim" in table:
             handler = _foreign(name, table, state, seconds, systemd)
+        elif Path(table.get("binary", name)).name == RUNSC:
+            binary, platform = _program(table.get("binary", name)), table.get("platform", PLATFORMS[0])
+            handler = Handler(
+                name, binary, str(state / "oci" / name), (), seconds, sandbox=True, platform=platform,
+                isolated=table.get("isolated", False),
+            )  # fmt: skip
         else:
             binary = _program(table.get("binary", name))
             hide = (UNIFIED_ON_HYBRID,) if mode == "hybrid" and Path(binary).name == "crun" else ()
@@ -201,7 +220,7 @@ def _first_working(handlers: Mapping[str, Handler], state: Path) -> str:
     if known.exists():
         seen = json.loads(known.read_bytes() or b"{}")
     for name, handler in handlers.items():
-        if handler.shim:
+        if not handler.plain:
             continue
         key = fingerprint(handler.binary)
         if seen.get(name) == key or works(handler):
