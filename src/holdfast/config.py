@@ -323,7 +323,7 @@ class Config:
         "shim = '/usr/bin/containerd-shim-runc-v2', with its `options` and `sandbox_container` (true by default). With "
         "`privileged_without_host_devices` privileged containers get no devices of the host; with "
         "`privileged_without_host_devices_all_devices_allowed` as well they may use and make them all the same. "
-        "gVisor is a `binary` called runsc, with its `platform`, systrap, ptrace or kvm; `isolated` pods have no network.",
+        "gVisor is a `binary` called runsc, with its `platform`, systrap, ptrace or kvm; `isolated`: without network.",
         parse=_runtimes,
     )
 
