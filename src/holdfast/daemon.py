@@ -75,7 +75,6 @@ from holdfast.proto.node_pb2_grpc import add_NodeServicer_to_server
 from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_server, add_RuntimeServiceServicer_to_server
 from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime import keeper as keeper_client
-from holdfast.runtime import unpack
 from holdfast.runtime.features import RuntimeFeatures
 from holdfast.runtime.keepers import Keepers
 from holdfast.runtime.loggers import Loggers
@@ -83,6 +82,7 @@ from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 from holdfast.runtime.streamers import Streamers
 from holdfast.runtime.told import Forwarded, Told
+from holdfast.runtime.unpack import Unpacker
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store.copies import Copies
 from holdfast.store.db import Store
@@ -194,8 +194,9 @@ class Daemon:
         insecure = frozenset(config.insecure_registries)
         minimum = Minimum(config.min_free_bytes, config.min_free_inodes)
         storage = Storage(store, config.root, config.state, world.log_directories, minimum, events)
+        unpacker = Unpacker(keeper)
         images = Images(
-            store, copies, Content(config.root), snapshots, unpack.through(keeper), config.root, insecure, minimum
+            store, copies, Content(config.root), snapshots, unpacker.image_layer, config.root, insecure, minimum
         )
         images.in_doubt = lambda: bool(store.salvaged)
         rebuilt += await images.load()

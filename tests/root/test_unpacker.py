@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import gzip
-import json
 import os
 import select
 import socket
@@ -11,55 +10,23 @@ import stat
 import struct
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.images import digest_of, entry, pack, tar
+from unpack_kit import start, unpack
 
 from holdfast.linux import files, mount
 from holdfast.model.archive import EXTENSION_LIMIT
 from holdfast.model.spec import Mount
 from holdfast.workers import unpacker
-from holdfast.workers.context import Context
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 CHARACTER, BLOCK = tarfile.CHRTYPE, tarfile.BLKTYPE
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service=ep, version 2
-
-
-def start(blob: Path, place: Path, lowers: Iterable[Path]) -> tuple[int, socket.socket]:
-    """Fork an unpacker as the keeper would; (pid, our end of the result socket)."""
-    for name in ("fs", "work", "merged"):
-        (place / name).mkdir(parents=True)
-    os.chmod(place / "fs", 0o755)
-    ours, theirs = socket.socketpair()
-    args = {"target": str(place / "fs"), "work": str(place / "work"), "merged": str(place / "merged")}
-    fds = [os.open(blob, os.O_RDONLY), theirs.fileno()]
-    context = Context("unpack", {**args, "lowers": [str(one) for one in lowers]}, fds, None, *[lambda *_: None] * 3)
-    if (pid := os.fork()) == 0:
-        with contextlib.suppress(BaseException):
-            ours.close()
-            unpacker.main(context)
-            os._exit(0)
-        os._exit(1)
-    os.close(fds[0])
-    theirs.close()
-    return pid, ours
-
-
-def unpack(blob: Path, place: Path, lowers: Iterable[Path] = ()) -> dict[str, Any]:
-    pid, ours = start(blob, place, lowers)
-    with ours:
-        said = bytearray()
-        while data := ours.recv(65536):
-            said += data
-    _, status = os.waitpid(pid, 0)
-    assert (status, bool(said)) == (0, True), "the unpacker died without a word"
-    message: dict[str, Any] = json.loads(said)
-    return message
 
 
 class Stack:

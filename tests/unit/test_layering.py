@@ -27,9 +27,10 @@ MAY: dict[str, set[str]] = {
     "images": {"snapshots", "store", "linux", "model", "httpx"},
     "oci": {"model", *MESSAGES},
     "systemd": {"model", "jeepney"},
+    "checkpoint": {"linux", "model", "zstandard"},
     "lifecycle": {
-        "oci", "systemd", "images", "network", "snapshots", "runtime", "store", "linux", "model", "apsw", "yaml",
-        *MESSAGES,
+        "oci", "systemd", "checkpoint", "images", "network", "snapshots", "runtime", "store", "linux", "model",
+        "apsw", "yaml", *MESSAGES,
     },
     "streaming.server": {"streaming", "lifecycle", "model", "h11"},
     "streaming": {"model", "wsproto", "h11"},

@@ -1,6 +1,7 @@
 """Unpacking through the keeper: each layer in a worker of its own, locked into its target directory."""
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -20,10 +21,26 @@ REPLY_BYTES: Final = 64 * 1024
 UNPACK_SECONDS: Final = 1800.0
 
 
-def through(keeper: Keeper) -> Unpack:
-    """A function (blob, snapshot directory, lower layers) that unpacks into `<snapshot directory>/fs`."""
+class Unpacker:
+    """Raises InvalidArgument for what no honest archive asks for, OSError for what the machine is to blame for."""
 
-    async def unpack(blob: Path, place: Path, lowers: list[Path]) -> UnpackResult:
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    async def image_layer(self, blob: Path, place: Path, lowers: list[Path]) -> UnpackResult:
+        """Unpack a layer of an image into `<place>/fs`; `place` is the snapshot's directory."""
+        return await self._overlaid(blob, place, lowers, [])
+
+    async def writable_layer(self, blob: Path, deleted: Path | None, place: Path, lowers: list[Path]) -> None:
+        """The same with what a checkpoint has kept of a container's; without the list it has whiteouts."""
+        await self._overlaid(blob, place, lowers, [] if deleted is None else [deleted])
+
+    async def volume(self, blob: Path, directory: Path) -> None:
+        """Fill a directory that is there, and take its owner, mode and times from the archive."""
+        args: dict[str, object] = {"target": str(directory), "work": "", "merged": "", "lowers": [], "volume": True}
+        _result(await _run(self._keeper, args, [blob]), blob)
+
+    async def _overlaid(self, blob: Path, place: Path, lowers: list[Path], deleted: list[Path]) -> UnpackResult:
         merged = place / "merged"
         files.mkdir(merged, 0o700, exist_ok=True)
         args: dict[str, object] = {
@@ -33,25 +50,21 @@ def through(keeper: Keeper) -> Unpack:
             "lowers": [str(lower) for lower in lowers],
         }
         try:
-            return _result(await _run(keeper, blob, args), blob)
+            return _result(await _run(self._keeper, args, [blob, *deleted]), blob)
         finally:
             files.rmdir(merged)
 
-    return unpack
 
-
-async def _run(keeper: Keeper, blob: Path, args: dict[str, object]) -> bytes:
+async def _run(keeper: Keeper, args: dict[str, object], sources: list[Path]) -> bytes:
     """Fork the worker and read its one message; b"" when it ended without a word."""
     ours, theirs = socket.socketpair()
     with ours:
         ours.setblocking(False)
-        with theirs:
-            source = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                name = f"unpack-{secrets.token_hex(4)}"
-                await keeper.fork("unpack", name, args, fds=[source, theirs.fileno()])
-            finally:
-                os.close(source)
+        with theirs, contextlib.ExitStack() as opened:
+            blob, *others = [os.open(source, os.O_RDONLY | os.O_CLOEXEC) for source in sources]
+            for descriptor in (blob, *others):
+                opened.callback(os.close, descriptor)
+            await keeper.fork("unpack", f"unpack-{secrets.token_hex(4)}", args, fds=[blob, theirs.fileno(), *others])
         said = bytearray()
         async with asyncio.timeout(UNPACK_SECONDS):
             while data := await asyncio.get_running_loop().sock_recv(ours, REPLY_BYTES):

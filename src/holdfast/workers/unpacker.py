@@ -7,8 +7,12 @@ that whiteouts are plain deletes, hard links across layers work, and directories
 Paths in a layer are meant from its root: a leading slash is dropped, symlinks are followed as the chroot has them, and
 a `..` is refused. Of extended attributes those are set that mean something in a container: user.*, POSIX ACLs and file
 capabilities; overlayfs's own would let a layer speak to overlayfs itself.
+
+What a checkpoint has kept is unpacked alike, but that names with .wh. are nothing special: a writable layer comes with
+a list of what was deleted, and in a volume anything may lie about, overlayfs's marks included.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -112,9 +116,11 @@ class Inflating(io.RawIOBase):
 
 
 class Extraction:
-    """Applies the entries of one layer below `/`, which is the target."""
+    """Applies the entries of one layer below `/`, which is the target; with `volume` anything may be in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, whiteouts: bool = True, volume: bool = False) -> None:
+        self._whiteouts = whiteouts
+        self._volume = volume
         self._written: set[str] = {""}
         self._parents: set[str] = {""}  # directories that are known to be there
         self._times: dict[str, int] = {}  # of directories, to be set when nothing is put into them any more
@@ -124,14 +130,19 @@ class Extraction:
             archive.members.clear()  # type: ignore[attr-defined]  # or it would remember them all
             path = _inside(entry.name)
             directory, _, base = path.rpartition("/")
-            if base == OPAQUE:
-                self._hide_content(directory)
-            elif base.startswith(WHITEOUT):
-                self._whiteout(directory, base)
-            else:
+            if not (self._whiteouts and base.startswith(WHITEOUT)):
                 self._entry(archive, entry, path, directory)
+            elif base == OPAQUE:
+                self._hide_content(directory)
+            else:
+                self._whiteout(directory, base)
         for path, moment in reversed(self._times.items()):
             os.utime(f"/{path}", ns=(moment, moment), follow_symlinks=False)
+
+    def delete(self, paths: list[str]) -> None:
+        """What a list says was deleted, before anything is added."""
+        for path in paths:
+            self._hide(path)
 
     def _whiteout(self, directory: str, base: str) -> None:
         name = base.removeprefix(WHITEOUT)
@@ -178,14 +189,14 @@ class Extraction:
         elif entry.islnk():
             os.link(f"/{_inside(entry.linkname)}", target, follow_symlinks=False)
         elif entry.ischr() or entry.isblk():
-            _device(entry, target)
+            _device(entry, target, marks=self._volume)
         elif entry.isfifo():
             os.mkfifo(target, 0o600)
         else:
             raise Hostile(f"{path!r} is of unknown type {entry.type!r}")
         self._written.add(path)
         if not entry.islnk():
-            _set_attributes(entry, target)
+            _set_attributes(entry, target, marks=self._volume)
 
     def _make_parents(self, directory: str) -> None:
         """Directories that the archive does not mention itself belong to root and are as open as usual."""
@@ -229,7 +240,12 @@ def _inside(name: str) -> str:
 
 
 def _nanoseconds(entry: "tarfile.TarInfo") -> int:
-    return int(entry.mtime * 1_000_000_000)
+    """Of a pax record to the nanosecond, which a float of today's length does not have."""
+    if (text := entry.pax_headers.get("mtime")) is None:
+        return int(entry.mtime * 1_000_000_000)
+    whole, _, rest = text.lstrip("-").partition(".")
+    moment = int(whole) * 1_000_000_000 + int(f"{rest:0<9.9}")
+    return -moment if text.startswith("-") else moment
 
 
 def _write(archive: "tarfile.TarFile", entry: "tarfile.TarInfo", target: str) -> None:
@@ -263,21 +279,21 @@ def _copy(source: IO[bytes], descriptor: int, size: int) -> None:
             data = data[os.write(descriptor, data) :]
 
 
-def _device(entry: "tarfile.TarInfo", target: str) -> None:
-    if (entry.devmajor, entry.devminor) == (0, 0):
+def _device(entry: "tarfile.TarInfo", target: str, marks: bool) -> None:
+    if (entry.devmajor, entry.devminor) == (0, 0) and not marks:
         raise Hostile(f"{entry.name!r} is the device by which overlayfs marks a deletion")
     kind = stat.S_IFCHR if entry.ischr() else stat.S_IFBLK
     os.mknod(target, kind | 0o600, os.makedev(entry.devmajor, entry.devminor))
 
 
-def _set_attributes(entry: "tarfile.TarInfo", target: str) -> None:
+def _set_attributes(entry: "tarfile.TarInfo", target: str, marks: bool) -> None:
     """Owner first: chown(2) clears setuid bits and file capabilities."""
     if entry.uid < 0 or entry.gid < 0:
         raise Hostile(f"{entry.name!r} belongs to {entry.uid}:{entry.gid}")
     os.chown(target, entry.uid, entry.gid, follow_symlinks=False)
     for key, value in entry.pax_headers.items():
         if key.startswith(XATTR):
-            _set_xattr(target, key.removeprefix(XATTR), value.encode("utf-8", "surrogateescape"))
+            _set_xattr(target, key.removeprefix(XATTR), value.encode("utf-8", "surrogateescape"), marks)
     if not entry.issym():
         os.chmod(target, entry.mode & 0o7777)
     if not entry.isdir():
@@ -285,8 +301,8 @@ def _set_attributes(entry: "tarfile.TarInfo", target: str) -> None:
         os.utime(target, ns=(moment, moment), follow_symlinks=False)
 
 
-def _set_xattr(target: str, name: str, value: bytes) -> None:
-    if not name.startswith(_ATTRIBUTES) or name.startswith(_OVERLAY):
+def _set_xattr(target: str, name: str, value: bytes, marks: bool) -> None:
+    if not name.startswith(_ATTRIBUTES) or (name.startswith(_OVERLAY) and not marks):
         return
     try:
         os.setxattr(target, name, value, follow_symlinks=False)
@@ -335,22 +351,30 @@ def unpack(
     merged: str,
     lowers: list[str],
     abandoned: Callable[[], bool] = lambda: False,
+    deleted: IO[bytes] | None = None,
+    volume: bool = False,
 ) -> dict[str, Any]:
-    """Lock in, extract, sync. Returns diff_id, bytes, inodes and shape. Raises Hostile, OSError, Abandoned."""
+    """Lock in, extract, sync. Returns diff_id, bytes, inodes and shape. Raises Hostile, OSError, Abandoned.
+
+    With `deleted`, a list of paths as JSON, the blob is a checkpoint's writable layer, and a volume with `volume`.
+    """
     import tarfile
 
-    from holdfast.model.archive import BoundedHeader
+    from holdfast.model.archive import DELETED_LIMIT, BoundedHeader, parse_deleted
 
     stream = Hashing(_decompressed(blob), abandoned)
     target_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.umask(0)
     crashpoint("unpack.started")
     lock_in(target, work, merged, lowers, _KEEP)
+    extraction = Extraction(whiteouts=deleted is None and not volume, volume=volume)
     try:
+        if deleted is not None:
+            extraction.delete(parse_deleted(deleted.read(DELETED_LIMIT)))
         with tarfile.open(
             fileobj=stream, mode="r|", bufsize=BUFFER, tarinfo=BoundedHeader, encoding="utf-8", errors="surrogateescape"
         ) as archive:
-            Extraction().apply(archive)
+            extraction.apply(archive)
         while stream.read(CHUNK):
             pass  # the digest is that of the whole stream, padding and all
     except OSError as exc:
@@ -377,13 +401,17 @@ def hung_up(connection: socket.socket) -> Callable[[], bool]:
 
 
 def main(context: Context) -> None:
-    """fds: the blob, and a socket for the one message that tells how it went."""
-    blob_fd, result_fd = context.fds
+    """fds: the blob, a socket for the one message that tells how it went, and the list of what was deleted, if any."""
+    blob_fd, result_fd, *deleted_fd = context.fds
     args = context.args
     context.ready()
-    with socket.socket(fileno=result_fd) as result, os.fdopen(blob_fd, "rb") as blob:
+    with contextlib.ExitStack() as stack:
+        result = stack.enter_context(socket.socket(fileno=result_fd))
+        blob = stack.enter_context(os.fdopen(blob_fd, "rb"))
+        deleted = stack.enter_context(os.fdopen(deleted_fd[0], "rb")) if deleted_fd else None
+        places = (args["target"], args["work"], args["merged"], args["lowers"])
         try:
-            message = unpack(blob, args["target"], args["work"], args["merged"], args["lowers"], hung_up(result))
+            message = unpack(blob, *places, hung_up(result), deleted, args.get("volume", False))
         except Abandoned:
             return
         except Hostile as exc:
