@@ -190,7 +190,10 @@ def populated(path: str) -> bool:
 
 
 def kill(path: str, seconds: float = KILL_SECONDS) -> None:
-    """SIGKILL every process in it until none is left. Raises OSError EBUSY when some do not die in time."""
+    """SIGKILL every process in it until none is left. Raises OSError EBUSY when some do not die in time.
+
+    A freezer of version 1 keeps even who was killed: it lets go.
+    """
     whole = hierarchies().get("", Path("/nowhere")) / path.strip("/") / "cgroup.kill"
     deadline = time.monotonic() + seconds
     while alive := [pid for pid in pids(path) if process.state(pid) not in ("Z", "X", "")]:
@@ -198,6 +201,8 @@ def kill(path: str, seconds: float = KILL_SECONDS) -> None:
             whole.write_text("1")
         else:
             _kill_each(path, alive)
+            if "freezer" in hierarchies() and (read(path, "freezer", "freezer.state") or "THAWED") != "THAWED":
+                thaw(path)
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, f"processes outlive SIGKILL: {sorted(alive)}", path)
         time.sleep(KILL_PAUSE)
@@ -214,6 +219,31 @@ def _kill_each(path: str, found: list[int]) -> None:
     finally:
         for one in pinned:
             one.close()
+
+
+def freeze(path: str) -> None:
+    """Have whoever is in it stop as soon as may be; `frozen` tells when all have. It may be said again."""
+    _set_freezer(path, "FROZEN", "1")
+
+
+def thaw(path: str) -> None:
+    """Let them go on. One that is gone has nobody to hold up."""
+    with contextlib.suppress(FileNotFoundError):
+        _set_freezer(path, "THAWED", "0")
+
+
+def frozen(path: str) -> bool:
+    """Whether all in it have stopped: what they have in memory, and on disk, changes no more."""
+    if "freezer" in hierarchies():
+        return read(path, "freezer", "freezer.state") == "FROZEN"
+    return "frozen 1" in (read(path, "", "cgroup.events") or "").splitlines()
+
+
+def _set_freezer(path: str, v1: str, v2: str) -> None:
+    on_v1 = "freezer" in hierarchies()
+    file = _file(path, "freezer", "freezer.state" if on_v1 else "cgroup.freeze")
+    fault("cgroup-write", file)
+    file.write_text(v1 if on_v1 else v2)
 
 
 def has(path: str, controller: str, name: str) -> bool:

@@ -80,6 +80,22 @@ def session(pid: int) -> int:
     return int(fields[3]) if fields else 0
 
 
+def own_memory(pid: int) -> int:
+    """Bytes of memory that are its own or shared with others but no file's, swapped out or not; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            fields = dict(line.split(":", 1) for line in file)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem", "VmSwap") if name in fields)
+
+
+def parent(pid: int) -> int:
+    """Its parent's pid; 0 when there is no such process."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
 def stuck(pid: int) -> str:
     """Where in the kernel a thread of the process waits that no signal reaches (state D); "" when none does.
 

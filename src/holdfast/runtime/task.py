@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, TypeVar
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from holdfast.linux.mount import MountLike
 from holdfast.model import errors, trace
+from holdfast.model.checkpoint import CRIU_TYPE, FREEZE, THAW, CriuSettings
 from holdfast.model.tally import Timed
 from holdfast.proto import containerd_types_pb2, task_pb2
 from holdfast.ttrpc.client import Client, ConnectionLost, TtrpcError
@@ -103,11 +104,13 @@ class TaskClient:
         stdout: str = "",
         stderr: str = "",
         options: bytes = b"",
+        restore: tuple[str | os.PathLike[str], CriuSettings] | None = None,
         seconds: float = RUN,
     ) -> int:
         """Create the task from its bundle, without starting it. Returns the pid of its init.
 
-        `options` are a foreign shim's own, a serialized google.protobuf.Any.
+        `options` are a foreign shim's own, a serialized google.protobuf.Any. With `restore`, a directory of images,
+        the start will bring back what they show; until then there is no init.
         """
         mounts = [containerd_types_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in rootfs]
         request = task_pb2.CreateTaskRequest(
@@ -121,6 +124,9 @@ class TaskClient:
         )
         if options:
             request.options.ParseFromString(options)
+        if restore is not None:
+            request.checkpoint = os.fspath(restore[0])
+            request.options.type_url, request.options.value = CRIU_TYPE, restore[1].encode()
         return (await self._call("Create", request, task_pb2.CreateTaskResponse, seconds)).pid
 
     async def start(self, container_id: str, exec_id: str = "", seconds: float = RUN) -> int:
@@ -212,6 +218,28 @@ class TaskClient:
         """Have the log opened anew by its path. The Task API has no such call: it is an annotation of Update."""
         request = task_pb2.UpdateTaskRequest(id=container_id, annotations={REOPEN_LOG: "1"})
         await self._call("Update", request, Empty, seconds)
+
+    async def freeze(
+        self, container_ids: Sequence[str], lease: float, *, again: bool = False, seconds: float = ACT
+    ) -> None:
+        """Freeze these, all at one instant, or with `again` keep them so; `lease` seconds later the shim thaws them."""
+        asked = json.dumps({"tasks": list(container_ids), "seconds": lease, "again": again})
+        request = task_pb2.UpdateTaskRequest(id=container_ids[0], annotations={FREEZE: asked})
+        await self._call("Update", request, Empty, seconds)
+
+    async def thaw(self, container_ids: Sequence[str], seconds: float = ACT) -> None:
+        """Raises FailedPrecondition if one of them was thawed before."""
+        asked = json.dumps({"tasks": list(container_ids)})
+        request = task_pb2.UpdateTaskRequest(id=container_ids[0], annotations={THAW: asked})
+        await self._call("Update", request, Empty, seconds)
+
+    async def checkpoint(
+        self, container_id: str, images: str | os.PathLike[str], settings: CriuSettings, seconds: float = RUN
+    ) -> None:
+        """Have CRIU write the images of a frozen task into a directory that is there."""
+        request = task_pb2.CheckpointTaskRequest(id=container_id, path=os.fspath(images))
+        request.options.type_url, request.options.value = CRIU_TYPE, settings.encode()
+        await self._call("Checkpoint", request, Empty, seconds)
 
     async def stats(self, container_id: str, seconds: float = ASK) -> tuple[str, bytes]:
         """(type, serialized message): io.containerd.cgroups.v1.Metrics or io.containerd.cgroups.v2.Metrics."""

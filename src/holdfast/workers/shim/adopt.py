@@ -35,7 +35,7 @@ from holdfast.model.witness import (
 )
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import remains
+from holdfast.workers.shim import freezing, remains
 from holdfast.workers.shim.loop import Lock, Loop
 from holdfast.workers.shim.operations import Operations
 from holdfast.workers.shim.stdio import Stdio
@@ -112,6 +112,7 @@ class Adoption:
             files.write_atomic(bundle / INIT_FILE, encode(task.record), sync=False)
         if alive:
             task.own_pids = remains.is_first_in_namespace(record.pid)
+            freezing.let_go(bundle, record.cgroup)
         self._end_execs(task, record)
         try:
             init.stdio.adopt(paths, terminal, self._of(task))

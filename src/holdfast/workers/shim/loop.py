@@ -201,6 +201,8 @@ class Loop:
         finally:
             os.close(answer)
         if status:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # it may have been killed over a command that would go on without it
             raise Failed(text or f"the child that was to do it ended with status {status}")
         return text
 

@@ -39,22 +39,35 @@ class Runtime:
         hide, seconds = tuple(args.get("hide", ())), args.get("seconds", 100.0)
         return cls(args["name"], args["binary"], args["root"], hide, image, seconds, args.get("systemd", False))
 
-    def run(self, *arguments: str, fds: Mapping[int, int] | None = None) -> None:
+    def run(
+        self,
+        *arguments: str,
+        fds: Mapping[int, int] | None = None,
+        criu: str = "",
+        environment: Mapping[str, str] = ENVIRONMENT,
+        session: bool = True,
+    ) -> None:
         """Run one command to its end; descriptors that are not given are /dev/null. Raises Failed.
 
         It blocks, so it is for a child of the loop (`Loop.in_child`), which is killed with it when it takes too long.
+        `criu` is the program that a runtime is to use for checkpoints; later releases take the one in PATH, whatever
+        they are told. `session` is as `spawn` has it.
         """
+        if criu:
+            environment = {**environment, "PATH": f"{os.path.dirname(criu)}:{environment['PATH']}"}
         with memory_file("log") as log, _null() as null:
             driver = ["--systemd-cgroup"] if self.systemd else []
             where = ["--root", self.root, "--log", path_of(log), "--log-format", "json"]
-            command = [self.binary, *where, *driver, *arguments]
+            command = [self.binary, *where, *driver, *(["--criu", criu] if criu else []), *arguments]
             streams = {**dict.fromkeys(_STANDARD, null), **(fds or {})}
             try:
                 # A start only opens the gate that create has left closed: it looks at no cgroup, nothing needs hiding.
                 hide = () if arguments[0] == "start" else self.hide
                 before = os.umask(UMASK)
                 try:
-                    pid = spawn(command, env=ENVIRONMENT, fds=streams, hide=hide, executable=self._executable)
+                    pid = spawn(
+                        command, env=environment, fds=streams, hide=hide, executable=self._executable, session=session
+                    )
                 finally:
                     os.umask(before)
             except OSError as exc:

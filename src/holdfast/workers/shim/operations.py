@@ -16,19 +16,21 @@ from typing import Final
 
 from holdfast.linux import cgroup, files, mount, process
 from holdfast.linux.inject import crashpoint
+from holdfast.model.checkpoint import FREEZE, THAW, CriuSettings
 from holdfast.model.spec import Mount
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, decode_init, encode
 from holdfast.proto import task_pb2
 from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, CallError
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import grace, remains, rootfs
+from holdfast.workers.shim import criu, grace, remains, rootfs
 from holdfast.workers.shim.attach import ATTACH
 from holdfast.workers.shim.failures import as_call_error
+from holdfast.workers.shim.freezing import Freezing
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
 from holdfast.workers.shim.oci import Runtime, memory_file, path_of, without_endless_quota
 from holdfast.workers.shim.stdio import Stdio, owner_of
-from holdfast.workers.shim.task import TASK_FILE, Process, State, Task, write_task
+from holdfast.workers.shim.task import TASK_FILE, Origin, Process, State, Task, exit_code, write_task
 
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
 PID_LIMIT: Final = 64
@@ -39,21 +41,23 @@ class Operations:
     """The shim's hands."""
 
     def __init__(self, loop: Loop, runtime: Runtime, context: Context) -> None:
+        self.ended_unseen: Callable[[Task, int, int], None] = _nobody  # with si_code and si_status of its init
         self._loop = loop
         self._runtime = runtime
         self._context = context
         self._starting = 0
-        self._unclaimed: dict[int, tuple[int, int]] = {}
+        self._unclaimed: dict[int, tuple[int, int, int]] = {}
         self.tasks: dict[str, Task] = {}
+        self.freezing = Freezing(loop, self.tasks)
 
     @property
     def runtime(self) -> Runtime:
         return self._runtime
 
-    def unclaimed(self, pid: int, code: int) -> None:
+    def unclaimed(self, pid: int, code: int, status: int) -> None:
         """Somebody has ended whom nobody knows: he may be the one whose pid a runtime command is about to tell us."""
         if self._starting:
-            self._unclaimed[pid] = (code, time.time_ns())
+            self._unclaimed[pid] = (code, status, time.time_ns())
 
     # -- the life of a task
 
@@ -67,6 +71,8 @@ class Operations:
         stdio = Stdio(self._loop, bundle := Path(request.bundle), owner_of(request.id, self._context.args))
         init = Process("", stdio, (request.stdin, request.stdout, request.stderr), request.terminal)
         task = self.tasks[request.id] = Task(request.id, bundle, init, Lock(self._loop))
+        if request.checkpoint:
+            task.origin = Origin(Path(request.checkpoint), CriuSettings.decode(request.options.value))
         async with task.lock:
             try:
                 await self._create(task, request)
@@ -81,14 +87,27 @@ class Operations:
         return task_pb2.CreateTaskResponse(pid=task.init.pid)
 
     async def start(self, task: Task) -> task_pb2.StartResponse:
-        """init.json says that the start was reached before the runtime is told to."""
+        """init.json says that the start was reached before the runtime is told to.
+
+        What is restored begins where it stood: its init is known, and on record, only once it runs.
+        """
         async with task.lock:
-            if task.init.state is not State.CREATED or task.record is None:
+            if task.init.state is not State.CREATED or (task.record is None and task.origin is None):
                 raise CallError(FAILED_PRECONDITION, f"cannot start task {task.id}: {_condition(task)}")
-            await self._child(f"start task {task.id}", lambda: self._start(task))
+            if task.record is None:
+                await self._restore(task)
+            else:
+                await self._child(f"start task {task.id}", lambda: self._start(task))
             if task.init.state is State.CREATED:
                 task.init.state = State.RUNNING
             return task_pb2.StartResponse(pid=task.init.pid)
+
+    async def checkpoint(self, task: Task, images: Path, settings: CriuSettings) -> None:
+        """Have CRIU write a frozen task's images; it stays frozen, and is the same afterwards."""
+        async with task.lock:
+            if not self.freezing.is_frozen(task):
+                raise CallError(FAILED_PRECONDITION, f"cannot checkpoint task {task.id}: it is not frozen")
+            await self._child(f"checkpoint task {task.id}", lambda: criu.dump(self._runtime, task, images, settings))
 
     async def delete(self, task: Task) -> task_pb2.DeleteResponse:
         """Remove what the runtime knows, the rootfs mount, the FIFOs. exit.json stays for whoever comes later."""
@@ -115,7 +134,7 @@ class Operations:
                     task.init.state = after
 
     async def update(self, task: Task, request: task_pb2.UpdateTaskRequest) -> None:
-        """Change limits; its annotations are for what no other call has room for: REOPEN_LOG, ATTACH."""
+        """Change limits; its annotations are for what no other call has room for: REOPEN_LOG, ATTACH, FREEZE, THAW."""
         output = task.init.stdio.output
         if REOPEN_LOG in request.annotations and output.log is not None:
             try:
@@ -124,6 +143,10 @@ class Operations:
                 raise CallError(FAILED_PRECONDITION, f"cannot reopen log of task {task.id}: {exc}") from exc
         if ATTACH in request.annotations:
             output.attach(request.annotations[ATTACH])
+        if FREEZE in request.annotations:
+            await self.freezing.freeze(request.annotations[FREEZE])
+        if THAW in request.annotations:
+            self.freezing.thaw_asked(request.annotations[THAW])
         if not request.resources.value:
             return
         async with task.lock:
@@ -159,6 +182,7 @@ class Operations:
             else:
                 one.stdio.open(*one.paths)
                 self._give(one.stdio)
+            await self.freezing.thawed(task)
             with self._expecting():
                 pid = await self._loop.in_child(lambda: self._exec(task, one, options), self._runtime.seconds)
                 one.stdio.given()
@@ -208,6 +232,11 @@ class Operations:
         else:
             stdio.open(request.stdin, request.stdout, request.stderr)
             self._give(stdio)
+        if task.origin is not None:
+            task.origin.options = tuple(options)
+            stdio.give(*criu.user_of(task.bundle))
+            await self._child(f"mount the root of task {task.id}", lambda: self._mount(task, request))
+            return
         with self._expecting():
             made = await self._loop.in_child(lambda: self._make(task, request, options), self._runtime.seconds)
             stdio.given()
@@ -219,6 +248,24 @@ class Operations:
             task.record, task.own_pids, task.init.pid = record, own_pids == "1", record.pid
             crashpoint("shim.made")
         self.have_held(task)
+
+    async def _restore(self, task: Task) -> None:
+        """A failure leaves nobody; the task stays, to be deleted."""
+        stdio = task.init.stdio
+        try:
+            with self._expecting():
+                made = await self._loop.in_child(lambda: self._revive(task), self._runtime.seconds)
+                stdio.given()
+                if task.init.terminal:
+                    stdio.take_terminal()
+                task.own_pids, task.record = made[:1] == "1", decode_init(made[1:].encode())
+                task.init.pid = task.record.pid
+                ended = self._unclaimed.pop(task.record.pid, None)
+        except (Failed, OSError) as exc:
+            raise as_call_error(exc, f"cannot restore task {task.id}") from exc
+        self.have_held(task)
+        if ended is not None:
+            self.ended_unseen(task, *ended[:2])
 
     def _give(self, stdio: Stdio) -> None:
         """Root of the pod's user namespace gets what is given to a process; the OCI runtime gives it on from there."""
@@ -237,7 +284,8 @@ class Operations:
         one.state = State.RUNNING
         if pid in self._unclaimed:
             one.stdio.finish()
-            one.exited(*self._unclaimed.pop(pid))
+            code, status, at = self._unclaimed.pop(pid)
+            one.exited(exit_code(code, status), at)
 
     async def _discard(self, task: Task) -> None:
         """Undo everything but the bundle's files. Raises when something would not go, to be tried again."""
@@ -305,8 +353,7 @@ class Operations:
 
     # -- what children do: it may block, and what it changes in memory is lost
 
-    def _make(self, task: Task, request: task_pb2.CreateTaskRequest, options: list[str]) -> str:
-        """Returns "1" or "0", for whether the init is process 1 of a namespace of its own, and its record."""
+    def _mount(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
         mounts = [Mount(one.type, one.source, one.target, tuple(one.options)) for one in request.rootfs]
         forks = any(map(rootfs.is_mapped, mounts))
         if not forks:
@@ -317,9 +364,13 @@ class Operations:
                 rootfs.mount_on(one, task.rootfs)
         if forks:  # which is for processes without threads
             grace.begin()
+        crashpoint("shim.mounted")
+
+    def _make(self, task: Task, request: task_pb2.CreateTaskRequest, options: list[str]) -> str:
+        """Returns "1" or "0", for whether the init is process 1 of a namespace of its own, and its record."""
+        self._mount(task, request)
         pid_file = task.bundle / "init.pid"
         where = ["--bundle", str(task.bundle), "--pid-file", str(pid_file)]
-        crashpoint("shim.mounted")
         self._runtime.run("create", *where, *options, task.id, fds=task.init.stdio.fds)
         crashpoint("shim.created")
         pid = _read_pid(pid_file)
@@ -330,6 +381,17 @@ class Operations:
         files.write_atomic(task.bundle / INIT_FILE, record, sync=False)
         crashpoint("shim.init")
         return f"{int(remains.is_first_in_namespace(pid))}{record.decode()}"
+
+    def _revive(self, task: Task) -> str:
+        """As `_make`, of a container that is restored, and runs."""
+        found = criu.restore(self._runtime, task)
+        kills = 0
+        with contextlib.suppress(OSError):  # it has ended, and its cgroup with it
+            kills = cgroup.oom_kills(found.cgroup)
+        record = InitRecord(found.pid, found.start_time, process.boot_id(), found.cgroup, kills, started=True)
+        files.write_atomic(task.bundle / INIT_FILE, encode(record), sync=False)
+        crashpoint("shim.revived")
+        return f"{int(found.own_pids)}{encode(record).decode()}"
 
     def _start(self, task: Task) -> None:
         assert task.record is not None
@@ -385,6 +447,10 @@ class Operations:
             cgroup.remove(path)
         for name in ("init.pid", "console.sock"):
             files.unlink(task.bundle / name)
+
+
+def _nobody(*_: object) -> None:
+    pass
 
 
 def _exec_file(task: Task, exec_id: str) -> Path:

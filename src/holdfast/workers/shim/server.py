@@ -14,12 +14,15 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
+from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from holdfast import __version__
 from holdfast.linux import files, process
 from holdfast.linux.inject import crashpoint
+from holdfast.model.checkpoint import CRIU_TYPE, CriuSettings
+from holdfast.model.errors import Damaged
 from holdfast.model.witness import SHIM_LOCK, ExitRecord
 from holdfast.proto import containerd_task_pb2, task_pb2
 from holdfast.ttrpc.server import (
@@ -41,7 +44,7 @@ from holdfast.workers.shim.operations import Operations
 from holdfast.workers.shim.owner import Owner
 from holdfast.workers.shim.sinks import FILE_SCHEME, PROGRAM_SCHEME
 from holdfast.workers.shim.stdio import LOG_SCHEME
-from holdfast.workers.shim.task import Process, State, Task
+from holdfast.workers.shim.task import Process, State, Task, exit_code
 
 SERVICES: Final = frozenset({"containerd.task.v2.Task", "containerd.task.v3.Task"})
 SIGNALS: Final = range(1, signal.SIGRTMAX + 1)
@@ -61,6 +64,7 @@ class Shim:
         self.owner = Owner()
         self._schemes = (FILE_SCHEME, PROGRAM_SCHEME) if context.args.get("namespace") else ()
         self.operations = self._operations = Operations(self.loop, runtime, context)
+        self._operations.ended_unseen = self._init_ended
         self._tasks = self._operations.tasks
         self._server = Server(self.loop.selector, context.listener, self._take)
         self.loop.clocks.append(self._server)
@@ -78,6 +82,7 @@ class Shim:
             "Pause": (task_pb2.PauseRequest, self._pause),
             "Resume": (task_pb2.ResumeRequest, self._resume),
             "Update": (task_pb2.UpdateTaskRequest, self._update),
+            "Checkpoint": (task_pb2.CheckpointTaskRequest, self._checkpoint),
             "Stats": (task_pb2.StatsRequest, self._stats),
             "Connect": (task_pb2.ConnectRequest, self._connect),
             "Shutdown": (task_pb2.ShutdownRequest, self._shutdown),
@@ -101,8 +106,11 @@ class Shim:
     async def _create(self, request: task_pb2.CreateTaskRequest, _call: Call) -> Message:
         _check_id("id", request.id)
         _check_path("bundle", request.bundle)
-        if request.checkpoint or request.parent_checkpoint:
-            raise CallError(UNIMPLEMENTED, "checkpoint: a task cannot be restored yet")
+        if request.checkpoint:
+            _check_path("checkpoint", request.checkpoint)
+            _check_criu(request.options)
+        if request.parent_checkpoint:
+            raise CallError(UNIMPLEMENTED, "parent_checkpoint: checkpoints have none")
         for one in request.rootfs:
             if one.target:
                 raise CallError(INVALID_ARGUMENT, f"rootfs: a mount below it, at {one.target}, is not supported")
@@ -166,8 +174,10 @@ class Shim:
             os.kill(one.pid, request.signal)  # it is a child that we have not reaped: the number is its own
         if request.all and task.record is not None and request.exec_id and session not in (0, os.getsid(0)):
             remains.signal_session(task.record.cgroup, session, request.signal)
-        if request.signal == signal.SIGKILL and task.init.state is State.PAUSED:
-            await self._operations.freeze(task, "resume")  # the v1 freezer keeps even a killed process
+        if request.signal == signal.SIGKILL:  # the v1 freezer keeps even a killed process
+            self._operations.freezing.thaw(task.id)
+            if task.init.state is State.PAUSED:
+                await self._operations.freeze(task, "resume")
         return Empty()
 
     async def _delete(self, request: task_pb2.DeleteRequest, _call: Call) -> Message:
@@ -222,6 +232,12 @@ class Shim:
         await self._operations.update(self._task(request.id), request)
         return Empty()
 
+    async def _checkpoint(self, request: task_pb2.CheckpointTaskRequest, _call: Call) -> Message:
+        task = self._task(request.id)
+        _check_path("path", request.path)
+        await self._operations.checkpoint(task, Path(request.path), _check_criu(request.options))
+        return Empty()
+
     async def _stats(self, request: task_pb2.StatsRequest, _call: Call) -> Message:
         task = self._task(request.id)
         if task.record is None or task.init.state is State.STOPPED:
@@ -274,9 +290,9 @@ class Shim:
                     if one.pid == pid:
                         one.stdio.finish()
                         process.reap(pid)
-                        one.exited(_exit_code(code, status), time.time_ns())
+                        one.exited(exit_code(code, status), time.time_ns())
                         return
-            self._operations.unclaimed(pid, _exit_code(code, status))
+            self._operations.unclaimed(pid, code, status)
         finally:
             process.reap(pid)
 
@@ -323,10 +339,6 @@ def _report(_: object, error: Exception | None) -> None:
         traceback.print_exception(error)
 
 
-def _exit_code(code: int, status: int) -> int:
-    return status if code == os.CLD_EXITED else 128 + status
-
-
 def _check_id(field: str, value: str) -> None:
     if _ID.fullmatch(value) is None:
         raise CallError(INVALID_ARGUMENT, f"{field}: {value!r} is not an id")
@@ -335,6 +347,16 @@ def _check_id(field: str, value: str) -> None:
 def _check_path(field: str, value: str) -> None:
     if not value.startswith("/") or "\0" in value or ".." in value.split("/"):
         raise CallError(INVALID_ARGUMENT, f"{field}: {value!r} is not an absolute path")
+
+
+def _check_criu(options: Any_) -> CriuSettings:
+    """What the daemon asks of CRIU; containerd's own way of asking is not served."""
+    if options.type_url != CRIU_TYPE:
+        raise CallError(UNIMPLEMENTED, f"options: checkpoints as {options.type_url!r} asks for are not supported")
+    try:
+        return CriuSettings.decode(options.value)
+    except Damaged as exc:
+        raise CallError(INVALID_ARGUMENT, f"options: {exc}") from exc
 
 
 def _check_streams(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest, schemes: tuple[str, ...]) -> None:

@@ -27,11 +27,13 @@ def spawn(
     fds: Mapping[int, int],
     hide: Iterable[str] = (),
     executable: str | None = None,
+    session: bool = True,
 ) -> int:
     """Run a program. Returns its pid; the caller reaps. Raises OSError if it cannot be run.
 
     `fds` maps the child's descriptors to ours; it inherits no others, and has UMASK. `hide` are mounts that it shall
-    not see. `executable` is run under the name argv[0]. It begins a session, by which what it starts is known.
+    not see. `executable` is run under the name argv[0]. It begins a session, by which what it starts is known; without
+    `session` it stays in our process group, and ends with it.
     """
     lowest = max(fds, default=0) + 1
     if any(ours < lowest for ours in fds.values()):
@@ -48,7 +50,7 @@ def spawn(
                 file_actions=actions,
                 setsigmask=(),
                 setsigdef=_DEFAULTS,
-                setsid=True,
+                setsid=session,
             )
     finally:
         os.umask(own)

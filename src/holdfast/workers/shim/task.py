@@ -1,6 +1,7 @@
 """A container's task inside its shim, and the processes executed in it: what exists, and in which state."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -9,6 +10,7 @@ from typing import Final
 
 from holdfast.linux import files
 from holdfast.linux.process import Pinned
+from holdfast.model.checkpoint import CriuSettings
 from holdfast.model.witness import InitRecord
 from holdfast.workers.shim.loop import Lock
 from holdfast.workers.shim.stdio import Stdio
@@ -67,6 +69,15 @@ class Process:
 
 
 @dataclass(slots=True)
+class Origin:
+    """What a task is restored from: a directory of CRIU's images. `options` are what runc is told beside that."""
+
+    images: Path
+    settings: CriuSettings
+    options: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
 class Task:
     """One container: its bundle, its init, its execs. `lock` is held by whoever runs OCI runtime commands on it."""
 
@@ -78,6 +89,7 @@ class Task:
     own_pids: bool = True  # its init is process 1 of a namespace: the kernel ends the rest with it
     discarded: bool = False  # being deleted without ever having been started: its end is nobody's exit
     deleted: bool = False
+    origin: Origin | None = None  # of one that is to be restored
     execs: dict[str, Process] = field(default_factory=dict)
 
     @property
@@ -86,6 +98,11 @@ class Task:
 
     def find(self, exec_id: str) -> Process | None:
         return self.execs.get(exec_id) if exec_id else self.init
+
+
+def exit_code(code: int, status: int) -> int:
+    """From si_code and si_status of waitid(2): the exit status, or 128 + signal."""
+    return status if code == os.CLD_EXITED else 128 + status
 
 
 def write_task(bundle: Path, one: Process) -> None:

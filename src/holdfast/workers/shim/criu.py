@@ -1,0 +1,187 @@
+"""Checkpoint and restore of a container's processes by CRIU, through runc, which is given the CRIU to use.
+
+The FIFOs that our containers have for stdio are in no mount that a container sees. CRIU is told of each by mount and
+inode, `file[MOUNT:INODE]`, leaves it out of the images, and puts what it is given for it at a restore in its place. As
+runc has no word for that, CRIU reads it from a file of settings. Which of them was what is kept beside the images.
+"""
+
+import contextlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from holdfast.linux import cgroup, descriptors, files, process
+from holdfast.linux.inject import crashpoint
+from holdfast.model.checkpoint import STDIO_FILE, CriuSettings, decode_stdio
+from holdfast.model.errors import Damaged
+from holdfast.workers.shim import remains
+from holdfast.workers.shim.loop import Failed
+from holdfast.workers.shim.oci import ENVIRONMENT, Runtime, memory_file, path_of
+from holdfast.workers.shim.task import Task
+
+NUMBERS: Final = {"stdin": 0, "stdout": 1, "stderr": 2}
+GHOST_BYTES: Final = 1 << 40  # files that are open and have no name are in the images, however large
+LOG_BYTES: Final = 16 * 1024 * 1024
+PID_LIMIT: Final = 64
+STATE_LIMIT: Final = 4 * 1024 * 1024
+_HARMLESS: Final = "rlimit: Can't setup"  # without CAP_SYS_RESOURCE; it goes on
+_ERROR: Final = re.compile(rb"Error \([^)]*\): (.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Revived:
+    """The init of a restored container: who it is, whether it is process 1 of a namespace, and its cgroup."""
+
+    pid: int
+    start_time: int
+    own_pids: bool
+    cgroup: str
+
+
+def dump(runtime: Runtime, task: Task, images: Path, settings: CriuSettings) -> None:
+    """Write the images of a frozen container, which stays as it is. Blocks. Raises Failed."""
+    assert task.record is not None
+    found = _stdio(task)
+    _refuse_guests(task)
+    files.write_atomic(images / STDIO_FILE, json.dumps(found).encode(), sync=False)
+    lines = [f"external {id}" for id in found.values()]
+    options = ["--tcp-established"] if settings.tcp_established else []
+    where = ["--image-path", str(images), "--work-path", settings.work, "--leave-running"]
+    crashpoint("shim.dumping")
+    with _configured(lines) as environment, _explained(Path(settings.work) / "dump.log"):
+        runtime.run(
+            "checkpoint", *where, *options, task.id, environment=environment, criu=settings.program, session=False
+        )
+    crashpoint("shim.dumped")
+
+
+def restore(runtime: Runtime, task: Task) -> Revived:
+    """Bring back the processes of a container whose rootfs is mounted. Blocks. Raises Failed, having ended them."""
+    assert task.origin is not None
+    images, settings = task.origin.images, task.origin.settings
+    found = _known_stdio(images / STDIO_FILE)
+    lines = [f"external {id}" for id in found.values()]
+    lines += [f"inherit-fd fd[{NUMBERS[name]}]:{id}" for name, id in found.items()]
+    pid_file = task.bundle / "init.pid"
+    where = ["--detach", "--bundle", str(task.bundle), "--pid-file", str(pid_file)]
+    where += ["--image-path", str(images), "--work-path", settings.work]
+    options = [*task.origin.options, *(["--tcp-established"] if settings.tcp_established else [])]
+    crashpoint("shim.restoring")
+    try:
+        with _configured(lines) as environment, _explained(Path(settings.work) / "restore.log"):
+            runtime.run(
+                "restore", *where, *options, task.id, fds=task.init.stdio.fds,
+                environment=environment, criu=settings.program, session=False,
+            )  # fmt: skip
+        crashpoint("shim.restored")
+        return _revived(runtime, task, int(files.read_bounded(pid_file, PID_LIMIT)))
+    except (Failed, OSError, ValueError):
+        if path := remains.cgroup_of_bundle(task.bundle):
+            with contextlib.suppress(OSError):
+                cgroup.kill(path)
+        raise
+    finally:
+        files.unlink(pid_file)
+
+
+def _revived(runtime: Runtime, task: Task, pid: int) -> Revived:
+    """It may be over by now; so its start time is what runc has noted of it."""
+    state = json.loads(files.read_bounded(Path(runtime.root, task.id, "state.json"), STATE_LIMIT))
+    if state["init_process_pid"] != pid:
+        raise Failed(f"{runtime.name} tells of pid {pid}, and has noted {state['init_process_pid']}")
+    own = not any(one["type"] == "NEWPID" and one.get("path") for one in state["config"]["namespaces"])
+    path = remains.cgroup_of_bundle(task.bundle)
+    with contextlib.suppress(OSError, StopIteration):
+        path = cgroup.of_process(pid)
+    return Revived(pid, int(state["init_process_start"]), own, path)
+
+
+def _known_stdio(path: Path) -> dict[str, str]:
+    """As `dump` has left it; nothing in images that somebody else has made, where runc sees to pipes."""
+    try:
+        return decode_stdio(files.read_bounded(path, STATE_LIMIT))
+    except FileNotFoundError:
+        return {}
+    except Damaged as exc:
+        raise Failed(str(exc)) from exc
+
+
+def _stdio(task: Task) -> dict[str, str]:
+    """Which external files CRIU meets as the container's stdin, stdout and stderr. Raises Failed for any other."""
+    assert task.record is not None
+    ours = _fifos(task)
+    found: dict[str, str] = {}
+    for pid in sorted(remains.pids(task.record.cgroup)):
+        mounts = descriptors.mounts_of(pid)
+        for one in descriptors.of(pid):
+            if not one.named or one.mount in mounts or (one.kind == stat.S_IFCHR):
+                continue
+            name = ours.get((one.device, one.inode))
+            if name is None:
+                raise Failed(f"descriptor {one.number} of process {pid} is {one.link}, which is outside the container")
+            id = f"file[{one.mount:x}:{one.inode:x}]"
+            if found.setdefault(name, id) != id:
+                raise Failed(f"its {name} is open through two mounts")
+    return found
+
+
+def _fifos(task: Task) -> dict[tuple[int, int], str]:
+    found = {}
+    for name, asked in zip(NUMBERS, task.init.paths, strict=True):
+        path = asked if asked.startswith("/") else task.bundle / name
+        with contextlib.suppress(OSError):
+            seen = os.stat(path)
+            found[seen.st_dev, seen.st_ino] = name
+    return found
+
+
+def _refuse_guests(task: Task) -> None:
+    """Whoever is in the container's cgroup without descending from its init was executed there by somebody outside."""
+    assert task.record is not None
+    init = task.record.pid
+    for pid in remains.pids(task.record.cgroup):
+        one = pid
+        while one not in (init, 0, 1):
+            one = process.parent(one)
+        if one != init:
+            raise Failed(f"process {pid} was executed in it and does not descend from its init")
+
+
+@contextlib.contextmanager
+def _configured(lines: Iterable[str]) -> Iterator[Mapping[str, str]]:
+    """The environment in which CRIU finds these settings."""
+    text = "\n".join([*lines, f"ghost-limit {GHOST_BYTES}", ""])
+    with memory_file("criu.conf", text.encode()) as settings:
+        yield {**ENVIRONMENT, "CRIU_CONFIG_FILE": path_of(settings)}
+
+
+@contextlib.contextmanager
+def _explained(log: Path) -> Iterator[None]:
+    """A failure of runc's with CRIU's own words, which it only points to."""
+    try:
+        yield
+    except Failed as exc:
+        raise Failed(f"{_first_error(log) or exc}") from exc
+
+
+def _first_error(log: Path) -> str:
+    """CRIU's log says first what went wrong, and then all that went wrong because of it."""
+    try:
+        with open(log, "rb") as file:
+            text = file.read(LOG_BYTES)
+    except OSError:
+        return ""
+    errors = (match[1].decode(errors="replace").strip() for match in _ERROR.finditer(text))
+    return next((f"CRIU: {error}" for error in errors if not error.startswith(_HARMLESS)), "")
+
+
+def user_of(bundle: Path) -> tuple[int, int]:
+    """Whose stdio is to be: who the container runs as, which runc does not see to at a restore."""
+    spec: dict[str, Any] = json.loads(files.read_bounded(bundle / "config.json", STATE_LIMIT))
+    user = spec["process"]["user"]
+    return int(user["uid"]), int(user["gid"])

@@ -1,0 +1,124 @@
+"""Freezing tasks of the pod, all at one instant, for whoever copies what they are: on a lease.
+
+Whoever has them frozen says so again before the lease is over, else they are thawed; so nobody's death leaves a
+container standing still. Of a shim's own death tells a mark in each bundle: the shim that adopts the pod thaws then.
+"""
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+from holdfast.linux import cgroup, files
+from holdfast.linux.inject import crashpoint
+from holdfast.ttrpc.server import FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND, CallError
+from holdfast.workers.shim.loop import Loop, Timer
+from holdfast.workers.shim.task import State, Task
+
+MARK: Final = "frozen"  # in the bundle, for as long as the task is
+FREEZE_SECONDS: Final = 10.0  # until all have stopped; what waits in the kernel may take longer, and is let go
+PAUSE: Final = 0.002
+AGAIN: Final = 50  # pauses after which it is said again: a fork may have slipped through (cgroup v1)
+RETRY_SECONDS: Final = 1.0
+
+
+class Freezing:
+    """What is frozen, and until when."""
+
+    def __init__(self, loop: Loop, tasks: dict[str, Task]) -> None:
+        self._loop = loop
+        self._tasks = tasks
+        self._leases: dict[str, Timer] = {}
+
+    async def freeze(self, asked: str) -> None:
+        """Freeze tasks, or keep those frozen that are. All of them or none."""
+        ids, seconds, again = _parse(asked)
+        if again:
+            if missing := [id for id in ids if id not in self._leases]:
+                raise CallError(FAILED_PRECONDITION, f"cannot keep task {missing[0]} frozen: it was thawed meanwhile")
+        else:
+            tasks = [self._running(id) for id in ids]
+            try:
+                await self._freeze(tasks)
+            except (CallError, OSError):
+                for task in tasks:
+                    self.thaw(task.id)
+                raise
+        for id in ids:
+            self._lease(id, seconds)
+
+    def thaw_asked(self, asked: str) -> None:
+        """Raises FAILED_PRECONDITION if one was thawed before: what was copied meanwhile may not fit together."""
+        ids, _, _ = _parse(asked)
+        early = [id for id in ids if id not in self._leases]
+        for id in ids:
+            self.thaw(id)
+        if early:
+            raise CallError(FAILED_PRECONDITION, f"cannot thaw task {early[0]}: it was thawed before")
+
+    def thaw(self, id: str) -> None:
+        """Let it go on, if it is frozen."""
+        if (timer := self._leases.pop(id, None)) is not None:
+            timer.cancel()
+        task = self._tasks.get(id)
+        if task is None or task.record is None:
+            return
+        try:
+            let_go(task.bundle, task.record.cgroup)
+        except OSError:
+            traceback.print_exc()
+            self._lease(id, RETRY_SECONDS)
+
+    async def thawed(self, task: Task) -> None:
+        """Wait until it is not frozen: what is executed in it now would stand still, and spoil the copy."""
+        while task.id in self._leases:
+            await self._loop.sleep(PAUSE)
+
+    def is_frozen(self, task: Task) -> bool:
+        return task.id in self._leases
+
+    async def _freeze(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            (task.bundle / MARK).touch(0o600)
+            self._lease(task.id, FREEZE_SECONDS * 2)
+        crashpoint("shim.freezing")
+        paths = [task.record.cgroup for task in tasks if task.record is not None]
+        for path in paths:
+            cgroup.freeze(path)
+        for turn in range(1, int(FREEZE_SECONDS / PAUSE)):
+            if all(map(cgroup.frozen, paths)):
+                crashpoint("shim.frozen")
+                return
+            await self._loop.sleep(PAUSE)
+            for path in paths if turn % AGAIN == 0 else ():
+                cgroup.freeze(path)
+        raise CallError(FAILED_PRECONDITION, f"cannot freeze: no end after {FREEZE_SECONDS:g} s")
+
+    def _lease(self, id: str, seconds: float) -> None:
+        if (timer := self._leases.get(id)) is not None:
+            timer.cancel()
+        self._leases[id] = self._loop.timers.add(seconds, lambda: self.thaw(id))
+
+    def _running(self, id: str) -> Task:
+        task = self._tasks.get(id)
+        if task is None:
+            raise CallError(NOT_FOUND, f"task {id} does not exist")
+        if task.init.state is not State.RUNNING or task.record is None or id in self._leases:
+            condition = "frozen" if id in self._leases else task.init.state.name.lower()
+            raise CallError(FAILED_PRECONDITION, f"cannot freeze task {id}: it is {condition}")
+        return task
+
+
+def let_go(bundle: Path, path: str) -> None:
+    """Thaw what bears a mark, or bore one. Raises OSError."""
+    if (bundle / MARK).exists():
+        cgroup.thaw(path)
+        files.unlink(bundle / MARK)
+
+
+def _parse(asked: str) -> tuple[list[str], float, bool]:
+    try:
+        data: dict[str, Any] = json.loads(asked)
+        return [str(id) for id in data["tasks"]], float(data.get("seconds", 0)), bool(data.get("again", False))
+    except (ValueError, LookupError, TypeError) as exc:
+        raise CallError(INVALID_ARGUMENT, f"annotations: {asked!r} cannot be read: {exc}") from exc

@@ -1,0 +1,232 @@
+"""The shim's part in checkpoints, with real runc and CRIU: freezing on a lease, images, restored tasks."""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from kit.tools import CRIU, needs_criu
+from shim_kit import Container, ShimKit, busybox_rootfs, reader, until
+
+from holdfast.linux import cgroup, mount
+from holdfast.model import errors
+from holdfast.model.checkpoint import CriuSettings
+from holdfast.runtime.task import Status, TaskClient
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_criu]
+
+COUNT = "n=0; while :; do n=$((n+1)); echo $n; usleep 20000; done"
+
+
+@pytest.fixture(scope="session")
+def lower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return busybox_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
+
+
+@pytest.fixture
+def kit(tmp_path: Path, lower: Path) -> Iterator[ShimKit]:
+    made = ShimKit(tmp_path, "runc", lower)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+async def client(kit: ShimKit) -> AsyncIterator[TaskClient]:
+    made = await kit.connect()
+    yield made
+    made.close()
+
+
+def settings(directory: Path, program: str = CRIU) -> CriuSettings:
+    (directory / "images").mkdir(parents=True, exist_ok=True)
+    return CriuSettings(program, str(directory))
+
+
+async def checkpoint(client: TaskClient, one: Container, directory: Path) -> CriuSettings:
+    """Freeze, dump, thaw."""
+    made = settings(directory)
+    await client.freeze([one.id], 30)
+    await client.checkpoint(one.id, directory / "images", made)
+    await client.thaw([one.id])
+    return made
+
+
+def copy_of(kit: ShimKit, one: Container, name: str, args: list[str] | str = COUNT, **changes: object) -> Container:
+    """A container whose root has in it what the other one's had."""
+    made = kit.container(name, args, **changes)
+    before, after = (kit.base / f"writable-{each.id}" / "upper" for each in (one, made))
+    shutil.copytree(before, after, dirs_exist_ok=True)
+    return made
+
+
+async def restore(kit: ShimKit, client: TaskClient, one: Container, made: CriuSettings, **streams: object) -> int:
+    await kit.create(client, one, restore=(Path(made.work) / "images", made), **streams)
+    return await client.start(one.id)
+
+
+def numbers(one: Container) -> list[int]:
+    return [int(line) for line in one.text().split()]
+
+
+async def test_restored_container_counts_on_into_its_log_and_its_exit_is_exact(
+    kit: ShimKit, client: TaskClient, tmp_path: Path
+) -> None:
+    one = await kit.run(client, "a", f"echo kept > /tmp/file; exec 5< /tmp/file; {COUNT}")
+    await until(lambda: len(numbers(one)) > 5)
+    made = await checkpoint(client, one, tmp_path / "images")
+    at = len(numbers(one))
+    await until(lambda: len(numbers(one)) > at + 3)  # it was left running
+    two = copy_of(kit, one, "b")
+    pid = await restore(kit, client, two, made)
+    await until(lambda: len(numbers(two)) > 5)
+    first, *rest = numbers(two)
+    assert 5 < first <= at + 2 and rest == list(range(first + 1, first + 1 + len(rest)))
+    assert (await client.state("b")).status is Status.RUNNING
+    assert (await client.state("b")).pid == pid
+    assert cgroup.of_process(pid) == f"{kit.parent}/b"
+    await client.kill("b", signal.SIGKILL)
+    code, at_ns = await client.wait("b")
+    assert (code, two.exit.code, two.exit.witness, two.exit.finished_at) == (137, 137, "shim", at_ns)
+    await client.delete("b")
+    assert (await client.state("a")).status is Status.RUNNING
+    await client.kill("a", signal.SIGKILL)
+    await client.wait("a")
+    await client.delete("a")
+    assert not kit.leftovers()
+
+
+async def test_a_terminal_is_restored(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
+    one = await kit.run(client, "a", COUNT, terminal=True)
+    await until(lambda: b"5\r\n" in one.text() or b"5\n" in one.text())
+    made = await checkpoint(client, one, tmp_path / "images")
+    two = copy_of(kit, one, "b", terminal=True)
+    await restore(kit, client, two, made, terminal=True)
+    await until(lambda: len(two.text().split()) > 3)
+    assert int(two.text().split()[0]) > 4
+
+
+async def test_what_was_typed_for_a_container_reaches_it_after_its_restore(
+    kit: ShimKit, client: TaskClient, tmp_path: Path
+) -> None:
+    one = kit.container("a", "echo ready; while read line; do echo got $line; done; sleep 1000")
+    await kit.create(client, one, stdin=str(one.bundle / "stdin"))
+    await client.start("a")
+    await until(lambda: b"ready" in one.text())
+    made = await checkpoint(client, one, tmp_path / "images")
+    two = copy_of(kit, one, "b")
+    await restore(kit, client, two, made, stdin=str(two.bundle / "stdin"))
+    (two.bundle / "stdin").write_bytes(b"hello\n")
+    await until(lambda: b"got hello" in two.text())
+
+
+async def test_other_streams_than_logs_are_restored_too(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
+    async with reader(tmp_path / "one") as said, reader(tmp_path / "two") as again:
+        one = await kit.run(client, "a", COUNT, stdout=str(tmp_path / "one"))
+        await until(lambda: len(said.split()) > 3)
+        made = await checkpoint(client, one, tmp_path / "images")
+        two = copy_of(kit, one, "b")
+        await restore(kit, client, two, made, stdout=str(tmp_path / "two"))
+        await until(lambda: len(again.split()) > 3)
+
+
+async def test_frozen_containers_stand_still_until_they_are_thawed(kit: ShimKit, client: TaskClient) -> None:
+    made = [await kit.run(client, name, COUNT) for name in ("a", "b")]
+    await until(lambda: all(len(numbers(one)) > 2 for one in made))
+    await client.freeze(["a", "b"], 30)
+    assert all(cgroup.frozen(f"{kit.parent}/{name}") for name in ("a", "b"))
+    with pytest.raises(errors.FailedPrecondition, match="it is frozen"):
+        await client.freeze(["a"], 30)
+    await client.freeze(["a", "b"], 30, again=True)
+    await client.thaw(["a", "b"])
+    before = [len(numbers(one)) for one in made]
+    await until(lambda: all(len(numbers(one)) > at + 2 for one, at in zip(made, before, strict=True)))
+    with pytest.raises(errors.FailedPrecondition, match="was thawed before"):
+        await client.thaw(["a"])
+
+
+async def test_a_lease_that_is_over_thaws_by_itself(kit: ShimKit, client: TaskClient) -> None:
+    one = await kit.run(client, "a", COUNT)
+    await client.freeze(["a"], 0.2)
+    before = len(numbers(one))
+    await until(lambda: len(numbers(one)) > before + 3)
+    with pytest.raises(errors.FailedPrecondition, match="thawed meanwhile"):
+        await client.freeze(["a"], 30, again=True)
+    assert not (one.bundle / "frozen").exists()
+
+
+async def test_sigkill_reaches_a_frozen_container(kit: ShimKit, client: TaskClient) -> None:
+    await kit.run(client, "a", COUNT)
+    await client.freeze(["a"], 30)
+    await client.kill("a", signal.SIGKILL)
+    assert (await client.wait("a"))[0] == 137
+
+
+async def test_a_command_waits_until_its_container_is_thawed(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
+    await kit.run(client, "a", COUNT)
+    await client.freeze(["a"], 30)
+    process = {"args": ["true"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
+    await client.exec("a", "e", process)
+    async with asyncio.TaskGroup() as group:
+        starting = group.create_task(client.start("a", "e"), name="start")
+        await client.checkpoint("a", tmp_path / "w/images", settings(tmp_path / "w"))
+        assert not starting.done()
+        await client.thaw(["a"])
+    assert (await client.wait("a", "e"))[0] == 0
+
+
+async def test_what_cannot_be_checkpointed_says_why_and_runs_on(
+    kit: ShimKit, client: TaskClient, tmp_path: Path
+) -> None:
+    one = await kit.run(client, "a", COUNT)
+    process = {"args": ["sleep", "1000"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
+    await client.exec("a", "e", process)
+    await client.start("a", "e")
+    with pytest.raises(errors.HoldfastError, match="was executed in it"):
+        await checkpoint(client, one, tmp_path / "images")
+    await client.thaw(["a"])
+    await client.kill("a", signal.SIGKILL, "e")
+    await client.wait("a", "e")
+    with pytest.raises(errors.HoldfastError, match="not frozen"):
+        await client.checkpoint("a", tmp_path / "images/images", settings(tmp_path / "images"))
+    await client.freeze(["a"], 30)
+    with pytest.raises(errors.HoldfastError, match="checkpoint task a"):
+        await client.checkpoint("a", tmp_path / "images/images", settings(tmp_path / "images", "/bin/false"))
+    await client.thaw(["a"])
+    before = len(numbers(one))
+    await until(lambda: len(numbers(one)) > before + 3)
+
+
+async def test_a_restore_that_fails_leaves_nobody(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
+    one = await kit.run(client, "a", f"echo kept > /tmp/file; exec 5< /tmp/file; {COUNT}")
+    made = await checkpoint(client, one, tmp_path / "images")
+    two = kit.container("b", COUNT)  # without the file
+    with pytest.raises(errors.HoldfastError, match="CRIU: .*tmp/file"):
+        await restore(kit, client, two, made)
+    assert (await client.state("b")).status is Status.CREATED
+    await client.delete("b")
+    assert not cgroup.exists(f"{kit.parent}/b")
+    assert not list(mount.mounts_below(two.bundle))
+
+
+async def test_a_container_that_ends_while_it_is_restored_has_its_exit_code(
+    kit: ShimKit, client: TaskClient, tmp_path: Path
+) -> None:
+    """What it waits for has come by then: it may be over before runc has told its pid."""
+    one = await kit.run(client, "a", "while [ ! -e /data/go ]; do usleep 1000; done; exit 7", mounts=[_data(tmp_path)])
+    made = await checkpoint(client, one, tmp_path / "images")
+    two = copy_of(kit, one, "b", mounts=[_data(tmp_path)])
+    (tmp_path / "data/go").touch()
+    await restore(kit, client, two, made)
+    assert (await client.wait("b"))[0] == 7
+    assert two.exit.code == 7
+
+
+def _data(tmp_path: Path) -> dict[str, object]:
+    (tmp_path / "data").mkdir(exist_ok=True)
+    return {"destination": "/data", "type": "bind", "source": str(tmp_path / "data"), "options": ["rbind"]}
