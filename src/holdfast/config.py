@@ -317,6 +317,10 @@ class Config:
         "", "The CRIU by which pods under runc are checkpointed, 4.2 or later; by default the one in PATH.",
         parse=_path_or_none,
     )  # fmt: skip
+    checkpoints: bool = setting(
+        False, "Whether containers are made from checkpoints (whose archives are trusted like who runs this node), and "
+        "default_runtime auto prefers runc to crun, which can make none.", parse=_flag,
+    )  # fmt: skip
     runtimes: dict[str, dict[str, Any]] = setting(
         {},
         "Runtimes by handler name: [runtimes.crun] binary = '/usr/bin/crun'; or a containerd shim, [runtimes.runc-v2] "

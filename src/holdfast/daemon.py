@@ -31,13 +31,16 @@ from holdfast.lifecycle import facts, tools
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cgroups import Cgroups
+from holdfast.lifecycle.checkpoints import RUNC, Checkpoints
 from holdfast.lifecycle.cleanup import Cleanup
 from holdfast.lifecycle.confinement import Confinement
+from holdfast.lifecycle.container_checkpoints import ContainerCheckpoints
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.devices import Devices
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.foreign import Foreign
+from holdfast.lifecycle.freezing import Freezer
 from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.guard import Guard
 from holdfast.lifecycle.layout import Layout
@@ -52,6 +55,7 @@ from holdfast.lifecycle.oom import Ooms
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.recover import Recovery
+from holdfast.lifecycle.restores import Restores
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.stats import Stats
@@ -179,6 +183,7 @@ class Daemon:
             mode,
             config.runtime_timeout,
             systemd=config.cgroup_driver == SYSTEMD,
+            first=RUNC if config.checkpoints else "",
         )
         host = await in_thread(facts.detect, self._files)
         cgroups = Cgroups(config.cgroup_driver, config.cgroup_root)
@@ -230,6 +235,20 @@ class Daemon:
         ooms = Ooms(world, background, layout)
         stack.callback(ooms.close)
         monitor = Monitor(world, shims, handlers, cleanup, background, layout, (foreign.watch, ooms.watch))
+        criu = Checkpoints(handlers, shims, snapshots, config.criu_path)
+        checkpoints = ContainerCheckpoints(
+            world,
+            criu,
+            Freezer(shims),
+            snapshots,
+            images,
+            bundles,
+            handlers,
+            storage,
+            background,
+            layout,
+        )
+        restores = Restores(images, snapshots, unpacker, bundles, criu, background, layout, minimum, config.checkpoints)
         containers = Containers(
             world,
             shims,
@@ -248,6 +267,8 @@ class Daemon:
             volumes,
             users,
             limits,
+            restores,
+            checkpoints,
         )
         gate = Gate(lambda: handlers.all, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
         pods = Pods(
@@ -282,7 +303,7 @@ class Daemon:
             background,
             config.streaming_idle_timeout,
         )
-        live = Live(store, world, images, snapshots, keeper, sessions)
+        live = Live(store, world, images, snapshots, keeper, sessions, restores)
         sweeper = Sweeper(layout, cgroups, live.rows, live.workers, shims, live.remove_rows)
         recovery = Recovery(
             store,
@@ -298,6 +319,7 @@ class Daemon:
             adopter,
             limits,
             sessions,
+            checkpoints,
             rebuilt,
         )
         shown = self._facts(handlers.default, facts.report(host))

@@ -145,13 +145,6 @@ def test_a_name_is_taken_once(life: Node, pod: str) -> None:
     life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=again))
 
 
-@pytest.mark.parametrize("method", ["CheckpointContainer"])
-def test_what_is_not_built_yet_says_so(life: Node, method: str) -> None:
-    with pytest.raises(grpc.RpcError) as failure:
-        life.call(method, getattr(pb, f"{method}Request")())
-    assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 def test_status_of_what_does_not_exist(life: Node) -> None:
     for method, request in [
         ("ContainerStatus", pb.ContainerStatusRequest(container_id="f" * 64)),

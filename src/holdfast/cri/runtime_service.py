@@ -196,6 +196,13 @@ class RuntimeService(RuntimeServiceServicer):
         await self._containers.update_resources(_needed(request.container_id, "container_id"), request.linux)
         return pb.UpdateContainerResourcesResponse()
 
+    async def CheckpointContainer(
+        self, request: pb.CheckpointContainerRequest, context: Any
+    ) -> pb.CheckpointContainerResponse:
+        container_id, location = _needed(request.container_id, "container_id"), _needed(request.location, "location")
+        await self._containers.checkpoint(container_id, location, request.timeout)
+        return pb.CheckpointContainerResponse()
+
     async def ReopenContainerLog(
         self, request: pb.ReopenContainerLogRequest, context: Any
     ) -> pb.ReopenContainerLogResponse:

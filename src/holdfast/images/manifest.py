@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from holdfast.images.reference import is_digest
@@ -44,6 +44,7 @@ class Descriptor:
 class Manifest:
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    annotations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ def parse(data: bytes) -> Manifest | Index:
         for layer in layers:
             if layer.media_type not in UNPACKABLE:
                 raise InvalidArgument(f"manifest: layers of media type {layer.media_type!r} are not supported")
-        return Manifest(_descriptor(raw["config"]), layers)
+        annotations = {str(key): str(value) for key, value in (raw.get("annotations") or {}).items()}
+        return Manifest(_descriptor(raw["config"]), layers, annotations)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise InvalidArgument(f"manifest: it is malformed: {exc}") from exc
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -186,6 +186,18 @@ class Images:
             blobs = await self._store.read(lambda tx: rows.blobs_of(tx, image.id))
             await self._layers.unpack(image, self._manifest(image, blobs), silent)
         log.warning("damaged layers of image %s were unpacked again", image.id)
+
+    async def only_layer(self, image: Image, marks: Iterable[str]) -> Path | None:
+        """The blob of an image's one layer, if its manifest has one of these annotations; else None."""
+        if len(image.diff_ids) != 1:
+            return None
+        blobs = await self._store.read(lambda tx: rows.blobs_of(tx, image.id))
+        try:
+            found = self._manifest(image, blobs)
+        except NotFound:
+            return None
+        marked = not found.annotations.keys().isdisjoint(marks)
+        return self._content.path(found.layers[0].digest) if marked and found.layers else None
 
     def _manifest(self, image: Image, blobs: dict[str, int]) -> Manifest:
         """The one among its blobs that is for this config. Archives of `docker save` have none."""

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from holdfast.lifecycle.diagnosis import NODE, Finding, Fix, Owners, Verdict, check_rows
+from holdfast.lifecycle.layout import CHECKPOINTS, RESTORES
 from holdfast.lifecycle.pod_files import pods, stranger, temporary
 from holdfast.lifecycle.rows import Rows
 from holdfast.lifecycle.survey import Entry, Survey
@@ -20,7 +21,9 @@ KEEPER: Final = "holdfast.workers.keeper"  # what every keeper and every process
 STATE_NAMES: Final = frozenset({
     "events.sock", "holdfast.sock", "holdfastd.toml", "oci", "pods", "rehearsal",
 })  # fmt: skip
-ROOT_NAMES: Final = frozenset({"lock", "content", "copies", "ingest", "snapshots", "pause", "quarantine", "lost+found"})
+ROOT_NAMES: Final = frozenset({
+    "lock", "content", "copies", "ingest", "snapshots", "pause", "quarantine", "lost+found", CHECKPOINTS, RESTORES,
+})  # fmt: skip
 EVENTS: Final = "events.sock"
 POD_MOUNTS: Final = ("shm", "ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/user")
 FOREIGN_COMMANDS: Final = ("start", "delete")
@@ -311,6 +314,7 @@ def _root(owners: Owners) -> Iterator[Finding]:
             yield from temporary(where, entry)
         else:
             yield stranger(where, entry)
+    yield from _checkpoints(owners)
     blobs = f"{survey.root}/content/sha256"
     for entry in survey.names(blobs):
         digest = f"sha256:{entry.name}"
@@ -322,6 +326,22 @@ def _root(owners: Owners) -> Iterator[Finding]:
             yield Finding("blob", digest, Verdict.OK, "of a pull that failed, kept for the next attempt", NODE)
         else:
             yield Finding("blob", digest, Verdict.ORPHAN, "no image refers to it", fix=Fix.COLLECT)
+
+
+def _checkpoints(owners: Owners) -> Iterator[Finding]:
+    """What is being written of containers, and of what they will be restored."""
+    survey, rows = owners.survey, owners.rows
+    for kind, what in ((CHECKPOINTS, "checkpoint"), (RESTORES, "restore")):
+        for entry in survey.names(f"{survey.root}/{kind}"):
+            where, container = f"{survey.root}/{kind}/{entry.name}", rows.containers.get(entry.name)
+            if not is_id(entry.name):
+                yield stranger(where, entry)
+            elif kind == RESTORES and entry.name in rows.under_way.restores:
+                yield Finding(what, where, Verdict.OK, "it is being read", NODE)
+            elif kind == CHECKPOINTS and container is not None and what not in container.intents:
+                yield Finding(what, where, Verdict.ORPHAN, "nobody is writing it", "", entry.name, Fix.DELETE)
+            else:
+                yield owners.thing(what, where, entry.name)
 
 
 def _snapshots(owners: Owners) -> Iterator[Finding]:

@@ -118,6 +118,9 @@ class Cleanup:
         await self._cgroups.remove(container_cgroup(container))  # while somebody else is in it, the row stays
         if await in_thread(bundle.exists):
             await apart(_remove_bundle, bundle)
+        for left in (self._layout.restore(container.meta.id), self._layout.checkpoint(container.meta.id)):
+            if await in_thread(left.exists):
+                await apart(files.remove_tree, left)
         crashpoint("remove.bundle")
         await self._snapshots.remove(container.meta.snapshot_key)
         crashpoint("remove.snapshot")

@@ -14,12 +14,14 @@ from holdfast.lifecycle import target
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cleanup import Cleanup
+from holdfast.lifecycle.container_checkpoints import ContainerCheckpoints
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.joins import Joins
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.monitor import Monitor, read_init
 from holdfast.lifecycle.objects import Container, Pod
+from holdfast.lifecycle.restores import Restores
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
@@ -84,8 +86,12 @@ class Containers:
         volumes: Volumes,
         users: Users,
         limits: Limits,
+        restores: Restores,
+        checkpoints: ContainerCheckpoints,
     ) -> None:
         self._limits = limits
+        self._restores = restores
+        self._checkpoints = checkpoints
         self._volumes = volumes
         self._foreign = foreign
         self._users = users
@@ -122,18 +128,25 @@ class Containers:
         return await self._joins.once(key, config, lambda: self._create(pod, config), same)
 
     async def _create(self, pod: Pod, config: pb.ContainerConfig) -> Container:
-        image = await self._images.whole(config.image.image)
         what, taken = f"create container {config.metadata.name}", (config.metadata.name, config.metadata.attempt)
         if all((one.meta.name, one.meta.attempt) != taken for one in pod.containers.values()):
             await self._storage.require(what)
         with self._storage.named(what):
-            return await self._make(pod, config, image)
+            container_id = new_id()
+            try:
+                kept = await self._restores.read(container_id, pod, config)
+                image = kept or await self._images.whole(config.image.image)
+                meta = self._metadata(container_id, pod, config, image, config.image.image if kept else "")
+                return await self._make(meta, config, image)
+            finally:
+                if container_id not in self._world.containers:
+                    await self._restores.discard(container_id)
 
-    async def _make(self, pod: Pod, config: pb.ContainerConfig, image: Image) -> Container:
-        meta = self._metadata(pod, config, image)
+    async def _make(self, meta: ContainerMetadata, config: pb.ContainerConfig, image: Image) -> Container:
         intent = Intent(meta.id, "create", self._world.clock.now(), {})
         limits = self._bundles.first_limits(config).SerializeToString(deterministic=True)
         container = await self._world.insert_container(meta, ContainerStatus(resources=limits), intent)
+        self._restores.known(meta.id)
         container.stage = "preparing its writable layer"
         crashpoint("create.recorded")
         async with AsyncExitStack() as undo, container.lock:
@@ -141,8 +154,10 @@ class Containers:
             await self._snapshots.prepare(meta.snapshot_key, self._images.snapshot_name(image))
             crashpoint("create.snapshot")
             await self._users.own(container)
+            await self._restores.fill(container)
             container.stage = "preparing its mounts and its bundle"
             user = (await self._bundles.write(container, image)).SerializeToString()
+            await self._restores.check(container)
             crashpoint("create.bundle")
             await self._world.update_container(container, lambda status: replace(status, user=user), end="create")
             crashpoint("create.done")
@@ -198,6 +213,7 @@ class Containers:
                 raise
             crashpoint("start.done")
             self._monitor.watch(container)
+            self._restores.discard_later(container)
 
     async def stop(self, container_id: str, seconds: float) -> None:
         """Stop gracefully within `seconds`. A container that does not exist has been stopped."""
@@ -225,6 +241,7 @@ class Containers:
             await self._world.begin(container, "remove")
             crashpoint("remove.recorded")
         await self._stopper.stop(container, 0)
+        await self._checkpoints.over(container)
         async with container.lock:
             if container.meta.id not in self._world.containers:
                 return  # somebody else has removed it meanwhile
@@ -233,6 +250,11 @@ class Containers:
             await within(CLEAN_SECONDS, container.cleaned.wait(), what)
             await self._cleanup.container(container)
         await self._images.collect()
+
+    async def checkpoint(self, container_id: str, location: str, seconds: float) -> None:
+        """Leave an archive of a container that runs, and goes on, at `location`; see ContainerCheckpoints."""
+        container = await self._acknowledged(container_id)
+        await self._checkpoints.checkpoint(container, location, seconds)
 
     async def update_resources(self, container_id: str, resources: pb.LinuxContainerResources) -> None:
         """Change limits of a container that runs, or of one that will."""
@@ -288,20 +310,29 @@ class Containers:
             stdout=stdout,
             stderr=stderr,
             options=self._foreign.options(container),
+            restore=(origin := self._restores.origin(container)),
         )
+
+        async def begin() -> int:
+            """What is restored is put into its mounts when it is started, and not before."""
+            async with self._volumes.staged(container):
+                pid = await make()
+                if origin is not None:
+                    await task.start(container.meta.id)
+            return pid
+
         async with target.held(container, bundle):
             try:
-                async with self._volumes.staged(container):
-                    pid = await make()
+                pid = await begin()
             except AlreadyExists:  # what a shim that died had begun, and its successor could not take apart at once
                 await self._cleanup.discard(container)
                 container.cleaned.clear()
-                async with self._volumes.staged(container):
-                    pid = await make()
+                pid = await begin()
         crashpoint("start.created")
         if foreign:
             await self._foreign.created(container, pid)
-        await task.start(container.meta.id)
+        if origin is None:
+            await task.start(container.meta.id)
         crashpoint("start.started")
         problem = "its shim has not recorded its init"
         try:
@@ -337,8 +368,9 @@ class Containers:
         except HoldfastError:
             await self._monitor.settle_soon(container)
 
-    def _metadata(self, pod: Pod, config: pb.ContainerConfig, image: Image) -> ContainerMetadata:
-        container_id = new_id()
+    def _metadata(
+        self, container_id: str, pod: Pod, config: pb.ContainerConfig, image: Image, checkpoint: str
+    ) -> ContainerMetadata:
         directory = pod.config.log_directory
         return ContainerMetadata(
             id=container_id,
@@ -352,4 +384,5 @@ class Containers:
             log_path=os.path.join(directory, config.log_path) if directory and config.log_path else "",
             stop_signal=stop_signal(config, image),
             created_at=self._world.clock.now(),
+            checkpoint=checkpoint,
         )

@@ -4,6 +4,7 @@ import os
 
 from holdfast.images.service import Images
 from holdfast.lifecycle.diagnosis import Finding, Fix
+from holdfast.lifecycle.restores import Restores
 from holdfast.lifecycle.rows import Rows, UnderWay, of_world, read_inventory
 from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.world import World
@@ -18,8 +19,16 @@ class Live:
     """The daemon's side of the sweeper."""
 
     def __init__(
-        self, store: Store, world: World, images: Images, snapshots: Snapshots, keeper: Keeper, sessions: Sessions
+        self,
+        store: Store,
+        world: World,
+        images: Images,
+        snapshots: Snapshots,
+        keeper: Keeper,
+        sessions: Sessions,
+        restores: Restores,
     ) -> None:
+        self._restores = restores
         self._sessions = sessions
         self._store = store
         self._world = world
@@ -36,6 +45,7 @@ class Live:
             abandoned=self._images.abandoned(inventory.blobs),
             directories=self._snapshots.directories,
             daemon=os.getpid(),
+            restores=frozenset(self._restores.reading),
             sessions=frozenset(self._sessions.mine),
         )
         return of_world(self._world, inventory, under_way)

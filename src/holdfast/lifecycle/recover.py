@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from holdfast.lifecycle.adopt import Adopter
+from holdfast.lifecycle.container_checkpoints import OP as CHECKPOINT
+from holdfast.lifecycle.container_checkpoints import ContainerCheckpoints
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.limits import UPDATE, Limits
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 OBJECT_SECONDS: Final = 10.0
 EXITED_AT_ONCE: Final = 8  # of one pod
+UNDO_LONGEST: Final = 5.0  # between attempts to undo a checkpoint under a shim that does not answer
 SWEEP_LONGEST: Final = 300.0  # between attempts to remove an orphan that cannot be removed
 SAVE_LONGEST: Final = 10.0  # between attempts to write the report to a disk that is full
 EXECS_LONGEST: Final = 3.0  # between attempts to end what is executed under a shim that does not answer
@@ -95,8 +98,10 @@ class Recovery:
         adopter: Adopter,
         limits: Limits,
         sessions: Sessions,
+        checkpoints: ContainerCheckpoints,
         rebuilt: list[str],
     ) -> None:
+        self._checkpoints = checkpoints
         self._sessions = sessions
         self._limits = limits
         self._adopter = adopter
@@ -248,6 +253,9 @@ class Recovery:
         finally:
             container.settled.set()
         after = str(container.state)
+        if CHECKPOINT in container.intents:
+            name = f"undo checkpoint {container.meta.id}"
+            self._resume(name, lambda: self._checkpoints.undo(container), UNDO_LONGEST)
         if Action.UNDO_CREATE in found.actions:
             await self._containers.undo_create(container)
             after = "undone"

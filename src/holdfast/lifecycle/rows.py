@@ -44,6 +44,7 @@ class UnderWay:
     abandoned: frozenset[str] = frozenset()  # blobs of pulls that failed, for which nobody has come back
     directories: frozenset[int] = frozenset()  # of snapshots that get their row in a moment
     daemon: int = 0  # its pid
+    restores: frozenset[str] = frozenset()  # ids of containers whose checkpoint is being read before they have a row
     sessions: frozenset[str] = frozenset()  # whose beginning or end it sees to
 
 

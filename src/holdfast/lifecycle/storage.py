@@ -8,14 +8,14 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle.events import Events
-from holdfast.lifecycle.tasks import in_thread
+from holdfast.lifecycle.tasks import apart, in_thread
 from holdfast.linux import files
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, ResourceExhausted, Unavailable
 from holdfast.store.db import Store
@@ -76,6 +76,10 @@ class Storage:
         """Raise ResourceExhausted when there is too little room to begin anything new: "cannot <what>: ..."."""
         for directory in (self._root, self._state):
             await in_thread(require, directory, self._minimum, what)
+
+    async def require_room(self, room: Mapping[Path, int], what: str) -> None:
+        """The same, with so many bytes in each of these directories besides; those of one filesystem add up."""
+        await apart(_require_room, room, self._minimum, what)
 
     def named(self, what: str) -> AbstractContextManager[None]:
         """An operation on our disks: an OSError for want of room is turned into an error that says so."""
@@ -174,6 +178,15 @@ class Storage:
             else:
                 log.info("storage: %s at %s is healthy again", disk.use, disk.path)
         self._reported = now
+
+
+def _require_room(room: Mapping[Path, int], minimum: Minimum, what: str) -> None:
+    wanted: dict[int, tuple[Path, int]] = {}
+    for directory, size in room.items():
+        device = files.filesystem(directory).device
+        wanted[device] = directory, size + (wanted[device][1] if device in wanted else 0)
+    for directory, size in wanted.values():
+        require(directory, Minimum(minimum.bytes + size, minimum.inodes), what)
 
 
 def _fault(directory: Path, failure: str) -> HoldfastError | None:

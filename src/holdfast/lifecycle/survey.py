@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from holdfast.lifecycle.layout import Layout
+from holdfast.lifecycle.layout import CHECKPOINTS, RESTORES, Layout
 from holdfast.lifecycle.monitor import read_init
 from holdfast.linux import cgroup, files, mount, table
 from holdfast.linux.mount import MountEntry
@@ -142,7 +142,7 @@ class _Look:
                         self._list(f"{directory}/{entry.name}")
 
     def root_directory(self) -> None:
-        for name in ("", "/content/sha256", "/copies", "/ingest", "/snapshots"):
+        for name in ("", "/content/sha256", "/copies", "/ingest", "/snapshots", f"/{CHECKPOINTS}", f"/{RESTORES}"):
             self._list(f"{self.root}{name}")
 
     def inits(self) -> dict[str, InitRecord]:

@@ -64,6 +64,7 @@ class ContainerMetadata:
     log_path: str  # absolute, or "" when no log was asked for
     stop_signal: str  # e.g. "SIGTERM"; "" means SIGTERM
     created_at: int  # ns since the epoch
+    checkpoint: str = ""  # what it is restored from: an archive's path or an image's name; "" for none
 
 
 @dataclass(frozen=True, slots=True)

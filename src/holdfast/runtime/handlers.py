@@ -111,13 +111,14 @@ def find(
     seconds: float = 100.0,
     *,
     systemd: bool = False,
+    first: str = "",
 ) -> Handlers:
     """Handlers for what is configured and for crun and runc where they are installed.
 
     `configured` maps a name to its table in the configuration; `default` is one of them, or "auto" for the first OCI
-    runtime that really runs a container here. `mode` is the cgroup mode of the host; with `systemd` it makes the
-    cgroups. Raises Unavailable when none of those that are there works or the default one is not known, InvalidArgument
-    for options that a shim does not have.
+    runtime that really runs a container here, `first` before others. `mode` is the cgroup mode of the host; with
+    `systemd` it makes the cgroups. Raises Unavailable when none of those that are there works or the default one is not
+    known, InvalidArgument for options that a shim does not have.
     """
     files.make_private(state / "oci")  # else a runtime makes it
     handlers: dict[str, Handler] = {}
@@ -126,7 +127,7 @@ def find(
         there = all(shutil.which(one) for one in (handler.shim, handler.binary) if one)
         (handlers if there else missing)[name] = handler
     if default == "auto" and any(one.plain for one in handlers.values()):
-        default = _first_working(handlers, state)
+        default = _first_working(dict(sorted(handlers.items(), key=lambda one: one[0] != first)), state)
     elif default == "auto":
         default = next(name for name, one in missing.items() if one.plain)
     elif default not in handlers and default not in missing:

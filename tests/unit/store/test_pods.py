@@ -213,8 +213,11 @@ def test_a_store_of_the_first_release_is_read(tmp_path: Path, damaged: bool) -> 
     first = pod()
     pods.insert_pod(old, first, PodStatus())
     pods.insert_container(old, meta := container(first.id), ContainerStatus(started_at=5, user=b"gone"))
-    later = "ALTER TABLE containers DROP COLUMN user; ALTER TABLE pods DROP COLUMN resources"
-    old.execute(f"{later}; PRAGMA user_version = 1")
+    later = "".join(
+        f"ALTER TABLE {table} DROP COLUMN {column};"
+        for table, column in (("containers", "user"), ("containers", "checkpoint"), ("pods", "resources"))
+    )
+    old.execute(f"{later} PRAGMA user_version = 1")
     old.close()
     if damaged:
         salvage.salvage(path, "a test says so")

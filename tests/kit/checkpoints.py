@@ -1,0 +1,55 @@
+"""Containers that count, checkpoints of them, and containers made from those, for tests."""
+
+from pathlib import Path
+from typing import Any
+
+from holdfast.proto import runtime_v1_pb2 as pb
+from kit.node import Node
+
+COUNT = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done"
+PRIVATE = {"network": pb.POD}
+
+
+def run(one: Node, script: str = COUNT, **more: Any) -> str:
+    """A container in a pod of its own, with a network of its own."""
+    return one.run(one.run_pod(one.pod_config(**PRIVATE)), script, **PRIVATE, **more)
+
+
+def place(one: Node, name: str = "") -> Path:
+    """Where an archive may be written."""
+    directory = one.base / "archives"
+    directory.mkdir(exist_ok=True)
+    return directory / (name or f"{len(list(directory.iterdir()))}.tar")
+
+
+def checkpoint(one: Node, container_id: str, target: Path | None = None, timeout: int = 60) -> Path:
+    target = target or place(one)
+    request = pb.CheckpointContainerRequest(container_id=container_id, location=str(target), timeout=timeout)
+    one.call("CheckpointContainer", request, 90)
+    return target
+
+
+def create(one: Node, image: Path | str, pod: str = "", **more: Any) -> str:
+    """A container made from a checkpoint; what it is asked to run plays no part."""
+    pod = pod or one.run_pod(one.pod_config(**PRIVATE))
+    return one.create(pod, one.container_config("exit 1", image=str(image), **PRIVATE, **more))
+
+
+def restore(one: Node, image: Path | str, pod: str = "", **more: Any) -> str:
+    container_id = create(one, image, pod, **more)
+    one.start_container(container_id)
+    return container_id
+
+
+def lines(one: Node, container_id: str) -> list[str]:
+    """What it has said, without the log's own words."""
+    return [line.split(b" ", 3)[3].decode() for line in one.container_log(container_id).splitlines()]
+
+
+def numbers(one: Node, container_id: str) -> list[int]:
+    return [int(line) for line in lines(one, container_id)]
+
+
+def follow(found: list[int]) -> bool:
+    """Whether each number is one more than the one before."""
+    return found == list(range(found[0], found[0] + len(found)))
