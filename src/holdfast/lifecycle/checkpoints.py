@@ -111,7 +111,9 @@ def _of_its_processes(container: Container, keeps_tcp: bool) -> str:
     for pid in pids:
         if not _descends(pid, init.pid):
             return f"process {pid} was executed in it and runs"
-        if why := _of_its_files(container, pid):
+        if not process.may_see_limits(pid):
+            return f"process {pid} is another user's, and CRIU may not look at its limits here without CAP_SYS_RESOURCE"
+        if why := _of_its_files(pid):
             return why
     if not keeps_tcp:
         for pid, connection in descriptors.connections(pids):
@@ -120,12 +122,13 @@ def _of_its_processes(container: Container, keeps_tcp: bool) -> str:
 
 
 def _descends(pid: int, init: int) -> bool:
+    """As far as can be seen while they come and go; once they are frozen the shim looks again."""
     while pid not in (init, 0, 1):
         pid = process.parent(pid)
-    return pid == init
+    return pid != 1
 
 
-def _of_its_files(container: Container, pid: int) -> str:
+def _of_its_files(pid: int) -> str:
     try:
         mounts = descriptors.mounts_of(pid)
     except (FileNotFoundError, ProcessLookupError):

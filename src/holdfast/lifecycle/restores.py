@@ -6,6 +6,7 @@ before anything is done with it, into a directory of our own, so that nobody cha
 mounts is held against what was mounted: CRIU brings processes back into their mounts, it does not move them.
 """
 
+import errno
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ TEXT_LIMIT: Final = 16 * 1024 * 1024
 FIELD: Final = "config.image.image"
 # How podman, CRI-O and containerd mark an image that holds a checkpoint.
 MARKS: Final = ("org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name")
+_NO_FILE: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 _FIXED: Final = re.compile(r"([^@\s]+@)?(sha256:)?[0-9a-f]{64}")
 
 
@@ -87,6 +89,10 @@ class Restores:
             await within(READ_SECONDS, read, f"read {source}")
         except FileNotFoundError as exc:
             raise NotFound(f"{FIELD}: there is no {source}") from exc
+        except OSError as exc:
+            if exc.errno not in _NO_FILE:
+                raise
+            raise InvalidArgument(f"{FIELD}: cannot read {source}: {exc.strerror}") from exc
         except InvalidArgument as exc:
             raise InvalidArgument(f"{FIELD}: {exc}") from exc
         crashpoint("restore.read")

@@ -80,6 +80,15 @@ def session(pid: int) -> int:
     return int(fields[3]) if fields else 0
 
 
+def may_see_limits(pid: int) -> bool:
+    """Whether the kernel tells us the limits of this process, prlimit(2): of others' it takes CAP_SYS_RESOURCE."""
+    try:
+        resource.prlimit(pid, resource.RLIMIT_CPU)
+    except (PermissionError, ProcessLookupError) as exc:
+        return isinstance(exc, ProcessLookupError)
+    return True
+
+
 def own_memory(pid: int) -> int:
     """Bytes of memory that are its own or shared with others but no file's, swapped out or not; 0 when it is gone."""
     try:
