@@ -15,36 +15,33 @@ import contextlib
 import gzip
 import hashlib
 import io
-import json
 import os
 import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, cast
 
 import zstandard
 
 from holdfast.checkpoint import layout
+from holdfast.checkpoint.head import PARTS, Head, Part, encode, parse
 from holdfast.checkpoint.layout import Kind
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint, fault
 from holdfast.model.archive import BoundedHeader
 from holdfast.model.errors import InvalidArgument
 
-FORMAT: Final = "holdfast.checkpoint"
-VERSION: Final = 1
 HEAD: Final = "holdfast.json"
 SEAL: Final = "holdfast.seal"
 HEAD_LIMIT: Final = 16 * 1024 * 1024
-PARTS: Final = 100_000
 CHUNK: Final = 1024 * 1024
 WINDOW: Final = 128 * 1024 * 1024  # of memory that a zstd stream may ask for
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
 GZIP: Final = b"\x1f\x8b"
+_BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_XDEV
 # What the readers of tar and compression raise for archives that are damaged, or made to be.
 _UNREADABLE: Final = (
     tarfile.TarError,
@@ -58,28 +55,6 @@ _UNREADABLE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A file in an archive; `sha256` in hex."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What an archive says of itself. `about` is its writer's, JSON; {} for those that others have written."""
-
-    kind: Kind
-    about: dict[str, Any]
-    parts: tuple[Part, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(part.bytes for part in self.parts)
-
-
 def write(target: Path, directory: Path, kind: Kind, about: dict[str, Any], compress: str = "") -> int:
     """Make an archive of the files below `directory`; it is whole and on disk when it has its name.
 
@@ -89,9 +64,7 @@ def write(target: Path, directory: Path, kind: Kind, about: dict[str, Any], comp
     strangers = [part.name for part in parts if not layout.permits(kind, part.name)]
     if strangers:
         raise ValueError(f"no {kind} archive has a {strangers[0]}")
-    head = json.dumps(
-        {"format": FORMAT, "version": VERSION, "kind": kind, "about": about, "parts": [asdict(one) for one in parts]}
-    ).encode()
+    head = encode(Head(kind, about, parts))
     temporary = target.with_name(files.temporary_name(target.name))
     crashpoint("seal.begun")
     fault("open", temporary)
@@ -119,7 +92,7 @@ def read_head(source: Path) -> Head:
         first = archive.next()
         if first is None or first.name != HEAD:
             raise InvalidArgument("it was not sealed by Holdfast")
-        return _head(_small(archive, first))
+        return parse(_small(archive, first))
 
 
 def unpack(source: Path, into: Path, kind: Kind, limit: int) -> Head:
@@ -140,6 +113,24 @@ def unpack(source: Path, into: Path, kind: Kind, limit: int) -> Head:
         except BaseException:
             files.remove_tree(into)
             raise
+
+
+def gather(source: Path, into: Path, limit: int) -> Head:
+    """The same with the archive of a container that somebody else has unpacked, as the layer of an image is.
+
+    What is in `source` may be anybody's: no link in it is followed. A seal is held against what is found.
+    """
+    top = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.mkdir(into, 0o700)
+        try:
+            with _told(source):
+                return _Gathering(top, into, limit).run()
+        except BaseException:
+            files.remove_tree(into)
+            raise
+    finally:
+        os.close(top)
 
 
 def _files(directory: Path) -> Iterator[Path]:
@@ -240,44 +231,49 @@ def _small(archive: tarfile.TarFile, entry: tarfile.TarInfo, limit: int = HEAD_L
     return file.read()
 
 
-def _head(data: bytes) -> Head:
-    """Raises InvalidArgument."""
-    try:
-        found = json.loads(data)
-        stated = (found["format"], found["version"], found["kind"])
-        if stated[:2] != (FORMAT, VERSION):
-            raise InvalidArgument(f"it is {stated[0]!r} of version {stated[1]!r}, not {FORMAT!r} of version {VERSION}")
-        if stated[2] not in ("container", "pod") or len(found["parts"]) > PARTS:
-            raise InvalidArgument(f"it is of kind {stated[2]!r} with {len(found['parts'])} parts")
-        return Head(stated[2], dict(found["about"]), tuple(_listed(one, stated[2]) for one in found["parts"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as exc:
-        raise InvalidArgument(f"its {HEAD} is malformed: {exc}") from exc
+class _Taking:
+    """Parts on their way into one directory."""
 
+    def __init__(self, into: Path, limit: int) -> None:
+        self._into = into
+        self._left = limit
+        self._limit = limit
 
-def _listed(one: dict[str, Any], kind: Kind) -> Part:
-    part = Part(**one)
-    if not (isinstance(part.name, str) and type(part.bytes) is int and isinstance(part.sha256, str)) or part.bytes < 0:
-        raise TypeError(f"{one} is no part")
-    if not layout.permits(kind, part.name):
-        raise InvalidArgument(f"no {kind} archive has a {part.name!r}")
-    return part
+    def charge(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise InvalidArgument(f"it has more than the {self._limit} bytes that it may have")
+
+    def take(self, name: str, size: int, source: IO[bytes]) -> Part:
+        """Copy a part, whose name was looked at and whose length was charged, to its place."""
+        target = self._into / name
+        target.parent.mkdir(0o700, parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        fault("write", target)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            while data := source.read(min(CHUNK, size - file.tell())):
+                digest.update(data)
+                file.write(data)
+            if file.tell() != size:
+                raise InvalidArgument(f"it is cut off within {name!r}")
+        return Part(name, size, digest.hexdigest())
 
 
 class _Unpacking:
-    """One archive on its way into one directory."""
+    """One archive."""
 
     def __init__(self, archive: tarfile.TarFile, into: Path, kind: Kind, limit: int) -> None:
         self._archive = archive
-        self._into = into
         self._kind: Kind = kind
-        self._left = limit
         self._limit = limit
+        self._taking = _Taking(into, limit)
         self._count = 0
 
     def sealed(self, first: tarfile.TarInfo) -> Head:
         """Take exactly what the head lists, in its order."""
         data = _small(self._archive, first)
-        head = _head(data)
+        head = parse(data)
         if head.kind != self._kind:
             raise InvalidArgument(f"it is of a {head.kind}, not of a {self._kind}")
         if len({part.name for part in head.parts}) != len(head.parts):
@@ -289,7 +285,7 @@ class _Unpacking:
             if entry is None or (entry.name, entry.size) != (part.name, part.bytes):
                 what = "nothing" if entry is None else f"{entry.name!r} of {entry.size} bytes"
                 raise InvalidArgument(f"it has {what} where {part.name} of {part.bytes} bytes should be")
-            if self._take(entry) != part.sha256:
+            if self._take(entry, part.name) != part:
                 raise InvalidArgument(f"its {part.name} is not as it was when it was written")
         last = self._next_file()
         if last is None or last.name != SEAL:
@@ -310,16 +306,13 @@ class _Unpacking:
                 raise InvalidArgument(f"its member {entry.name!r} is a path that leads out of it")
             if not (entry.isreg() or entry.isdir()):
                 raise InvalidArgument(f"its member {entry.name!r} is neither a file nor a directory")
-            self._charge(entry)
+            self._taking.charge(entry.size)
             if entry.isreg() and layout.permits(self._kind, name):
                 if name in parts:
                     raise InvalidArgument(f"it has two members {name!r}")
-                entry.name = name
-                parts[name] = Part(name, entry.size, self._take(entry))
+                parts[name] = self._take(entry, name)
             entry = self._next()
-        if layout.CONFIG_DUMP not in parts:
-            raise InvalidArgument(f"it has no {layout.CONFIG_DUMP}, so it is no checkpoint of a container")
-        return Head(self._kind, {}, tuple(parts.values()))
+        return _of_others(parts)
 
     def _next_file(self) -> tarfile.TarInfo | None:
         """The next member that is no directory; directories say nothing that the files do not."""
@@ -336,26 +329,71 @@ class _Unpacking:
         self._archive.members.clear()  # type: ignore[attr-defined]  # or it would remember them all
         return self._archive.next()
 
-    def _charge(self, entry: tarfile.TarInfo) -> None:
-        self._left -= entry.size
-        if self._left < 0:
-            raise InvalidArgument(f"it has more than the {self._limit} bytes that it may have")
-
-    def _take(self, entry: tarfile.TarInfo) -> str:
-        """Copy a member to its place, whose name was looked at. Returns its digest."""
+    def _take(self, entry: tarfile.TarInfo, name: str) -> Part:
         if getattr(entry, "sparse", None) is not None:
-            raise InvalidArgument(f"its member {entry.name!r} is sparse")
-        target = self._into / entry.name
-        target.parent.mkdir(0o700, parents=True, exist_ok=True)
-        digest = hashlib.sha256()
+            raise InvalidArgument(f"its member {name!r} is sparse")
         source = self._archive.extractfile(entry)
         assert source is not None  # it is a file
-        fault("write", target)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            while data := source.read(CHUNK):
-                digest.update(data)
-                file.write(data)
-            if file.tell() != entry.size:
-                raise InvalidArgument(f"it is cut off within {entry.name!r}")
-        return digest.hexdigest()
+        return self._taking.take(name, entry.size, source)
+
+
+class _Gathering:
+    """What lies below a directory."""
+
+    def __init__(self, top: int, into: Path, limit: int) -> None:
+        self._top = top
+        self._taking = _Taking(into, limit)
+
+    def run(self) -> Head:
+        head = self._head() if HEAD in os.listdir(self._top) else None
+        names = [part.name for part in head.parts] if head is not None else [*self._known()]
+        parts = {name: self._take(name) for name in names}
+        if head is None:
+            return _of_others(parts)
+        for part in head.parts:
+            if parts[part.name] != part:
+                raise InvalidArgument(f"its {part.name} is not as it was when it was written")
+        return head
+
+    def _head(self) -> Head:
+        with self._open(HEAD) as file:
+            head = parse(file.read(HEAD_LIMIT))
+        if head.kind != "container":
+            raise InvalidArgument(f"it is of a {head.kind}, not of a container")
+        return head
+
+    def _known(self) -> Iterator[str]:
+        yield from sorted(layout.OF_A_CONTAINER.intersection(os.listdir(self._top)))
+        try:
+            images = files.openat2(self._top, layout.IMAGES, os.O_RDONLY | os.O_DIRECTORY, _BENEATH)
+        except FileNotFoundError:
+            return
+        try:
+            names = [f"{layout.IMAGES}/{name}" for name in sorted(os.listdir(images))]
+        finally:
+            os.close(images)
+        yield from (name for name in names if layout.permits("container", name))
+
+    def _take(self, name: str) -> Part:
+        with self._open(name) as file:
+            size = os.fstat(file.fileno()).st_size
+            self._taking.charge(size)
+            return self._taking.take(name, size, file)
+
+    def _open(self, name: str) -> IO[bytes]:
+        """Raises InvalidArgument for anything but a file."""
+        try:
+            descriptor = files.openat2(self._top, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _BENEATH)
+        except OSError as exc:
+            raise InvalidArgument(f"cannot open its {name}: {exc.strerror}") from exc
+        file = os.fdopen(descriptor, "rb")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            file.close()
+            raise InvalidArgument(f"its {name} is not a file")
+        return file
+
+
+def _of_others(parts: dict[str, Part]) -> Head:
+    if layout.CONFIG_DUMP not in parts:
+        raise InvalidArgument(f"it has no {layout.CONFIG_DUMP}, so it is no checkpoint of a container")
+    return Head("container", {}, tuple(parts.values()))

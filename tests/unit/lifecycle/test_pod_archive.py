@@ -1,0 +1,159 @@
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from holdfast.lifecycle.pod_archive import (
+    PodArchive,
+    Saved,
+    Volume,
+    Wanted,
+    container_config,
+    empty_dir,
+    pod_config,
+    reaches,
+    volumes_of,
+)
+from holdfast.model.errors import FailedPrecondition, InvalidArgument
+from holdfast.proto import runtime_v1_pb2 as pb
+
+UID = "0c5c"
+DISK = f"/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~empty-dir/scratch"
+MEMORY = f"/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~empty-dir/fast"
+IMAGE = f"sha256:{'a' * 64}"
+
+
+def container(name: str = "web", **fields: Any) -> pb.ContainerConfig:
+    return pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name=name, attempt=2),
+        image=pb.ImageSpec(image="example.com/web:1"),
+        labels={"io.kubernetes.pod.uid": UID, "io.kubernetes.pod.name": "shop", "app": "web"},
+        mounts=[pb.Mount(host_path=DISK, container_path="/work"), pb.Mount(host_path=MEMORY, container_path="/fast")],
+        **fields,
+    )
+
+
+def archive(*containers: pb.ContainerConfig, **fields: Any) -> PodArchive:
+    config = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(name="shop", namespace="default", uid=UID, attempt=3),
+        hostname="shop",
+        log_directory=f"/var/log/pods/default_shop_{UID}",
+        labels={"io.kubernetes.pod.uid": UID, "app": "shop"},
+        linux=pb.LinuxPodSandboxConfig(cgroup_parent=f"/kubepods/pod{UID}"),
+        **fields,
+    )
+    volumes = (Volume("scratch", DISK), Volume("fast", MEMORY, True, 1 << 20))
+    saved = tuple(Saved(one, IMAGE) for one in containers or (container(),))
+    return PodArchive(config, "runc", saved, volumes, ("scratch/run/listener",), 7, 0.25)
+
+
+def test_it_comes_back_as_it_was() -> None:
+    one = archive(container(), container("side", tty=True))
+    assert PodArchive.decode(json.loads(json.dumps(one.encode()))) == one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.pop("pod"),
+        lambda about: about["pod"].update(config=3),
+        lambda about: about["pod"].update(handler=None),
+        lambda about: about["pod"]["config"].update(unknown_field=1),
+        lambda about: about["containers"].append(about["containers"][0]),
+        lambda about: about["containers"][0].update(name="../x"),
+        lambda about: about["containers"][0]["config"]["metadata"].update(name="other"),
+        lambda about: about["containers"][0].update(image="example.com/other:latest"),
+        lambda about: about["containers"][0].update(image="sha256:../../x"),
+        lambda about: about["containers"][0].update(image=None),
+        lambda about: about["volumes"][0].update(name="../../etc"),
+        lambda about: about["volumes"][0].update(name="fast"),
+        lambda about: about["volumes"][0].update(path="/etc"),
+        lambda about: about["volumes"][0].update(path=7),
+        lambda about: about["volumes"][0].update(size=-1),
+        lambda about: about["volumes"][0].update(memory="yes"),
+        lambda about: about["volumes"][0].update(more=1),
+        lambda about: about.update(left_out=[1]),
+    ],
+)
+def test_what_strangers_say_of_a_pod(change: Callable[[dict[str, Any]], object]) -> None:
+    about = archive().encode()
+    change(about)
+    with pytest.raises(InvalidArgument, match="^archive: "):
+        PodArchive.decode(about)
+
+
+def test_empty_dirs_are_known_by_where_they_are() -> None:
+    assert empty_dir(DISK) == "scratch"
+    assert empty_dir(f"/agent/pods/{UID}/volumes/holdfast~sized-empty-dir/big") == "big"
+    for path in ("/etc", "", f"{DISK}/below", DISK.removeprefix("/"), DISK.replace("empty-dir", "secret")):
+        assert empty_dir(path) is None
+    hosts = pb.Mount(host_path="/etc/hosts", container_path="/etc/hosts")
+    others = pb.Mount(host_path=DISK.replace(UID, "other"), container_path="/other")
+    both = [container(), container("side")]
+    both[1].mounts.extend([hosts, others])
+    assert volumes_of(UID, both) == {"scratch": DISK, "fast": MEMORY}
+
+
+def test_a_part_of_a_volume_is_refused() -> None:
+    one = container()
+    one.mounts.add(host_path=f"/var/lib/kubelet/pods/{UID}/volume-subpaths/scratch/web/0", container_path="/part")
+    with pytest.raises(FailedPrecondition, match="subPath"):
+        volumes_of(UID, [one])
+
+
+def test_a_confined_pod_reaches_for_nothing() -> None:
+    assert reaches(archive()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda one: one.linux.security_context.__setattr__("privileged", True), "privileged"),
+        (lambda one: one.mounts.add(host_path="/", container_path="/host"), "mounts /"),
+        (lambda one: one.mounts.add(host_path="/run/x.sock", container_path="/x"), "mounts /run/x.sock"),
+        (lambda one: one.devices.add(host_path="/dev/mem"), "device /dev/mem"),
+        (lambda one: one.CDI_devices.add(name="vendor.com/gpu=all"), "vendor.com/gpu"),
+        (lambda one: one.annotations.update({"cdi.k8s.io/x": "vendor.com/gpu=all"}), "annotation cdi.k8s.io"),
+        (lambda one: one.linux.security_context.capabilities.add_capabilities.append("SYS_ADMIN"), "SYS_ADMIN"),
+        (lambda one: one.linux.security_context.namespace_options.__setattr__("pid", pb.NODE), "host's processes"),
+        (lambda one: one.linux.security_context.seccomp.__setattr__("profile_type", 1), "seccomp"),
+        (lambda one: one.linux.security_context.apparmor.__setattr__("profile_type", 1), "AppArmor"),
+        (lambda one: one.mounts[0].__setattr__("propagation", pb.PROPAGATION_BIDIRECTIONAL), "shares mounts"),
+    ],
+)
+def test_what_reaches_for_the_host_is_named(change: Callable[[pb.ContainerConfig], object], what: str) -> None:
+    one = container()
+    change(one)
+    found = reaches(archive(one))
+    assert len(found) == 1
+    assert what in found[0]
+
+
+def test_a_pod_that_reaches_for_the_host() -> None:
+    one = archive(port_mappings=[pb.PortMapping(container_port=80, host_port=80)])
+    one.config.linux.security_context.privileged = True
+    one.config.linux.security_context.namespace_options.network = pb.NODE
+    assert len(reaches(one)) == 3
+
+
+def test_the_pod_that_is_asked_for() -> None:
+    found = pod_config(archive(), Wanted(name="copy", uid="new", log_root="/logs"))
+    assert (found.metadata.name, found.metadata.namespace, found.metadata.uid) == ("copy", "default", "new")
+    assert found.metadata.attempt == 0
+    assert found.log_directory == "/logs/default_copy_new"
+    assert found.linux.cgroup_parent == ""
+    assert dict(found.labels) == {"io.kubernetes.pod.uid": "new", "app": "shop"}
+    assert found.hostname == "shop"
+    assert pod_config(archive(), Wanted(uid="new")).metadata.name == "shop"
+
+
+def test_the_container_that_is_asked_for() -> None:
+    one = archive()
+    pod = pod_config(one, Wanted(name="copy", uid="new"))
+    found = container_config(one.containers[0], pod, {DISK: "/new/scratch", "/etc": "/nowhere"})
+    assert found.image.image == IMAGE
+    assert [mount.host_path for mount in found.mounts] == ["/new/scratch", MEMORY]
+    assert dict(found.labels) == {"io.kubernetes.pod.uid": "new", "io.kubernetes.pod.name": "copy", "app": "web"}
+    assert found.metadata.attempt == 2
+    assert one.containers[0].config == container()
