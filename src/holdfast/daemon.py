@@ -29,6 +29,7 @@ from holdfast.images.content import Content
 from holdfast.images.service import Images
 from holdfast.lifecycle import facts, tools
 from holdfast.lifecycle.adopt import Adopter
+from holdfast.lifecycle.archives import Archives
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.cgroups import Cgroups
 from holdfast.lifecycle.checkpoints import RUNC, Checkpoints
@@ -52,6 +53,8 @@ from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.node import Node
 from holdfast.lifecycle.oom import Ooms
+from holdfast.lifecycle.pod_checkpoints import PodCheckpoints
+from holdfast.lifecycle.pod_restores import PodRestores
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.recover import Recovery
@@ -239,7 +242,7 @@ class Daemon:
         checkpoints = ContainerCheckpoints(
             world,
             criu,
-            Freezer(shims),
+            freezer := Freezer(shims),
             snapshots,
             images,
             bundles,
@@ -270,6 +273,8 @@ class Daemon:
             restores,
             checkpoints,
         )
+        archives = Archives(world, storage, background, layout)
+        pod_checkpoints = PodCheckpoints(world, archives, criu, checkpoints, freezer, layout)
         gate = Gate(lambda: handlers.all, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
         pods = Pods(
             world,
@@ -289,6 +294,7 @@ class Daemon:
             users,
             limits,
             Guard(world),
+            pod_checkpoints,
         )
         adopter.stop_pod = pods.finish_stop
         executor = Executor(containers, bundles, shims, config.exec_output_limit)
@@ -320,6 +326,7 @@ class Daemon:
             limits,
             sessions,
             checkpoints,
+            pod_checkpoints,
             rebuilt,
         )
         shown = self._facts(handlers.default, facts.report(host))
@@ -344,6 +351,8 @@ class Daemon:
             lambda: configuration.render(config),
             gate,
             lambda: tools.examine(handlers.all.values(), config.criu_path),
+            pods,
+            PodRestores(world, pods, containers, criu, images, unpacker, storage, background, layout, config.log_root),
         )
         background.start("catch up", world.catch_up())
         background.start("disks", storage.watch())

@@ -14,6 +14,8 @@ VERBS: Final = {
     "pods": ("pods", "List pods."),
     "stopp": ("pods", "Stop pods."),
     "rmp": ("pods", "Remove pods."),
+    "checkpoint": ("checkpoint", "Leave an archive of a pod, with its processes and volumes."),
+    "restore": ("checkpoint", "Make a pod again from its archive."),
     "ps": ("containers", "List containers."),
     "inspect": ("inspect", "Show everything about a container, pod or image."),
     "logs": ("logs", "Print the log of a container."),

@@ -10,6 +10,8 @@ from holdfast.cri import convert
 from holdfast.images.service import Images
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.gate import Gate
+from holdfast.lifecycle.pod_restores import Asked, PodRestores
+from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.sweep import Sweeper
 from holdfast.lifecycle.tasks import in_thread
 from holdfast.lifecycle.tools import Tool
@@ -34,7 +36,11 @@ class NodeService(NodeServicer):
         config: Callable[[], str],
         gate: Gate,
         look_for_tools: Callable[[], Awaitable[list[Tool]]],
+        pods: Pods,
+        restores: PodRestores,
     ) -> None:
+        self._pods = pods
+        self._restores = restores
         self._gate = gate
         self._look_for_tools = look_for_tools
         self._images = images
@@ -83,6 +89,15 @@ class NodeService(NodeServicer):
 
         async for progress in _follow(pull):
             yield progress
+
+    async def CheckpointPod(self, request: pb.CheckpointPodRequest, context: Any) -> pb.CheckpointPodReply:
+        done = await self._pods.checkpoint(request.pod_id, request.location, request.compress, request.leave_running)
+        return pb.CheckpointPodReply(bytes=done.bytes, frozen_seconds=done.frozen_seconds, left_out=done.left_out)
+
+    async def RestorePod(self, request: pb.RestorePodRequest, context: Any) -> pb.RestorePodReply:
+        asked = Asked(request.name, request.runtime_handler, dict(request.volumes), request.trusted)
+        pod = await self._restores.restore(request.location, asked)
+        return pb.RestorePodReply(pod_id=pod.meta.id)
 
 
 async def _follow(work: Callable[[ProgressCallback], Any]) -> AsyncIterator[pb.Progress]:

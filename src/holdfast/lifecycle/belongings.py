@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from holdfast.lifecycle.diagnosis import NODE, Finding, Fix, Owners, Verdict, check_rows
-from holdfast.lifecycle.layout import CHECKPOINTS, RESTORES
+from holdfast.lifecycle.layout import CHECKPOINTS, RESTORES, VOLUMES
 from holdfast.lifecycle.pod_files import pods, stranger, temporary
 from holdfast.lifecycle.rows import Rows
 from holdfast.lifecycle.survey import Entry, Survey
@@ -23,6 +23,7 @@ STATE_NAMES: Final = frozenset({
 })  # fmt: skip
 ROOT_NAMES: Final = frozenset({
     "lock", "content", "copies", "ingest", "snapshots", "pause", "quarantine", "lost+found", CHECKPOINTS, RESTORES,
+    VOLUMES,
 })  # fmt: skip
 EVENTS: Final = "events.sock"
 POD_MOUNTS: Final = ("shm", "ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/user")
@@ -251,12 +252,15 @@ def _mounts(owners: Owners) -> Iterator[Finding]:
     survey, snapshots = owners.survey, _directories(owners.rows)
     for entry in survey.mounts:
         kind = "namespace" if entry.fstype == "nsfs" else "mount"
-        for top in (f"{survey.state}/pods/", f"{survey.root}/snapshots/"):
+        for top in (f"{survey.state}/pods/", f"{survey.root}/snapshots/", f"{survey.root}/{VOLUMES}/"):
             if entry.target.startswith(top):
                 first, _, rest = entry.target[len(top) :].partition("/")
                 break
         else:
             yield Finding(kind, entry.target, Verdict.UNKNOWN, "nothing of ours is mounted there; it is left alone")
+            continue
+        if top.endswith(f"/{VOLUMES}/"):
+            yield owners.thing(kind, entry.target, first, fix=Fix.DETACH)
             continue
         if top.startswith(survey.root):
             if first in snapshots:
@@ -329,16 +333,20 @@ def _root(owners: Owners) -> Iterator[Finding]:
 
 
 def _checkpoints(owners: Owners) -> Iterator[Finding]:
-    """What is being written of containers, and of what they will be restored."""
+    """What is being written of pods and containers, of what they will be restored, and volumes of those that were."""
     survey, rows = owners.survey, owners.rows
+    for entry in survey.names(f"{survey.root}/{VOLUMES}"):
+        where = f"{survey.root}/{VOLUMES}/{entry.name}"
+        yield owners.thing("volumes", where, entry.name) if is_id(entry.name) else stranger(where, entry)
     for kind, what in ((CHECKPOINTS, "checkpoint"), (RESTORES, "restore")):
         for entry in survey.names(f"{survey.root}/{kind}"):
-            where, container = f"{survey.root}/{kind}/{entry.name}", rows.containers.get(entry.name)
+            where = f"{survey.root}/{kind}/{entry.name}"
+            owner = rows.containers.get(entry.name) or rows.pods.get(entry.name)
             if not is_id(entry.name):
                 yield stranger(where, entry)
             elif kind == RESTORES and entry.name in rows.under_way.restores:
                 yield Finding(what, where, Verdict.OK, "it is being read", NODE)
-            elif kind == CHECKPOINTS and container is not None and what not in container.intents:
+            elif kind == CHECKPOINTS and owner is not None and what not in owner.intents:
                 yield Finding(what, where, Verdict.ORPHAN, "nobody is writing it", "", entry.name, Fix.DELETE)
             else:
                 yield owners.thing(what, where, entry.name)

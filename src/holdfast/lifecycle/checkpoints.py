@@ -51,7 +51,7 @@ class Checkpoints:
     async def size(self, container: Container) -> int:
         """How many bytes the images and the changed files will take, about."""
         upper = self._snapshots.place(container.meta.snapshot_key)
-        return await in_thread(_memory, container) + (await apart(tree.measure_at, upper)).bytes
+        return await in_thread(_memory, container) + await apart(tree.allocated, upper)
 
     async def dump(self, container: Container, directory: Path) -> None:
         """Have the images of a frozen container made below a directory, with CRIU's log; it stays frozen, and lives."""

@@ -150,9 +150,11 @@ class Cleanup:
 
     async def pod(self, pod: Pod) -> None:
         """Remove every trace of a stopped pod without containers, and last its row."""
-        directory = self._layout.pod(pod.meta.id)
-        if await in_thread(directory.exists):
-            await apart(files.remove_tree, directory)
+        id = pod.meta.id
+        await apart(mount.unmount_tree, self._layout.volumes(id))
+        for left in (self._layout.volumes(id), self._layout.restore(id), self._layout.pod(id)):
+            if await in_thread(left.exists):
+                await apart(files.remove_tree, left)
         crashpoint("rmp.directory")
         await self._world.delete_pod(pod)
         crashpoint("rmp.row")

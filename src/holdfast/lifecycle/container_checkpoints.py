@@ -123,7 +123,6 @@ class ContainerCheckpoints:
             await self.pack_layer(container, directory)
         now = self._world.clock.now()
         await self.describe(container, directory, now)
-        await within(LOOK_SECONDS, apart(_copy_log, container.meta.log_path, directory), "copy the log")
         about = {"container": container.meta.name, "checkpointed_at": now, "frozen_seconds": round(window.seconds, 3)}
         write = apart(sealed.write, target, directory, "container", about)
         self._writing[container.meta.id] = asyncio.get_running_loop().create_task(write, name=f"seal {target}")
@@ -162,6 +161,7 @@ class ContainerCheckpoints:
         }
         for name, text in texts.items():
             await in_thread((directory / name).write_bytes, text)
+        await within(LOOK_SECONDS, apart(_copy_log, meta.log_path, directory), "copy the log")
 
     async def over(self, container: Container) -> None:
         """Wait until no checkpoint of it is under way; one that a stop has ended is over soon."""

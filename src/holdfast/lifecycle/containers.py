@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from holdfast.images.service import Images
@@ -110,10 +111,10 @@ class Containers:
         self._background = background
         self._layout = layout
 
-    async def create(self, pod_id: str, config: pb.ContainerConfig) -> Container:
+    async def create(self, pod_id: str, config: pb.ContainerConfig, saved: Path | None = None) -> Container:
         """Reserve the name and prepare bundle and writable layer. A failure leaves nothing behind.
 
-        Asked twice, it is done once.
+        Asked twice, it is done once. `saved` is a directory with what a checkpoint has of it, which becomes its own.
         """
         pod = self._world.pod(pod_id)
         if pod.state is not PodState.READY or not pod.acknowledged:
@@ -125,16 +126,16 @@ class Containers:
             return made.state is ContainerState.CREATED and not made.intents and made.config == config
 
         key = (pod.meta.id, config.metadata.name, config.metadata.attempt)
-        return await self._joins.once(key, config, lambda: self._create(pod, config), same)
+        return await self._joins.once(key, config, lambda: self._create(pod, config, saved), same)
 
-    async def _create(self, pod: Pod, config: pb.ContainerConfig) -> Container:
+    async def _create(self, pod: Pod, config: pb.ContainerConfig, saved: Path | None) -> Container:
         what, taken = f"create container {config.metadata.name}", (config.metadata.name, config.metadata.attempt)
         if all((one.meta.name, one.meta.attempt) != taken for one in pod.containers.values()):
             await self._storage.require(what)
         with self._storage.named(what):
             container_id = new_id()
             try:
-                kept = await self._restores.read(container_id, pod, config)
+                kept = await self._restores.read(container_id, pod, config, saved)
                 image = kept or await self._images.whole(config.image.image)
                 meta = self._metadata(container_id, pod, config, image, config.image.image if kept else "")
                 return await self._make(meta, config, image)

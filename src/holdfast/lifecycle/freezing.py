@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast.lifecycle.objects import Container, Pod
@@ -27,8 +27,14 @@ ENDING: Final = frozenset({"stop", "remove"})
 class Window:
     """The time for which they stood still, in seconds, when it is over. `ended` is for who has killed them in it."""
 
+    began: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     ended: bool = False
+
+    @property
+    def elapsed(self) -> float:
+        """For how long they have stood still so far."""
+        return self.seconds or time.monotonic() - self.began
 
 
 class Freezer:
@@ -44,7 +50,7 @@ class Freezer:
         Raises FailedPrecondition when they did not all the time, so that what was copied may not fit together.
         """
         task, ids = await self._shims.task(pod.meta.id), [one.meta.id for one in containers]
-        began, window = time.monotonic(), Window()
+        window = Window()
         await task.freeze(ids, LEASE_SECONDS)
         crashpoint("checkpoint.frozen")
         try:
@@ -61,7 +67,7 @@ class Freezer:
                 raise exc.exceptions[0] from exc
             raise
         finally:
-            window.seconds = time.monotonic() - began
+            window.seconds = window.elapsed
         crashpoint("checkpoint.thawed")
 
     async def let_go(self, container: Container) -> None:

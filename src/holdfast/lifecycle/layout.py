@@ -17,6 +17,7 @@ from typing import Final
 
 CHECKPOINTS: Final = "checkpoints"
 RESTORES: Final = "restores"
+VOLUMES: Final = "volumes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,10 @@ class Layout:
     def restore(self, container_id: str) -> Path:
         """The archive of a container that is to be restored, read and found to be whole."""
         return self.root / RESTORES / container_id
+
+    def volumes(self, pod_id: str) -> Path:
+        """The volumes of a pod that was restored without anybody to provide them, named as a kubelet names them."""
+        return self.root / VOLUMES / pod_id
 
     def bundle(self, pod_id: str, container_id: str) -> Path:
         return self.pod(pod_id) / container_id

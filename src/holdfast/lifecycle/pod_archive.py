@@ -22,6 +22,8 @@ from holdfast.proto import runtime_v1_pb2 as pb
 EMPTY_DIRS: Final = ("kubernetes.io~empty-dir", "holdfast~sized-empty-dir")
 NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?")
 _IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_DEFAULT: Final = ("", "runtime/default", "docker/default")  # profiles as they were named once
+_TELLING: Final = ("cdi.k8s.io", "run.oci.", "dev.gvisor.flag.")  # annotations by which devices or rights are had
 _UID_LABEL: Final = "io.kubernetes.pod.uid"
 _NAME_LABEL: Final = "io.kubernetes.pod.name"
 
@@ -109,6 +111,9 @@ class PodArchive:
                 raise InvalidArgument(
                     f"archive: its {what} have names that cannot be theirs: {', '.join(map(str, names))}"
                 )
+        named = self.config.metadata
+        if not (NAME.fullmatch(named.name) and NAME.fullmatch(named.namespace)):
+            raise InvalidArgument(f"archive: {named.namespace!r} and {named.name!r} cannot be a pod's")
         for volume in self.volumes:
             if not isinstance(volume.path, str) or empty_dir(volume.path) is None:
                 raise InvalidArgument(f"archive: {volume.path!r} is no emptyDir")
@@ -182,9 +187,11 @@ def _reaches(one: Saved, captured: set[str]) -> list[str]:
     found += [f"{who} has ambient capability {name}" for name in context.capabilities.add_ambient_capabilities]
     found += [f"{who} has device {device.host_path}" for device in one.config.devices]
     found += [f"{who} has device {device.name}" for device in one.config.CDI_devices]
-    found += [f"{who} asks for a device, by annotation {key}" for key in one.config.annotations if "cdi.k8s.io" in key]
+    found += [f"{who} has annotation {key}" for key in one.config.annotations if key.startswith(_TELLING)]
     if context.seccomp.profile_type != pb.SecurityProfile.RuntimeDefault and context.HasField("seccomp"):
         found.append(f"{who} has a seccomp profile other than the default one")
+    if context.seccomp_profile_path not in _DEFAULT or context.apparmor_profile not in _DEFAULT:
+        found.append(f"{who} has a profile other than the default one")
     if context.HasField("apparmor") and context.apparmor.profile_type != pb.SecurityProfile.RuntimeDefault:
         found.append(f"{who} has an AppArmor profile other than the default one")
     for mount in one.config.mounts:

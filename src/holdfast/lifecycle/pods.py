@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.objects import Pod, init_cgroup
+from holdfast.lifecycle.pod_checkpoints import Outcome, PodCheckpoints
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
@@ -41,11 +43,13 @@ from holdfast.runtime.shims import Shims
 
 log = logging.getLogger(__name__)
 
+RESTORE: Final = "restore"  # intent of a pod that is being made from an archive
 POD_FILES: Final = ("hostname", "hosts", "resolv.conf")
 SHM_BYTES: Final = 64 * 1024 * 1024
 SETTLE_SECONDS: Final = 30.0  # for which a run waits for what an earlier daemon has begun under its name to be undone
 ASKING_SECONDS: Final = 5.0
 ENDING_SECONDS: Final = 30.0
+Prepare = Callable[[Pod], Awaitable[None]]
 
 
 class Pods:
@@ -70,7 +74,9 @@ class Pods:
         users: Users,
         limits: Limits,
         guard: Guard,
+        checkpoints: PodCheckpoints,
     ) -> None:
+        self._checkpoints = checkpoints
         self._guard = guard
         self._limits = limits
         self._gate = gate
@@ -90,8 +96,12 @@ class Pods:
         self._layout = layout
         self._cgroups = cgroups
 
-    async def run(self, config: pb.PodSandboxConfig, handler_name: str) -> Pod:
-        """Reserve the name and bring the sandbox up. A failure leaves nothing behind. Asked twice, it is done once."""
+    async def run(self, config: pb.PodSandboxConfig, handler_name: str, prepare: Prepare | None = None) -> Pod:
+        """Reserve the name and bring the sandbox up. A failure leaves nothing behind. Asked twice, it is done once.
+
+        A pod that is restored is prepared when it has its row, and before anything else is made of it; the intent
+        "restore" is left for whoever asks to end.
+        """
         validate_pod(config, self._cgroups.driver)
         self._limits.check_pod(config)
         handler = self._handlers.usable(handler_name)
@@ -103,9 +113,9 @@ class Pods:
 
         request, named = (config, handler.name), config.metadata
         key = (named.name, named.namespace, named.uid, named.attempt)
-        return await self._joins.once(key, request, lambda: self._run(config, handler), same)
+        return await self._joins.once(key, request, lambda: self._run(config, handler, prepare), same)
 
-    async def _run(self, config: pb.PodSandboxConfig, handler: Handler) -> Pod:
+    async def _run(self, config: pb.PodSandboxConfig, handler: Handler, prepare: Prepare | None) -> Pod:
         await self._gate.require(handler)
         named = config.metadata
         what, taken = f"run pod sandbox {named.name}", (named.name, named.namespace, named.uid, named.attempt)
@@ -113,9 +123,9 @@ class Pods:
         if all((meta.name, meta.namespace, meta.uid, meta.attempt) != taken for meta in held):
             await self._storage.require(what)
         with self._storage.named(what):
-            return await self._make(config, handler)
+            return await self._make(config, handler, prepare)
 
-    async def _make(self, config: pb.PodSandboxConfig, handler: Handler) -> Pod:
+    async def _make(self, config: pb.PodSandboxConfig, handler: Handler, prepare: Prepare | None) -> Pod:
         meta = await self._metadata(config, handler)
         intent = Intent(meta.id, "run", meta.created_at, {})
         pod = await self._world.insert_pod(meta, PodStatus(), intent)
@@ -123,10 +133,14 @@ class Pods:
         crashpoint("run.recorded")
         async with AsyncExitStack() as undo, pod.lock:
             undo.push_async_callback(self._give_up, pod)
+            restore = None
+            if prepare is not None:
+                await prepare(pod)
+                restore = Intent(meta.id, RESTORE, self._world.clock.now(), {})
             await self._bring_up(pod, handler)
             network = pod.status.network
             ready = lambda status: replace(status, ready=True, network=network)  # noqa: E731
-            await self._world.update_pod(pod, ready, end="run")
+            await self._world.update_pod(pod, ready, begin=restore, end="run")
             crashpoint("run.ready")
             undo.pop_all()
         self.watch(pod)
@@ -188,6 +202,14 @@ class Pods:
         await self._world.update_pod(pod, stopped, end="stop")
         crashpoint("stopp.done")
 
+    async def checkpoint(self, pod_id: str, location: str, compress: str, leave_running: bool) -> Outcome:
+        """Leave an archive of a pod at `location`; see PodCheckpoints. Unless left running it is stopped."""
+        pod = self._world.pod(pod_id)
+        done = await self._checkpoints.checkpoint(pod, location, compress, leave_running)
+        if not leave_running:
+            await self.finish_stop(pod)
+        return done
+
     async def remove(self, pod_id: str) -> None:
         """Stop and remove the pod and its containers. One that does not exist has been removed."""
         try:
@@ -199,6 +221,7 @@ class Pods:
     async def finish_remove(self, pod: Pod) -> None:
         """Carry out a removal, from wherever it stands."""
         await self.finish_stop(pod)
+        await self._checkpoints.over(pod)
         async with pod.lock:
             if pod.meta.id not in self._world.pods:
                 return

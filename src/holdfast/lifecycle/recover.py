@@ -23,7 +23,8 @@ from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.limits import UPDATE, Limits
 from holdfast.lifecycle.monitor import Monitor
 from holdfast.lifecycle.objects import Container, Pod
-from holdfast.lifecycle.pods import Pods
+from holdfast.lifecycle.pod_checkpoints import PodCheckpoints
+from holdfast.lifecycle.pods import RESTORE, Pods
 from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.stop import Stopper
 from holdfast.lifecycle.sweep import Sweeper
@@ -99,9 +100,11 @@ class Recovery:
         limits: Limits,
         sessions: Sessions,
         checkpoints: ContainerCheckpoints,
+        pod_checkpoints: PodCheckpoints,
         rebuilt: list[str],
     ) -> None:
         self._checkpoints = checkpoints
+        self._pod_checkpoints = pod_checkpoints
         self._sessions = sessions
         self._limits = limits
         self._adopter = adopter
@@ -296,6 +299,9 @@ class Recovery:
             await self._pods.undo_run(pod)
             self._found(pod, before, "undone", "run under way: it was never acknowledged", began)
             return
+        if CHECKPOINT in pod.intents:
+            name = f"undo checkpoint {pod.meta.id}"
+            self._resume(name, lambda: self._pod_checkpoints.undo(pod), UNDO_LONGEST)
         if self.report.rebooted:
             gone = lambda status: replace(status, ready=False, shim=None, netns=status.netns, reason=REASON_REBOOT)  # noqa: E731
             await self._world.learn_pod(pod, gone)
@@ -307,9 +313,10 @@ class Recovery:
                 await self._world.learn_pod(pod, lost)
         self._pods.watch(pod)
         after = str(pod.state)
-        if "remove" in pod.intents:
+        if "remove" in pod.intents or RESTORE in pod.intents:
             self._resume(f"remove pod {pod.meta.id}", lambda: self._pods.finish_remove(pod))
-            after, why = "removing", "remove under way: it is finished"
+            why = "remove under way: it is finished" if "remove" in pod.intents else "it was never restored as a whole"
+            after = "removing"
         elif "stop" in pod.intents:
             self._resume(f"stop pod {pod.meta.id}", lambda: self._pods.finish_stop(pod))
             after, why = "stopping", "stop under way: it is finished"

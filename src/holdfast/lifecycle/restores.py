@@ -69,13 +69,15 @@ class Restores:
         self._enabled = enabled
         self.reading: set[str] = set()  # ids of containers that have no row yet
 
-    async def read(self, container_id: str, pod: Pod, config: pb.ContainerConfig) -> Image | None:
+    async def read(
+        self, container_id: str, pod: Pod, config: pb.ContainerConfig, saved: Path | None = None
+    ) -> Image | None:
         """If the container's image is a checkpoint, read that, and return the image that it stands on; else None.
 
-        What was read is there for `container_id`, until it is discarded. Raises InvalidArgument, NotFound,
-        FailedPrecondition.
+        With `saved`, a directory, that was done already, and it is taken from there. What was read is there for
+        `container_id`, until it is discarded. Raises InvalidArgument, NotFound, FailedPrecondition.
         """
-        source = await self._source(config.image.image)
+        source = saved or await self._source(config.image.image)
         if source is None:
             return None
         if why := await self._checkpoints.problem(pod, config):
@@ -83,6 +85,9 @@ class Restores:
         self.reading.add(container_id)
         place = self._layout.restore(container_id)
         await in_thread(files.make_private, place.parent)
+        if saved is not None:
+            await in_thread(files.rename, saved, place)
+            return await self._images.whole(config.image.image)
         room = (await in_thread(files.filesystem, place.parent)).free_bytes - self._minimum.bytes
         try:
             read = apart(sealed.unpack, source, place, "container", max(room, 0))

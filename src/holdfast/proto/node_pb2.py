@@ -24,35 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/proto/node.proto\x12\x0bholdfast.v1\"\x11\n\x0fRecoveryRequest\"\x1d\n\rRecoveryReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x1c\n\rDoctorRequest\x12\x0b\n\x03\x66ix\x18\x01 \x01(\x08\"\x1b\n\x0b\x44octorReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x0f\n\rConfigRequest\"\x1b\n\x0b\x43onfigReply\x12\x0c\n\x04toml\x18\x01 \x01(\t\")\n\x0bImportChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\" \n\x0fNodePullRequest\x12\r\n\x05image\x18\x01 \x01(\t\"T\n\x08Progress\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x03(\t\"A\n\rEventsRequest\x12\x12\n\x05since\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nonly_known\x18\x02 \x01(\x08\x42\x08\n\x06_since\"\xd5\x01\n\x05\x45vent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x03\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\n\n\x02id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0e\n\x06pod_id\x18\x07 \x01(\t\x12\x10\n\x08pod_name\x18\x08 \x01(\t\x12\x11\n\tnamespace\x18\t \x01(\t\x12\r\n\x05state\x18\n \x01(\t\x12\x11\n\texit_code\x18\x0b \x01(\x05\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x11\n\toom_kills\x18\r \x01(\r2\x90\x03\n\x04Node\x12\x44\n\x08Recovery\x12\x1c.holdfast.v1.RecoveryRequest\x1a\x1a.holdfast.v1.RecoveryReply\x12>\n\x06\x44octor\x12\x1a.holdfast.v1.DoctorRequest\x1a\x18.holdfast.v1.DoctorReply\x12>\n\x06\x43onfig\x12\x1a.holdfast.v1.ConfigRequest\x1a\x18.holdfast.v1.ConfigReply\x12:\n\x06\x45vents\x12\x1a.holdfast.v1.EventsRequest\x1a\x12.holdfast.v1.Event0\x01\x12\x42\n\x0bImportImage\x12\x18.holdfast.v1.ImportChunk\x1a\x15.holdfast.v1.Progress(\x01\x30\x01\x12\x42\n\tPullImage\x12\x1c.holdfast.v1.NodePullRequest\x1a\x15.holdfast.v1.Progress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/proto/node.proto\x12\x0bholdfast.v1\"a\n\x14\x43heckpointPodRequest\x12\x0e\n\x06pod_id\x18\x01 \x01(\t\x12\x10\n\x08location\x18\x02 \x01(\t\x12\x10\n\x08\x63ompress\x18\x03 \x01(\t\x12\x15\n\rleave_running\x18\x04 \x01(\x08\"M\n\x12\x43heckpointPodReply\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x16\n\x0e\x66rozen_seconds\x18\x02 \x01(\x01\x12\x10\n\x08left_out\x18\x03 \x03(\t\"\xcb\x01\n\x11RestorePodRequest\x12\x10\n\x08location\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0fruntime_handler\x18\x03 \x01(\t\x12<\n\x07volumes\x18\x04 \x03(\x0b\x32+.holdfast.v1.RestorePodRequest.VolumesEntry\x12\x0f\n\x07trusted\x18\x05 \x01(\x08\x1a.\n\x0cVolumesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x0fRestorePodReply\x12\x0e\n\x06pod_id\x18\x01 \x01(\t\"\x11\n\x0fRecoveryRequest\"\x1d\n\rRecoveryReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x1c\n\rDoctorRequest\x12\x0b\n\x03\x66ix\x18\x01 \x01(\x08\"\x1b\n\x0b\x44octorReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x0f\n\rConfigRequest\"\x1b\n\x0b\x43onfigReply\x12\x0c\n\x04toml\x18\x01 \x01(\t\")\n\x0bImportChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\" \n\x0fNodePullRequest\x12\r\n\x05image\x18\x01 \x01(\t\"T\n\x08Progress\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x03(\t\"A\n\rEventsRequest\x12\x12\n\x05since\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nonly_known\x18\x02 \x01(\x08\x42\x08\n\x06_since\"\xd5\x01\n\x05\x45vent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x03\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\n\n\x02id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0e\n\x06pod_id\x18\x07 \x01(\t\x12\x10\n\x08pod_name\x18\x08 \x01(\t\x12\x11\n\tnamespace\x18\t \x01(\t\x12\r\n\x05state\x18\n \x01(\t\x12\x11\n\texit_code\x18\x0b \x01(\x05\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x11\n\toom_kills\x18\r \x01(\r2\xb1\x04\n\x04Node\x12\x44\n\x08Recovery\x12\x1c.holdfast.v1.RecoveryRequest\x1a\x1a.holdfast.v1.RecoveryReply\x12>\n\x06\x44octor\x12\x1a.holdfast.v1.DoctorRequest\x1a\x18.holdfast.v1.DoctorReply\x12>\n\x06\x43onfig\x12\x1a.holdfast.v1.ConfigRequest\x1a\x18.holdfast.v1.ConfigReply\x12:\n\x06\x45vents\x12\x1a.holdfast.v1.EventsRequest\x1a\x12.holdfast.v1.Event0\x01\x12\x42\n\x0bImportImage\x12\x18.holdfast.v1.ImportChunk\x1a\x15.holdfast.v1.Progress(\x01\x30\x01\x12\x42\n\tPullImage\x12\x1c.holdfast.v1.NodePullRequest\x1a\x15.holdfast.v1.Progress0\x01\x12S\n\rCheckpointPod\x12!.holdfast.v1.CheckpointPodRequest\x1a\x1f.holdfast.v1.CheckpointPodReply\x12J\n\nRestorePod\x12\x1e.holdfast.v1.RestorePodRequest\x1a\x1c.holdfast.v1.RestorePodReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.proto.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECOVERYREQUEST']._serialized_start=42
-  _globals['_RECOVERYREQUEST']._serialized_end=59
-  _globals['_RECOVERYREPLY']._serialized_start=61
-  _globals['_RECOVERYREPLY']._serialized_end=90
-  _globals['_DOCTORREQUEST']._serialized_start=92
-  _globals['_DOCTORREQUEST']._serialized_end=120
-  _globals['_DOCTORREPLY']._serialized_start=122
-  _globals['_DOCTORREPLY']._serialized_end=149
-  _globals['_CONFIGREQUEST']._serialized_start=151
-  _globals['_CONFIGREQUEST']._serialized_end=166
-  _globals['_CONFIGREPLY']._serialized_start=168
-  _globals['_CONFIGREPLY']._serialized_end=195
-  _globals['_IMPORTCHUNK']._serialized_start=197
-  _globals['_IMPORTCHUNK']._serialized_end=238
-  _globals['_NODEPULLREQUEST']._serialized_start=240
-  _globals['_NODEPULLREQUEST']._serialized_end=272
-  _globals['_PROGRESS']._serialized_start=274
-  _globals['_PROGRESS']._serialized_end=358
-  _globals['_EVENTSREQUEST']._serialized_start=360
-  _globals['_EVENTSREQUEST']._serialized_end=425
-  _globals['_EVENT']._serialized_start=428
-  _globals['_EVENT']._serialized_end=641
-  _globals['_NODE']._serialized_start=644
-  _globals['_NODE']._serialized_end=1044
+  _globals['_RESTOREPODREQUEST_VOLUMESENTRY']._loaded_options = None
+  _globals['_RESTOREPODREQUEST_VOLUMESENTRY']._serialized_options = b'8\001'
+  _globals['_CHECKPOINTPODREQUEST']._serialized_start=42
+  _globals['_CHECKPOINTPODREQUEST']._serialized_end=139
+  _globals['_CHECKPOINTPODREPLY']._serialized_start=141
+  _globals['_CHECKPOINTPODREPLY']._serialized_end=218
+  _globals['_RESTOREPODREQUEST']._serialized_start=221
+  _globals['_RESTOREPODREQUEST']._serialized_end=424
+  _globals['_RESTOREPODREQUEST_VOLUMESENTRY']._serialized_start=378
+  _globals['_RESTOREPODREQUEST_VOLUMESENTRY']._serialized_end=424
+  _globals['_RESTOREPODREPLY']._serialized_start=426
+  _globals['_RESTOREPODREPLY']._serialized_end=459
+  _globals['_RECOVERYREQUEST']._serialized_start=461
+  _globals['_RECOVERYREQUEST']._serialized_end=478
+  _globals['_RECOVERYREPLY']._serialized_start=480
+  _globals['_RECOVERYREPLY']._serialized_end=509
+  _globals['_DOCTORREQUEST']._serialized_start=511
+  _globals['_DOCTORREQUEST']._serialized_end=539
+  _globals['_DOCTORREPLY']._serialized_start=541
+  _globals['_DOCTORREPLY']._serialized_end=568
+  _globals['_CONFIGREQUEST']._serialized_start=570
+  _globals['_CONFIGREQUEST']._serialized_end=585
+  _globals['_CONFIGREPLY']._serialized_start=587
+  _globals['_CONFIGREPLY']._serialized_end=614
+  _globals['_IMPORTCHUNK']._serialized_start=616
+  _globals['_IMPORTCHUNK']._serialized_end=657
+  _globals['_NODEPULLREQUEST']._serialized_start=659
+  _globals['_NODEPULLREQUEST']._serialized_end=691
+  _globals['_PROGRESS']._serialized_start=693
+  _globals['_PROGRESS']._serialized_end=777
+  _globals['_EVENTSREQUEST']._serialized_start=779
+  _globals['_EVENTSREQUEST']._serialized_end=844
+  _globals['_EVENT']._serialized_start=847
+  _globals['_EVENT']._serialized_end=1060
+  _globals['_NODE']._serialized_start=1063
+  _globals['_NODE']._serialized_end=1624
 # @@protoc_insertion_point(module_scope)

@@ -1,10 +1,59 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class CheckpointPodRequest(_message.Message):
+    __slots__ = ("pod_id", "location", "compress", "leave_running")
+    POD_ID_FIELD_NUMBER: _ClassVar[int]
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
+    COMPRESS_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    pod_id: str
+    location: str
+    compress: str
+    leave_running: bool
+    def __init__(self, pod_id: _Optional[str] = ..., location: _Optional[str] = ..., compress: _Optional[str] = ..., leave_running: _Optional[bool] = ...) -> None: ...
+
+class CheckpointPodReply(_message.Message):
+    __slots__ = ("bytes", "frozen_seconds", "left_out")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    frozen_seconds: float
+    left_out: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, bytes: _Optional[int] = ..., frozen_seconds: _Optional[float] = ..., left_out: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RestorePodRequest(_message.Message):
+    __slots__ = ("location", "name", "runtime_handler", "volumes", "trusted")
+    class VolumesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_HANDLER_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_FIELD_NUMBER: _ClassVar[int]
+    location: str
+    name: str
+    runtime_handler: str
+    volumes: _containers.ScalarMap[str, str]
+    trusted: bool
+    def __init__(self, location: _Optional[str] = ..., name: _Optional[str] = ..., runtime_handler: _Optional[str] = ..., volumes: _Optional[_Mapping[str, str]] = ..., trusted: _Optional[bool] = ...) -> None: ...
+
+class RestorePodReply(_message.Message):
+    __slots__ = ("pod_id",)
+    POD_ID_FIELD_NUMBER: _ClassVar[int]
+    pod_id: str
+    def __init__(self, pod_id: _Optional[str] = ...) -> None: ...
 
 class RecoveryRequest(_message.Message):
     __slots__ = ()

@@ -64,6 +64,16 @@ class NodeStub:
                 request_serializer=holdfast_dot_proto_dot_node__pb2.NodePullRequest.SerializeToString,
                 response_deserializer=holdfast_dot_proto_dot_node__pb2.Progress.FromString,
                 _registered_method=True)
+        self.CheckpointPod = channel.unary_unary(
+                '/holdfast.v1.Node/CheckpointPod',
+                request_serializer=holdfast_dot_proto_dot_node__pb2.CheckpointPodRequest.SerializeToString,
+                response_deserializer=holdfast_dot_proto_dot_node__pb2.CheckpointPodReply.FromString,
+                _registered_method=True)
+        self.RestorePod = channel.unary_unary(
+                '/holdfast.v1.Node/RestorePod',
+                request_serializer=holdfast_dot_proto_dot_node__pb2.RestorePodRequest.SerializeToString,
+                response_deserializer=holdfast_dot_proto_dot_node__pb2.RestorePodReply.FromString,
+                _registered_method=True)
 
 
 class NodeServicer:
@@ -105,6 +115,18 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckpointPod(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestorePod(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +159,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.PullImage,
                     request_deserializer=holdfast_dot_proto_dot_node__pb2.NodePullRequest.FromString,
                     response_serializer=holdfast_dot_proto_dot_node__pb2.Progress.SerializeToString,
+            ),
+            'CheckpointPod': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckpointPod,
+                    request_deserializer=holdfast_dot_proto_dot_node__pb2.CheckpointPodRequest.FromString,
+                    response_serializer=holdfast_dot_proto_dot_node__pb2.CheckpointPodReply.SerializeToString,
+            ),
+            'RestorePod': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestorePod,
+                    request_deserializer=holdfast_dot_proto_dot_node__pb2.RestorePodRequest.FromString,
+                    response_serializer=holdfast_dot_proto_dot_node__pb2.RestorePodReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -301,6 +333,60 @@ class Node:
             '/holdfast.v1.Node/PullImage',
             holdfast_dot_proto_dot_node__pb2.NodePullRequest.SerializeToString,
             holdfast_dot_proto_dot_node__pb2.Progress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckpointPod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Node/CheckpointPod',
+            holdfast_dot_proto_dot_node__pb2.CheckpointPodRequest.SerializeToString,
+            holdfast_dot_proto_dot_node__pb2.CheckpointPodReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestorePod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Node/RestorePod',
+            holdfast_dot_proto_dot_node__pb2.RestorePodRequest.SerializeToString,
+            holdfast_dot_proto_dot_node__pb2.RestorePodReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.linux.tree import measure_at
+from holdfast.linux.tree import allocated, measure_at
 
 
 @pytest.fixture
@@ -50,3 +50,11 @@ def test_damage_changes_the_shape(place: Path, damage: Callable[[Path], None]) -
     before = measure_at(place).shape
     damage(place)
     assert measure_at(place).shape != before
+
+
+def test_what_is_allocated_needs_no_tree_that_stands_still(place: Path) -> None:
+    assert 10_000 <= allocated(place) < 100_000
+    (place / "hole").touch()
+    os.truncate(place / "hole", 1 << 30)
+    assert allocated(place) < 100_000
+    assert allocated(place / "gone") == 0

@@ -1,0 +1,454 @@
+"""Whole pods as archives, and pods made of them again: processes, layers, volumes and shared memory of one instant.
+
+F38 (volumes are part of it, frozen at one instant, byte-identical) and F37 (room, half archives, hostile archives).
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from kit import invariants
+from kit.node import Node, node, until
+from kit.tools import CRIU, needs_criu
+from kit.trees import fill, look
+
+from holdfast.checkpoint import sealed
+from holdfast.linux import mount
+from holdfast.proto import node_pb2, node_pb2_grpc
+from holdfast.proto import runtime_v1_pb2 as pb
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_criu]
+
+PRIVATE = {"network": pb.POD}
+SECONDS = 120.0
+# Counts to the log, to both volumes, to /dev/shm and to its own layer, always in that order.
+WRITER = """
+exec 5>/work/open; echo held >&5
+n=0
+while :; do
+  n=$((n+1))
+  echo $n
+  for f in /work/count /fast/count /dev/shm/count /count; do echo $n > $f.new; mv $f.new $f; done
+done
+"""
+READER = "while :; do cat /work/count 2>/dev/null; usleep 20000; done"
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Node]:
+    with node("auto", checkpoints=True, criu_path=CRIU) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def clean(one: Node) -> Iterator[None]:
+    yield
+    for pod in one.pods():
+        one.remove_pod(pod.id)
+    for place in (one.base / "kubelet", one.base / "archives"):
+        mount.unmount_tree(place)
+        shutil.rmtree(place, ignore_errors=True)  # noqa: TID251  (nothing is mounted below it any more)
+    for name in ("checkpoints", "restores", "volumes"):
+        with contextlib.suppress(FileNotFoundError):
+            assert os.listdir(one.root / name) == []
+    invariants.check(one)
+
+
+class TwoContainers:
+    """A pod as a kubelet has it run: a writer and a reader share an emptyDir on disk, one in memory, and /dev/shm."""
+
+    def __init__(self, one: Node, writer: str = WRITER, reader: str = READER, **config: Any) -> None:
+        self.node = one
+        self.config = one.pod_config(**PRIVATE, **config)
+        volumes = one.base / "kubelet" / "pods" / self.config.metadata.uid / "volumes" / "kubernetes.io~empty-dir"
+        self.disk, self.memory = volumes / "scratch", volumes / "fast"
+        for place in (self.disk, self.memory):
+            place.mkdir(parents=True)
+            place.chmod(0o777)
+        mount.mount("tmpfs", self.memory, "tmpfs", data="mode=0777,size=16m")
+        self.id = one.run_pod(self.config)
+        self.writer = self.run(writer, "writer")
+        self.reader = self.run(reader, "reader")
+
+    def run(self, script: str, name: str) -> str:
+        mounts = [
+            pb.Mount(host_path=str(self.disk), container_path="/work"),
+            pb.Mount(host_path=str(self.memory), container_path="/fast"),
+        ]
+        return self.node.run(self.id, script, name, mounts=mounts, **PRIVATE)
+
+    def counting(self) -> None:
+        until(lambda: len(numbers(self.node, self.writer)) > 10 and len(numbers(self.node, self.reader)) > 2)
+
+
+def numbers(one: Node, container_id: str) -> list[int]:
+    return [int(line.split()[3]) for line in one.container_log(container_id).splitlines()]
+
+
+def stub(one: Node) -> Any:
+    return node_pb2_grpc.NodeStub(one.channel)
+
+
+def checkpoint(one: Node, pod: str, name: str = "pod.tar", **how: Any) -> tuple[Path, node_pb2.CheckpointPodReply]:
+    target = one.base / "archives" / name
+    target.parent.mkdir(exist_ok=True)
+    request = node_pb2.CheckpointPodRequest(pod_id=pod, location=str(target), **how)
+    return target, stub(one).CheckpointPod(request, timeout=SECONDS)
+
+
+def restore(one: Node, archive: Path, **how: Any) -> str:
+    request = node_pb2.RestorePodRequest(location=str(archive), **how)
+    return str(stub(one).RestorePod(request, timeout=SECONDS).pod_id)
+
+
+def members(one: Node, pod: str) -> dict[str, str]:
+    """Its containers by name."""
+    return {found.metadata.name: found.id for found in one.containers() if found.pod_sandbox_id == pod}
+
+
+def refused(one: Node, call: Any) -> str:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return str(raised.value.details())
+
+
+def test_f38_a_pod_goes_on_elsewhere_with_all_that_it_has_written(one: Node) -> None:
+    two = TwoContainers(one)
+    two.counting()
+    archive, reply = checkpoint(one, two.id, leave_running=True)
+    assert reply.bytes == archive.stat().st_size
+    assert 0 < reply.frozen_seconds < SECONDS
+    at = numbers(one, two.writer)[-1]
+    until(lambda: numbers(one, two.writer)[-1] > at + 5)  # it was left running
+    assert one.status(two.reader).state == pb.CONTAINER_RUNNING
+    pod = restore(one, archive, name="again")
+    again = members(one, pod)
+    until(lambda: len(numbers(one, again["writer"])) > 10 and len(numbers(one, again["reader"])) > 3)
+    start, *rest = numbers(one, again["writer"])
+    assert rest == list(range(start + 1, start + 1 + len(rest)))
+    assert 10 < start <= at + 1
+    read = numbers(one, again["reader"])
+    assert read == sorted(read) and read[0] >= start - 1  # what it reads is what the other one writes, there too
+    assert one.exec(again["writer"], ["cat", "/work/open"]).stdout == b"held\n"
+
+
+def captured(archive: Path, *names: str) -> dict[str, int]:
+    """What was counted to, by where, as it is in the archive: NAME of a volume, "shm" or "layer"."""
+    found = {}
+    with tarfile.open(archive) as outer:
+        for name in names:
+            part = {"shm": "shm.tar", "layer": "containers/writer/rootfs-diff.tar"}.get(name, f"volumes/{name}.tar")
+            with tarfile.open(fileobj=outer.extractfile(part)) as inner:
+                file = inner.extractfile("./count")
+                assert file is not None
+                found[name] = int(file.read())
+    return found
+
+
+def test_f38_everything_is_of_one_instant(one: Node) -> None:
+    """The writer counts to four places one after the other: none can be behind the next one, nor two ahead of it."""
+    two = TwoContainers(one)
+    two.counting()
+    for number in range(5):
+        archive, _ = checkpoint(one, two.id, f"{number}.tar", leave_running=True)
+        found = captured(archive, "scratch", "fast", "shm", "layer")
+        first, *others = found.values()
+        assert list(found.values()) == sorted(found.values(), reverse=True), found
+        assert first - others[-1] <= 1, found
+
+
+def test_f38_a_pod_that_is_not_left_running_does_nothing_that_is_not_in_its_archive(one: Node) -> None:
+    two = TwoContainers(one)
+    two.counting()
+    archive, _ = checkpoint(one, two.id, "pod.tar")
+    assert {found.id: found.state for found in one.pods()} == {two.id: pb.SANDBOX_NOTREADY}
+    status = one.exited(two.writer)
+    assert (status.exit_code, status.reason) == (137, "Error")
+    count = captured(archive, "scratch")["scratch"]
+    assert int((two.disk / "count").read_text()) == count
+    assert numbers(one, two.writer)[-1] - count in (0, 1)
+    pod = restore(one, archive)
+    writer = members(one, pod)["writer"]
+    until(lambda: len(numbers(one, writer)) > 5)
+    assert numbers(one, writer)[0] - count in (1, 2)
+
+
+def test_f38_volumes_are_the_same_to_the_last_byte(one: Node) -> None:
+    two = TwoContainers(one, "sleep 1000", "sleep 1000")
+    for place in (two.disk, two.memory):
+        fill(place)
+    (two.disk / "large").write_bytes(os.urandom(20_000_000))
+    archive, reply = checkpoint(one, two.id, "pod.tar", compress="zstd", leave_running=True)
+    assert list(reply.left_out) == []
+    assert archive.stat().st_size < 40_000_000  # of holes nothing was written
+    before = [look(two.disk), look(two.memory)]
+    one.remove_pod(two.id)
+    pod = restore(one, archive)
+    volumes = next((one.root / "volumes" / pod).glob("pods/*/volumes/kubernetes.io~empty-dir"))
+    assert [look(volumes / "scratch"), look(volumes / "fast")] == before
+    mounted = {entry.target: entry.fstype for entry in mount.mountinfo()}
+    assert mounted[str(volumes / "fast")] == "tmpfs"
+    assert os.statvfs(volumes / "fast").f_blocks * os.statvfs(volumes / "fast").f_frsize == 16 << 20
+    assert (volumes / "scratch" / "hole").stat().st_blocks == 0
+    one.remove_pod(pod)
+    assert not (one.root / "volumes" / pod).exists()
+
+
+def test_f38_a_second_generation(one: Node) -> None:
+    """What was restored is checkpointed and restored again; its volumes are wherever somebody wants them."""
+    two = TwoContainers(one)
+    two.counting()
+    first, _ = checkpoint(one, two.id, "first.tar")
+    one.remove_pod(two.id)
+    pod = restore(one, first)
+    writer = members(one, pod)["writer"]
+    until(lambda: len(numbers(one, writer)) > 5)
+    second, _ = checkpoint(one, pod, "second.tar", compress="zstd")
+    one.remove_pod(pod)
+    place = one.base / "kubelet" / "mine"
+    place.mkdir()
+    pod = restore(one, second, name="third", volumes={"scratch": str(place)})
+    again = members(one, pod)
+    until(lambda: len(numbers(one, again["writer"])) > 5 and len(numbers(one, again["reader"])) > 1)
+    assert int((place / "count").read_text()) >= numbers(one, again["writer"])[0]
+    assert [found.metadata.name for found in one.pods()] == ["third"]
+    one.remove_pod(pod)
+    assert (place / "count").exists()  # it was not ours to remove
+
+
+def test_f38_open_files_that_have_no_name_any_more(one: Node) -> None:
+    keep = "for n in 5 6 7; do rm /work/gone /fast/gone /gone 2>/dev/null; done; sleep 1000"
+    script = f"exec 5<>/work/gone 6<>/fast/gone 7<>/gone; echo disk >&5; echo memory >&6; echo layer >&7; {keep}"
+    two = TwoContainers(one, script, "sleep 1000")
+    until(lambda: not (two.disk / "gone").exists() and (two.disk.parent).exists())
+    until(lambda: one.exec(two.writer, ["ls", "/gone"]).exit_code == 1)
+    archive, _ = checkpoint(one, two.id, "pod.tar")
+    one.remove_pod(two.id)
+    again = members(one, restore(one, archive))["writer"]
+    for descriptor, text in ((5, b"disk\n"), (6, b"memory\n"), (7, b"layer\n")):
+        assert one.exec(again, ["cat", f"/proc/1/fd/{descriptor}"]).stdout == text
+        link = one.exec(again, ["readlink", f"/proc/1/fd/{descriptor}"]).stdout
+        assert b"deleted" in link or b".cr." in link
+
+
+def test_f38_an_unnamed_file_that_is_too_large_is_refused_and_never_lost(one: Node) -> None:
+    script = "exec 5<>/work/gone; dd if=/dev/zero bs=1M count=8 >&5 2>/dev/null; rm /work/gone; sleep 1000"
+    two = TwoContainers(one, script, "sleep 1000")
+    until(lambda: one.exec(two.writer, ["readlink", "/proc/1/fd/5"]).stdout.endswith(b"(deleted)\n"))
+    try:
+        archive, _ = checkpoint(one, two.id, "pod.tar", leave_running=True)
+    except grpc.RpcError as exc:
+        assert "cannot" in exc.details()
+        assert os.listdir(one.base / "archives") == []
+        assert one.exec(two.writer, ["wc", "-c", "/proc/1/fd/5"]).stdout.split()[0] == b"8388608"
+    else:
+        again = members(one, restore(one, archive))["writer"]
+        assert one.exec(again, ["wc", "-c", "/proc/1/fd/5"]).stdout.split()[0] == b"8388608"
+
+
+def test_the_command_line(one: Node) -> None:
+    two = TwoContainers(one, name="shop")
+    two.counting()
+    archive = one.base / "archives" / "shop.tar"
+    archive.parent.mkdir()
+    said = one.cli("checkpoint", "shop", "--output", str(archive), "--compress", "zstd", "--leave-running").stdout
+    assert str(archive) in said and "stood still for" in said
+    pod = one.cli("restore", str(archive), "--name", "shop-again").stdout.strip()
+    assert {found.metadata.name: found.id for found in one.pods()}["shop-again"] == pod
+    failed = one.cli("restore", str(archive), "--volume", "scratch", check=False)
+    assert failed.returncode == 1 and "NAME=PATH" in failed.stderr
+    failed = one.cli("restore", str(archive), "--volume", "other=/tmp", check=False)
+    assert failed.returncode == 1 and "no container mounts other" in failed.stderr
+
+
+# What is refused, before anything is frozen; the pod goes on as if nobody had asked.
+
+
+def unharmed(two: TwoContainers) -> None:
+    one = two.node
+    at = len(numbers(one, two.writer))
+    until(lambda: len(numbers(one, two.writer)) > at + 3)
+    with contextlib.suppress(FileNotFoundError):
+        assert [name for name in os.listdir(one.base / "archives") if not name.startswith("mine")] == []
+
+
+def test_what_cannot_be_brought_back_is_refused(one: Node) -> None:
+    two = TwoContainers(one)
+    two.counting()
+    (two.disk / "below").mkdir()
+    mount.mount("other", two.disk / "below", "tmpfs")
+    why = refused(one, lambda: checkpoint(one, two.id))
+    assert "below" in why and "mounted" in why
+    mount.unmount(two.disk / "below")
+    os.setxattr(two.memory, "trusted.odd", b"x")
+    assert "trusted.odd" in refused(one, lambda: checkpoint(one, two.id))
+    os.removexattr(two.memory, "trusted.odd")
+    unharmed(two)
+
+
+def test_what_cannot_be_an_archive_is_refused(one: Node) -> None:
+    two = TwoContainers(one)
+    two.counting()
+    mine = one.base / "archives" / "mine.tar"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    assert "exists" in refused(one, lambda: checkpoint(one, two.id, "mine.tar"))
+    assert mine.read_bytes() == b"mine"
+    assert "compress" in refused(one, lambda: checkpoint(one, two.id, compress="lzma"))
+    for location in ("pod.tar", "/tmp/../pod.tar", "", "/", "/nowhere/pod.tar"):
+        request = node_pb2.CheckpointPodRequest(pod_id=two.id, location=location)
+        assert "location" in refused(one, lambda request=request: stub(one).CheckpointPod(request, timeout=SECONDS))
+    assert "does not exist" in refused(one, lambda: checkpoint(one, "f" * 64))
+    unharmed(two)
+
+
+def test_pods_that_cannot_be_captured_are_refused(one: Node) -> None:
+    pod = one.run_pod(one.pod_config(**PRIVATE))
+    assert "none of its containers runs" in refused(one, lambda: checkpoint(one, pod))
+    config = one.container_config("sleep 1000", **PRIVATE)
+    uid = next(found.metadata.uid for found in one.pods() if found.id == pod)
+    part = one.base / "kubelet" / "pods" / uid / "volume-subpaths" / "scratch" / "main" / "0"
+    part.mkdir(parents=True)
+    config.mounts.add(host_path=str(part), container_path="/part")
+    one.start_container(one.create(pod, config))
+    assert "subPath" in refused(one, lambda: checkpoint(one, pod))
+
+
+def test_system_v_objects_of_the_pod_are_refused(one: Node) -> None:
+    two = TwoContainers(one)
+    two.counting()
+    ipc = one.state / "pods" / two.id / "ns" / "ipc"
+    done = subprocess.run(["nsenter", f"--ipc={ipc}", "ipcmk", "-S", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "semaphores of System V" in refused(one, lambda: checkpoint(one, two.id))
+    unharmed(two)
+
+
+def test_f37_no_room_is_seen_before_anything_is_frozen(one: Node) -> None:
+    two = TwoContainers(one)
+    two.counting()
+    (two.disk / "large").write_bytes(os.urandom(8_000_000))
+    small = one.base / "archives"
+    small.mkdir()
+    mount.mount("small", small, "tmpfs", data="size=4m")
+    why = refused(one, lambda: checkpoint(one, two.id))
+    assert "free" in why or "space" in why, why
+    unharmed(two)
+
+
+# Archives that nobody should have to trust.
+
+
+@pytest.fixture
+def archive(one: Node) -> Path:
+    """An honest one; its pod is gone."""
+    two = TwoContainers(one, "sleep 1000", "sleep 1000", name="honest")
+    made, _ = checkpoint(one, two.id, "honest.tar")
+    one.remove_pod(two.id)
+    mount.unmount(two.memory)
+    return made
+
+
+def forge(one: Node, archive: Path, change: Any = None, replace: dict[str, bytes] | None = None) -> Path:
+    """The same with what it says of its pod changed, or parts exchanged, and a seal that fits."""
+    head = sealed.unpack(archive, one.base / "forged", "pod", 1 << 30)
+    about = head.about
+    if change is not None:
+        change(about)
+    for name, data in (replace or {}).items():
+        (one.base / "forged" / name).write_bytes(data)
+    target = archive.with_name("forged.tar")
+    sealed.write(target, one.base / "forged", "pod", about)
+    shutil.rmtree(one.base / "forged")  # noqa: TID251
+    return target
+
+
+def asks(**fields: Any) -> Any:
+    def change(about: dict[str, Any]) -> None:
+        about["containers"][0]["config"].update(fields)
+
+    return change
+
+
+HOSTILE = {
+    "foreign image": (lambda about: about["containers"][0].update(image=f"sha256:{'f' * 64}"), "is not here"),
+    "image by name": (lambda about: about["containers"][0].update(image="evil.example/x:1"), "not named by its digest"),
+    "host path": (asks(mounts=[{"host_path": "/", "container_path": "/host"}]), "mounts /"),
+    "device": (asks(devices=[{"host_path": "/dev/mem", "container_path": "/dev/mem"}]), "/dev/mem"),
+    "CDI": (asks(CDI_devices=[{"name": "vendor.com/gpu=all"}]), "vendor.com/gpu"),
+    "privileged": (lambda about: about["pod"]["config"]["linux"]["security_context"].update(privileged=True), "privil"),
+    "name": (lambda about: about["pod"]["config"]["metadata"].update(name="../../../x"), "cannot be a pod's"),
+    "log": (asks(log_path="../../../../x"), "leaves the log directory"),
+    "volume name": (lambda about: about["volumes"][0].update(name="../../x"), "names that cannot be theirs"),
+    "volume place": (lambda about: about["volumes"][0].update(path="/etc"), "is no emptyDir"),
+    "no volume": (lambda about: about["volumes"].append({**about["volumes"][0], "name": "more"}), "more"),
+    "handler": (lambda about: about["pod"].update(handler="nothing"), "nothing"),
+}  # fmt: skip
+
+
+def untouched(one: Node) -> None:
+    assert one.pods() == []
+    assert one.leftovers() == []
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_f37_what_an_archive_asks_for_is_not_given(one: Node, archive: Path, what: str) -> None:
+    change, why = HOSTILE[what]
+    forged = forge(one, archive, change)
+    assert why in refused(one, lambda: restore(one, forged))
+    untouched(one)
+
+
+@pytest.mark.parametrize("offset", [0.001, 0.3, 0.9])
+def test_f37_a_damaged_archive_is_used_for_nothing(one: Node, archive: Path, offset: float) -> None:
+    data = bytearray(archive.read_bytes())
+    data[int(len(data) * offset)] ^= 0x40
+    archive.write_bytes(data)
+    assert str(archive) in refused(one, lambda: restore(one, archive))
+    os.truncate(archive, len(data) // 2)
+    refused(one, lambda: restore(one, archive))
+    refused(one, lambda: restore(one, archive.with_name("missing.tar")))
+    untouched(one)
+
+
+def test_f37_a_restore_that_fails_half_way_leaves_nothing(one: Node, archive: Path) -> None:
+    """The images of the second container are damaged, by somebody who can make seals: the first one runs by then."""
+    forged = forge(one, archive, replace={"containers/writer/checkpoint/pstree.img": b"not an image"})
+    assert "cannot" in refused(one, lambda: restore(one, forged))
+    untouched(one)
+    link = io.BytesIO()
+    with tarfile.open(fileobj=link, mode="w") as tar:
+        info = tarfile.TarInfo("out")
+        info.type, info.linkname = tarfile.SYMTYPE, str(one.base / "archives")
+        tar.addfile(info)
+        tar.addfile(tarfile.TarInfo("out/written"))
+    forged = forge(one, archive, replace={"volumes/scratch.tar": link.getvalue()})
+    with contextlib.suppress(grpc.RpcError):
+        one.remove_pod(restore(one, forged))
+    assert not (one.base / "archives" / "written").exists()
+    untouched(one)
+
+
+def test_f37_what_reaches_for_the_host_is_given_to_who_answers_for_it(one: Node) -> None:
+    pod = one.run_pod(one.pod_config(**PRIVATE))
+    place = one.base / "kubelet" / "data"
+    place.mkdir(parents=True)
+    mounts = [pb.Mount(host_path=str(place), container_path="/data")]
+    one.run(pod, "sleep 1000", mounts=mounts, **PRIVATE)
+    made, _ = checkpoint(one, pod)
+    assert f"mounts {place}" in refused(one, lambda: restore(one, made))
+    again = restore(one, made, trusted=True)
+    assert one.exec(members(one, again)["main"], ["touch", "/data/now"]).exit_code == 0
+    assert (place / "now").exists()
+    one.remove_pod(again)
+    place.rename(place.with_name("moved"))
+    assert "say what is to be there" in refused(one, lambda: restore(one, made, trusted=True))
+    restore(one, made, trusted=True, volumes={str(place): str(place.with_name("moved"))})
