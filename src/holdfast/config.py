@@ -321,6 +321,11 @@ class Config:
         False, "Whether containers are made from checkpoints (whose archives are trusted like who runs this node), and "
         "default_runtime auto prefers runc to crun, which can make none.", parse=_flag,
     )  # fmt: skip
+    volume_roots: tuple[str, ...] = setting(
+        ("/var/lib/kubelet", "/var/lib/holdfast-agent"),
+        "Roots of kubelets and agents, where gVisor pods with annotated volumes have them in pods/UID/volumes.",
+        parse=_paths,
+    )
     runtimes: dict[str, dict[str, Any]] = setting(
         {},
         "Runtimes by handler name: [runtimes.crun] binary = '/usr/bin/crun'; or a containerd shim, [runtimes.runc-v2] "

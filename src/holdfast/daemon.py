@@ -44,6 +44,7 @@ from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.freezing import Freezer
 from holdfast.lifecycle.gate import Gate
 from holdfast.lifecycle.guard import Guard
+from holdfast.lifecycle.gvisor import GvisorVolumes
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.live import Live
@@ -195,7 +196,7 @@ class Daemon:
         copies = Copies(config.root / "copies")
         rebuilt = await rebuild(store, copies, config.root / "snapshots")
         world = World(store, copies, clock, events)
-        networks = Networks(world, self._network(cgroups), store, layout, background)
+        networks = Networks(world, self._network(cgroups), store, layout, background, handlers)
         await networks.load()
         snapshots = Snapshots(store, config.root / "snapshots")
         rebuilt += await snapshots.load()
@@ -211,7 +212,8 @@ class Daemon:
         adopter = Adopter(world, shims, handlers, background, config.on_shim_death == "adopt")
         foreign = Foreign(shims.foreign, Loggers(layout.pods, keeper), handlers, background, layout)
         confinement = Confinement(config.seccomp_root, config.unset_seccomp_profile, config.apparmor_profile)
-        sandboxes = Sandboxes(world, shims, background, layout, host, confinement)
+        in_gvisor = GvisorVolumes([*map(Path, config.volume_roots)])
+        sandboxes = Sandboxes(world, shims, background, layout, host, confinement, in_gvisor)
         devices = Devices([*map(Path, config.cdi_spec_dirs)], owned=config.device_ownership_from_security_context)
         users = Users(keeper, snapshots, layout)
         paths = PathWork(keeper, config.path_timeout)
@@ -232,7 +234,7 @@ class Daemon:
             volumes,
             streamers,
         )
-        bundles = Bundles(snapshots, images, layout, host, confinement, handlers, devices, volumes)
+        bundles = Bundles(snapshots, images, layout, host, confinement, handlers, devices, volumes, in_gvisor)
         limits = Limits(world, shims, bundles, cgroups, background, host)
         stopper = Stopper(world, cleanup, background)
         ooms = Ooms(world, background, layout)
@@ -340,7 +342,7 @@ class Daemon:
             bundles,
             images,
             node,
-            Stats(world, snapshots, background),
+            Stats(world, snapshots, background, handlers),
             sessions,
         )
         extra = NodeService(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from holdfast.config import toml
 from holdfast.linux import mount, namespace
 from kit.node import Node, until
 
@@ -61,7 +62,7 @@ class Network:
         text = self.node.config.read_text().replace('cni_conf_dir = ""\n', "")
         for name, value in settings.items():
             text = "".join(line for line in text.splitlines(True) if not line.startswith(f"{name} ="))
-            text = f"{name} = {json.dumps(value)}\n{text}"
+            text = f"{name} = {toml(value)}\n{text}"
         self.node.config.write_text(text)
         plugin = self.bin / "odd"
         plugin.write_text(PLUGIN.replace("@PYTHON@", sys.executable))

@@ -250,7 +250,7 @@ class Node:
         lasting = ("shim", "streamer", "tls")
         left += [f"{one.kind} {one.id}" for one in keeper.workers(self.state) if one.kind in lasting]
         left += [f"cgroup {name}" for name in cgroup.children(self.cgroup)]
-        for directory in ("pods", *(f"oci/{name}" for name in ("crun", "runc"))):
+        for directory in ("pods", *(f"oci/{name}" for name in ("crun", "runc", "runsc"))):
             with contextlib.suppress(FileNotFoundError):
                 names = os.listdir(self.state / directory)
                 left += [f"{directory}/{name}" for name in names if not name.startswith(".")]  # .cache is crun's

@@ -105,8 +105,9 @@ class Adopter:
 
     async def _adopt(self, pod: Pod) -> None:
         crashpoint("adopt.begin")
-        handler = self._handlers.get(pod.meta.handler)
-        shared = pod.config.linux.security_context.namespace_options.pid == pb.POD
+        options = pod.config.linux.security_context.namespace_options
+        handler = self._handlers.get(pod.meta.handler).on(options.network)
+        shared = options.pid == pb.POD and not handler.gvisor
         before = pod.status.shim
         running = [one for one in pod.containers.values() if one.state is ContainerState.RUNNING]
         inits = {one.meta.id: one.status.process for one in running if one.status.process is not None}

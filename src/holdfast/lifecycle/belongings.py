@@ -11,6 +11,7 @@ from holdfast.lifecycle.pod_files import pods, stranger, temporary
 from holdfast.lifecycle.rows import Rows
 from holdfast.lifecycle.survey import Entry, Survey
 from holdfast.linux.table import Listed
+from holdfast.model import gvisor
 from holdfast.model.cgroups import id_in
 from holdfast.model.spec import is_id
 from holdfast.model.state import ProcessRef
@@ -289,13 +290,14 @@ def _state(owners: Owners) -> Iterator[Finding]:
         runtime = f"{survey.state}/oci/{entry.name}"
         for one in (entry for entry in survey.names(runtime) if entry.name != ".cache"):  # of crun's compiled filters
             where = f"{runtime}/{one.name}"
-            if not is_id(one.name):
+            id = gvisor.owner_of(one.name) or one.name
+            if not is_id(id):
                 yield stranger(where, one)
-            elif owners.over(one.name):
+            elif owners.over(id):
                 why = "the runtime still knows it, and it is over"
-                yield Finding("runtime state", where, Verdict.INCONSISTENT, why, owners.name(one.name), one.name)
+                yield Finding("runtime state", where, Verdict.INCONSISTENT, why, owners.name(id), id)
             else:
-                yield owners.thing("runtime state", where, one.name)
+                yield owners.thing("runtime state", where, id)
 
 
 def _root(owners: Owners) -> Iterator[Finding]:

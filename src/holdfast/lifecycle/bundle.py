@@ -13,6 +13,7 @@ from holdfast.images.service import Images
 from holdfast.lifecycle import target
 from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.devices import Devices
+from holdfast.lifecycle.gvisor import GvisorVolumes
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.tasks import apart, in_thread, within
@@ -22,7 +23,7 @@ from holdfast.model import cgroups, trace
 from holdfast.model.errors import InvalidArgument
 from holdfast.model.image import Image
 from holdfast.model.spec import Mount
-from holdfast.oci import lsm, process
+from holdfast.oci import gvisor, lsm, process
 from holdfast.oci.build import build
 from holdfast.oci.request import HostFacts, SpecRequest
 from holdfast.oci.resources import in_force, to_oci
@@ -32,6 +33,7 @@ from holdfast.runtime.handlers import Handlers
 from holdfast.snapshots.overlay import Snapshots
 
 OF_THE_IMAGE: Final = frozenset({errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})  # whose fault they are
+HOST_SHM: Final = "/dev/shm"
 LABEL_LENGTH: Final = 63  # of a host name that nobody has chosen, RFC 1123
 LOOK_SECONDS: Final = 10.0  # that the host's devices may take to be looked at
 
@@ -49,7 +51,9 @@ class Bundles:
         handlers: Handlers,
         devices: Devices,
         volumes: Volumes,
+        in_gvisor: GvisorVolumes,
     ) -> None:
+        self._in_gvisor = in_gvisor
         self._handlers = handlers
         self._devices = devices
         self._volumes = volumes
@@ -119,7 +123,12 @@ class Bundles:
         if (users := container.pod.users) is not None:
             files.give_way(self.path(container), users.gid)
         user = self._user(container, image, rootfs)
-        spec = build(self._confinement.completed(replace(self._request(container, image, user), **found)))
+        request = replace(self._request(container, image, user), **found)
+        spec = build(self._confinement.completed(request))
+        if self._handlers.get(container.pod.meta.handler).gvisor:
+            options = container.config.linux.security_context.namespace_options
+            shm = request.shm if request.shm != HOST_SHM else ""
+            spec = gvisor.suited(spec, options, self._in_gvisor.placed(container.pod), shm)
         self._save(container, spec)
         process_user: dict[str, Any] = spec["process"]["user"]
         return process_user
@@ -178,7 +187,7 @@ class Bundles:
             "resolv_conf": str(directory / "resolv.conf"),
             "hosts": str(directory / "hosts"),
             "hostname_path": str(directory / "hostname"),
-            "shm": str(shm) if shm.exists() else "/dev/shm",
+            "shm": str(shm) if shm.exists() else HOST_SHM,
         }
 
 

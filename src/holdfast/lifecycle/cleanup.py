@@ -4,8 +4,8 @@ Used alike by undo, stop, remove and recovery. A step that cannot be finished ra
 (or the next recovery) comes back.
 """
 
-import asyncio
 import logging
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.objects import Container, Pod, container_cgroup, init_cgroup
 from holdfast.lifecycle.sandbox import Sandboxes
-from holdfast.lifecycle.tasks import apart, in_thread, within
+from holdfast.lifecycle.tasks import apart, in_thread
 from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, mount, namespace
@@ -26,7 +26,8 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, NotFound
 from holdfast.model.state import ContainerState
 from holdfast.model.witness import EXIT_FILE, INIT_FILE
-from holdfast.runtime.handlers import Handler, Handlers
+from holdfast.runtime import command
+from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.shims import Shims
 from holdfast.runtime.streamers import Streamers
 from holdfast.snapshots.overlay import Snapshots
@@ -34,6 +35,7 @@ from holdfast.snapshots.overlay import Snapshots
 log = logging.getLogger(__name__)
 
 STEP_SECONDS: Final = 30.0
+SIGNAL_SECONDS: Final = 5.0
 DELETE_SECONDS: Final = 10.0  # that a shim may take before it is asked again; it goes on, and says so then
 
 
@@ -69,10 +71,20 @@ class Cleanup:
         self._cgroups = cgroups
 
     async def kill(self, container: Container) -> None:
-        """End every process of a container through its cgroup."""
+        """End every process of a container through its cgroup; of gVisor's, which are not there, through runsc."""
+        if await self.signal(container, signal.SIGKILL, everything=True):
+            return
         path = container_cgroup(container)
         if await in_thread(cgroup.exists, path):
             await apart(cgroup.kill, path)
+
+    async def signal(self, container: Container, number: int, *, everything: bool = False) -> bool:
+        """Signal a container whose processes are not the host's. Whether it is one."""
+        handler = self._handlers.get(container.pod.meta.handler)
+        if handler.gvisor and await in_thread(self._runtime_state(container).exists):
+            words = ("--all",) if everything else ()
+            await command.run(handler, "kill", *words, container.meta.id, str(number), seconds=SIGNAL_SECONDS)
+        return handler.gvisor
 
     async def task(self, container: Container) -> None:
         """Delete the container's task: runtime state, mounts, cgroup. What is already gone is fine."""
@@ -136,7 +148,8 @@ class Cleanup:
             await self._networks.detach(pod)
         crashpoint("sandbox.network")
         await self._adopter.release(pod)
-        if (handler := self._handlers.get(pod.meta.handler)).shim:
+        handler = self._handlers.get(pod.meta.handler)
+        if handler.shim or handler.sandbox:
             await self._sandboxes.end(pod, handler)
         await self._shims.end(pod_id, pod.status.shim)
         crashpoint("sandbox.shim")
@@ -177,7 +190,7 @@ class Cleanup:
         return bool(mount.mounts_below(self._bundle(container))) or self._runtime_state(container).exists()
 
     def _runtime_state(self, container: Container) -> Path:
-        return Path(self._handlers.get(container.pod.meta.handler).root, container.meta.id)
+        return self._handlers.get(container.pod.meta.handler).state(container.meta.id, container.meta.pod_id)
 
     def _unpin(self, pod_id: str) -> None:
         if not self._layout.pod(pod_id).exists():
@@ -195,22 +208,10 @@ class Cleanup:
             await self._foreign.delete(container)
         if not left.exists():
             return
-        await self._run_delete(handler, container.meta.id)
+        await command.run(handler, "delete", "--force", container.meta.id, seconds=STEP_SECONDS)
         if left.exists():
             # The runtime could not (crun refuses some hosts); its processes are dead, so its notes may go.
-            await apart(files.remove_tree, left)
-
-    async def _run_delete(self, handler: Handler, id: str) -> None:
-        command = (handler.binary, "--root", handler.root, "delete", "--force", id)
-        quiet = asyncio.subprocess.DEVNULL
-        try:
-            child = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)
-        except FileNotFoundError:
-            log.warning(
-                "cannot run %s delete for container %s: there is no program %s", handler.name, id, handler.binary
-            )
-            return
-        await within(STEP_SECONDS, child.wait(), f"run {handler.name} delete for container {id}")
+            await apart(handler.forget, container.meta.id, container.meta.pod_id)
 
     def _bundle(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)

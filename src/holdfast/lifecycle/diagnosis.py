@@ -130,6 +130,11 @@ class Owners:
             return True
         return False if self.survey.looked("/proc") and self.survey.looked(f"pid {ref.pid}") else None
 
+    def is_sandbox(self, ref: ProcessRef | None, pod_id: str) -> bool:
+        """Whether a process is the pod's sandbox container: gVisor's is the init of all others, and outlives them."""
+        found = self.processes.get((ref.pid, ref.start_time)) if ref is not None else None
+        return found is not None and any(id_in(path.rpartition("/")[2]) == pod_id for path in found.cgroups)
+
     def streams(self, session_id: str) -> bool:
         """Whether a session goes on, as far as can be seen, or the daemon sees to its end."""
         if session_id in self.rows.under_way.sessions or self.survey.workers is None:
@@ -213,7 +218,7 @@ def _container_problem(owners: Owners, container: ContainerRow) -> tuple[Verdict
     alive = owners.lives(status.process) if status.process is not None else False
     if state is ContainerState.RUNNING and alive is False:
         return Verdict.INCONSISTENT, "RUNNING, but its process is gone"
-    if state is ContainerState.EXITED and alive:
+    if state is ContainerState.EXITED and alive and not owners.is_sandbox(status.process, meta.pod_id):
         return Verdict.INCONSISTENT, "EXITED, but its process lives"
     if state is ContainerState.UNKNOWN:
         return Verdict.UNKNOWN, "no witness could tell yet what has become of it"

@@ -217,6 +217,8 @@ class Monitor:
                 view, stopped = ShimView.STOPPED, told
         if view is ShimView.STOPPED and kernel is Kernel.ALIVE and ref is not None:
             kernel, wait_status = ask_kernel(ref, pinned)  # it may have ended in between
+            if kernel is Kernel.ALIVE and self._handlers.get(pod.meta.handler).gvisor:
+                kernel = Kernel.UNTOLD  # that is the sentry, and it lives on
         # The exit file is read last: whoever wrote it did so before the init could be reaped or reported.
         late = ref is not None and kernel is Kernel.DEAD and view not in (ShimView.STOPPED, ShimView.UNREACHABLE)
         patience = SHIM_GRACE if late else 0
@@ -240,7 +242,9 @@ class Monitor:
         """An init.json that cannot be read may have said so: nothing is ended on the ground that it did not."""
         if init is None:
             return (self._bundle(container) / INIT_FILE).exists()
-        return init.started and not self._handlers.get(container.pod.meta.handler).waits(container.meta.id)
+        return init.started and not self._handlers.get(container.pod.meta.handler).waits(
+            container.meta.id, container.meta.pod_id
+        )
 
     def _bundle(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)

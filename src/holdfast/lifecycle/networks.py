@@ -12,12 +12,13 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Pod, init_cgroup
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.world import World
-from holdfast.linux import files
+from holdfast.linux import address, files
 from holdfast.linux.inject import crashpoint
 from holdfast.model import cgroups, trace
 from holdfast.model.errors import HoldfastError, InvalidArgument
 from holdfast.network.network import Network, NetworkResult, PodNetwork, Port
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.handlers import Handlers
 from holdfast.store import pods as rows
 from holdfast.store.db import Store
 
@@ -33,7 +34,16 @@ PROTOCOLS: Final = {pb.TCP: "tcp", pb.UDP: "udp", pb.SCTP: "sctp"}
 class Networks:
     """Attaches pods to the node's network and detaches them."""
 
-    def __init__(self, world: World, network: Network, store: Store, layout: Layout, background: Background) -> None:
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        store: Store,
+        layout: Layout,
+        background: Background,
+        handlers: Handlers,
+    ) -> None:
+        self._handlers = handlers
         self._world = world
         self._network = network
         self.measures = network.measures
@@ -79,8 +89,14 @@ class Networks:
     async def detach(self, pod: Pod) -> None:
         """Idempotent. Raises Unavailable, DeadlineExceeded, OSError."""
         known = await in_thread(self._known, pod)
+        if self._taken_over(pod):
+            await in_thread(_put_back, Path(pod.status.netns), known)
         gone = self._network.delete(pod_network(pod), Path(pod.status.netns), known)
         await within(ADD_SECONDS, gone, f"delete network of pod {pod.meta.id}")
+
+    def _taken_over(self, pod: Pod) -> bool:
+        """Whether the addresses are no longer the interface's: gVisor takes them away and answers for them itself."""
+        return self._handlers.get(pod.meta.handler).gvisor
 
     def _known(self, pod: Pod) -> NetworkResult:
         """What is recorded; of an ADD that was cut off, what it had said by then."""
@@ -109,6 +125,8 @@ class Networks:
         async with pod.lock:  # no plugin does two things to a pod at once
             if pod.meta.id not in self._world.pods or not pod.status.ready or pod.intents:
                 return
+            if self._taken_over(pod):
+                return
             try:
                 await self._network.check(pod_network(pod), Path(pod.status.netns), network_result(pod))
             except (HoldfastError, OSError) as exc:
@@ -128,6 +146,15 @@ class Networks:
         await self._store.write(lambda tx: rows.set_meta(tx, CIDRS, ",".join(cidrs)))
         self._network.pod_cidrs = cidrs
         await in_thread(self._network.write_template)
+
+
+def _put_back(network: Path, known: NetworkResult) -> None:
+    """Plugins look for them when they take away what they have made for them elsewhere."""
+    for one in known.attachments:
+        try:
+            address.add(network, one.interface, map(ipaddress.ip_interface, one.addresses))
+        except (OSError, ValueError) as exc:
+            log.info("cannot put back the addresses of %s in %s: %s", one.interface, network, exc)
 
 
 def pod_network(pod: Pod) -> PodNetwork:

@@ -33,7 +33,7 @@ from holdfast.model import trace
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, InvalidArgument, NotFound, Unavailable
 from holdfast.model.spec import Intent, PodMetadata, new_id
 from holdfast.model.state import PodState, PodStatus
-from holdfast.oci import sysctls
+from holdfast.oci import gvisor, sysctls
 from holdfast.oci.namespaces import user_namespace
 from holdfast.oci.validate import validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -105,6 +105,8 @@ class Pods:
         validate_pod(config, self._cgroups.driver)
         self._limits.check_pod(config)
         handler = self._handlers.usable(handler_name)
+        if handler.gvisor:
+            gvisor.volumes(config.annotations)
         if user_namespace(config.linux.security_context.namespace_options) is not None:
             await self._users.require(handler)
 
@@ -240,6 +242,7 @@ class Pods:
             if pod.status.shim is not None and not await self._shims.answers(pod.meta.id, pod.status.shim):
                 log.warning("ending the shim of pod %s, which does not answer: %s", pod.meta.id, exc)
                 await self._shims.end(pod.meta.id, pod.status.shim)
+            await self._sandboxes.kill(pod, self._handlers.get(pod.meta.handler))
             await self._end_all(pod, ENDING_SECONDS)
 
     async def _end_all(self, pod: Pod, seconds: float) -> None:
@@ -262,7 +265,9 @@ class Pods:
         crashpoint("run.directory")
         kinds = _own_kinds(config.linux.security_context.namespace_options)
         await self._users.make(pod, kinds)
-        shared_pid = config.linux.security_context.namespace_options.pid == pb.POD
+        options = config.linux.security_context.namespace_options
+        handler = handler.on(options.network)
+        shared_pid = options.pid == pb.POD and not handler.gvisor  # whose pods have pids of their own
         shim = self._start_shim(pod, handler, shared_pid)
         first = [] if handler.shim else [shim]  # a foreign one looks into its bundle, which names what is pinned
         done = await asyncio.gather(
@@ -276,8 +281,9 @@ class Pods:
             if failure is not None:
                 shim.close()
                 raise failure
-        if handler.shim:
+        if handler.shim or handler.sandbox:
             await in_thread(self._sandboxes.prepare, pod, handler, hostname(pod.config))
+        if handler.shim:
             await shim
         if pod.status.netns:
             pod.stage = "setting up its network"

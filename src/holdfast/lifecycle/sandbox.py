@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from holdfast.lifecycle.bring_in import bring_in
 from holdfast.lifecycle.confinement import Confinement
+from holdfast.lifecycle.gvisor import GvisorVolumes
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Pod, init_cgroup
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
@@ -24,10 +26,11 @@ from holdfast.model.errors import HoldfastError, NotFound, Unavailable
 from holdfast.model.spec import Mount
 from holdfast.model.state import REASON_SANDBOX, ProcessRef
 from holdfast.model.witness import INIT_FILE, InitRecord, decode_init, encode
+from holdfast.oci import gvisor
 from holdfast.oci.request import HostFacts
 from holdfast.oci.resources import SHARES
 from holdfast.proto import runtime_v1_pb2 as pb
-from holdfast.runtime import pause
+from holdfast.runtime import command, pause
 from holdfast.runtime.handlers import Handler
 from holdfast.runtime.shims import Shims, alive, wait_gone
 
@@ -51,7 +54,9 @@ class Sandboxes:
         layout: Layout,
         facts: HostFacts,
         confinement: Confinement,
+        volumes: GvisorVolumes,
     ) -> None:
+        self._volumes = volumes
         self._world = world
         self._shims = shims
         self._foreign = shims.foreign
@@ -61,14 +66,19 @@ class Sandboxes:
         self._confinement = confinement
 
     def prepare(self, pod: Pod, handler: Handler, hostname: str) -> None:
-        """Write the bundle from which a foreign shim is started, and the program. Blocks. Raises OSError."""
+        """Write the bundle, from which a foreign shim is started, and the program. Blocks.
+
+        Raises OSError, FailedPrecondition.
+        """
         bundle = self._bundle(pod)
         files.make_private(bundle)
-        self._foreign.prepare(bundle, handler)
-        data = json.dumps(self._spec(pod, hostname), separators=(",", ":")).encode()
+        if handler.shim:
+            self._foreign.prepare(bundle, handler)
+        spec = self._spec(pod, hostname)
+        data = json.dumps(self._in_gvisor(pod, spec) if handler.gvisor else spec, separators=(",", ":")).encode()
         files.write_atomic(bundle / "config.json", data, sync=False)
         program, directory = pause.program(), self._layout.root / PROGRAM
-        for place in (directory, directory / "proc", directory / "dev"):
+        for place in (directory, *(directory / name for name in ("proc", "dev", gvisor.VOLUMES.strip("/")))):
             files.mkdir(place, exist_ok=True)
             place.chmod(0o755)  # whatever our umask is: it is nobody who runs there
         if not (directory / PROGRAM).exists() or files.read_bounded(directory / PROGRAM, len(program) + 1) != program:
@@ -83,6 +93,12 @@ class Sandboxes:
         rootfs = Mount("bind", str(self._layout.root / PROGRAM), "", ("rbind", "ro"))
         pid = await task.create(pod_id, bundle=bundle, rootfs=[rootfs], options=handler.options)
         crashpoint("foreign.sandbox")
+        if not handler.shim:  # ours sees to the rest
+            await task.start(pod_id)
+            for one in await in_thread(self._volumes.placed, pod):
+                if one.brings_in:
+                    await bring_in(self._layout, pod, task, one)
+            return
         await in_thread(record_init, bundle, pid)
         if pod.config.linux.security_context.namespace_options.pid == pb.POD:
             pinned = self._layout.namespaces(pod_id) / "pid"
@@ -97,18 +113,35 @@ class Sandboxes:
 
     async def end(self, pod: Pod, handler: Handler) -> None:
         """End the sandbox container and delete its task, with the shim or without it. Idempotent."""
+        if self._bundle(pod).exists():
+            await self._end(pod, handler)
+        if handler.gvisor:
+            await apart(self._volumes.clear, pod)
+        crashpoint("foreign.ended")
+
+    async def _end(self, pod: Pod, handler: Handler) -> None:
         pod_id, bundle = pod.meta.id, self._bundle(pod)
-        if not bundle.exists():
-            return
         if pod.status.shim is not None and alive(pod.status.shim):
             await within(END_SECONDS, self._delete(pod_id), f"end the sandbox container of pod {pod_id}")
         else:
-            path = init_cgroup(pod.meta)
-            if await in_thread(cgroup.exists, path):
-                await apart(cgroup.kill, path)
-            await self._foreign.delete(pod_id, pod_id, handler)
+            await self._kill(pod)
+            if handler.shim:
+                await self._foreign.delete(pod_id, pod_id, handler)
+            elif await in_thread(handler.state(pod_id, pod_id).exists):
+                await command.run(handler, "delete", "--force", pod_id)
+        if handler.gvisor:
+            await apart(handler.forget, pod_id, pod_id)
         await apart(mount.unmount_tree, bundle / "rootfs")
-        crashpoint("foreign.ended")
+
+    async def kill(self, pod: Pod, handler: Handler) -> None:
+        """End a sandbox whose containers do not end, and cannot without it. Only gVisor's is such a one."""
+        if handler.gvisor:
+            await self._kill(pod)
+
+    async def _kill(self, pod: Pod) -> None:
+        path = init_cgroup(pod.meta)
+        if await in_thread(cgroup.exists, path):
+            await apart(cgroup.kill, path)
 
     async def _delete(self, pod_id: str) -> None:
         task = await self._shims.task(pod_id)
@@ -182,6 +215,24 @@ class Sandboxes:
                 **rules,
             },
         } | ({"hostname": hostname} if options.network != pb.NODE else {})
+
+    def _in_gvisor(self, pod: Pod, spec: dict[str, Any]) -> dict[str, Any]:
+        """The same for runsc: all that runs in the pod runs in this container's cgroup, and namespaces are its own."""
+        shm = self._layout.shm(pod.meta.id)
+        hints, mounts = gvisor.of_sandbox(self._volumes.take_over(pod), str(shm) if shm.exists() else "")
+        kinds = [one for one in spec["linux"]["namespaces"] if one["type"] == "network"]
+        namespaces = [*kinds, *({"type": kind} for kind in ("mount", "pid", "ipc", "uts"))]
+        linux = {"cgroupsPath": spec["linux"]["cgroupsPath"], "namespaces": namespaces}
+        process = {
+            key: value for key, value in spec["process"].items() if key not in ("selinuxLabel", "apparmorProfile")
+        }
+        return {
+            **spec,
+            "process": process,
+            "mounts": [*spec["mounts"][:1], *mounts],
+            "annotations": {**spec["annotations"], **hints},
+            "linux": linux,
+        }
 
     def _bundle(self, pod: Pod) -> Path:
         return self._layout.bundle(pod.meta.id, pod.meta.id)

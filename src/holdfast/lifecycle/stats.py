@@ -5,6 +5,7 @@ for by nobody.
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -19,13 +20,19 @@ from holdfast.linux import usage
 from holdfast.linux.usage import Interface as Interface  # for those above, who know no kernel
 from holdfast.linux.usage import Pressure as Pressure
 from holdfast.linux.usage import Usage
+from holdfast.model import gvisor
+from holdfast.model.errors import DeadlineExceeded
 from holdfast.model.state import ContainerState
+from holdfast.runtime import command
+from holdfast.runtime.handlers import Handlers
 from holdfast.snapshots.overlay import Snapshots
 
 LEAST_RATE: Final = 1_000_000_000  # ns between two samples of which a rate is made
 WALK_AGE: Final = 10.0  # seconds for which a walk's result holds, or ten times as long as the walk took
 WALK_OLDEST: Final = 60.0  # for so much longer it is shown while there is no newer one, and waited for after that
 WALK_PATIENCE: Final = 0.5
+ASKING_SECONDS: Final = 2.0
+ASKED_AT_ONCE: Final = 4  # commands of runsc
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +72,24 @@ class PodSample:
 class Stats:
     """Samples of this node's cgroups; two of the same one make a rate."""
 
-    def __init__(self, world: World, snapshots: Snapshots, background: Background) -> None:
+    def __init__(self, world: World, snapshots: Snapshots, background: Background, handlers: Handlers) -> None:
         self._world = world
+        self._handlers = handlers
+        self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
         self._rates: dict[str, tuple[int, int, int | None]] = {}  # by cgroup: (monotonic ns, cpu ns, rate)
         self._layers = Layers(world, snapshots, background)
 
     async def containers(self, wanted: Iterable[Container]) -> list[ContainerSample]:
         """Of each one; its usage is None where it has not started or has ended."""
         found = list(wanted)
-        samples, layers = await asyncio.gather(
-            self._sample([container_cgroup(one) for one in found]), self._layers.look(found)
+        inside = [one for one in found if self._handlers.get(one.pod.meta.handler).gvisor and runs(one)]
+        samples, told, layers = await asyncio.gather(
+            self._sample([container_cgroup(one) for one in found]),
+            asyncio.gather(*(self._ask(one) for one in inside)),
+            self._layers.look(found),
         )
+        by_id = {one.meta.id: sample for one, sample in zip(inside, told, strict=True)}
+        samples = [by_id.get(one.meta.id, sample) for one, sample in zip(found, samples, strict=True)]
         return [
             ContainerSample(one, sample if runs(one) else replace(sample, usage=None, rate=None), layer)
             for one, sample, layer in zip(found, samples, layers, strict=True)
@@ -109,6 +123,20 @@ class Stats:
         found = await in_thread(lambda: [(time.monotonic_ns(), usage.of_cgroup(path)) for path in paths])
         now = self._world.clock.now()
         return [Sample(now, one, self._rate(path, at, one)) for path, (at, one) in zip(paths, found, strict=True)]
+
+    async def _ask(self, container: Container) -> Sample:
+        """Of a container of gVisor, whose processes are in no cgroup of its own: runsc knows, and is not waited for."""
+        handler, found = self._handlers.get(container.pod.meta.handler), None
+        async with self._asking:
+            with contextlib.suppress(DeadlineExceeded):
+                said = await command.ask(handler, "events", "--stats", container.meta.id, seconds=ASKING_SECONDS)
+                found = gvisor.usage(said or b"")
+        if found is None:
+            return Sample(self._world.clock.now(), None)
+        cpu, memory, processes = found
+        used = Usage(cpu=cpu, memory=memory, working_set=memory, processes=processes)
+        rate = self._rate(container_cgroup(container), time.monotonic_ns(), used)
+        return Sample(self._world.clock.now(), used, rate)
 
     def _rate(self, path: str, at: int, found: Usage | None) -> int | None:
         """Since the sample before; of samples too close to each other the earlier rate holds."""

@@ -91,7 +91,7 @@ class Stopper:
         try:
             intent = container.intents["stop"]
             if not intent.data.get("sent_at") and _deadline(intent) > _now():
-                self._send(container, signal_number(container.meta.stop_signal))
+                await self._send(container, signal_number(container.meta.stop_signal))
                 crashpoint("stop.signalled")
                 await self._world.amend(container, "stop", sent_at=_now())
                 crashpoint("stop.noted")
@@ -101,7 +101,7 @@ class Stopper:
             if not container.exited.is_set() and not container.intents["stop"].data.get("killed_at"):
                 if (survived := await in_thread(_survived, container.status.process)) > 0:
                     await self._world.amend(container, "stop", survived=survived)
-                self._send(container, signal.SIGKILL)
+                await self._send(container, signal.SIGKILL)
                 crashpoint("stop.killed")
                 if container.status.process is None:
                     await self._cleanup.kill(container)
@@ -112,8 +112,10 @@ class Stopper:
         finally:
             self._sooner.pop(container.meta.id, None)
 
-    def _send(self, container: Container, number: int) -> None:
+    async def _send(self, container: Container, number: int) -> None:
         """Signal the init through a descriptor that was checked to be that very process; nothing when it is gone."""
+        if await self._cleanup.signal(container, number):
+            return
         ref = container.status.process
         if ref is None or ref.boot_id != process.boot_id():
             return

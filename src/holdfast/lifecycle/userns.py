@@ -134,6 +134,8 @@ class Users:
     async def _problem(self, handler: Handler) -> str:
         if handler.shim:
             return "it is that of a foreign shim"
+        if handler.gvisor:
+            return "it is gVisor's"
         if shutil.which(handler.binary) is None:
             return f"there is no program {handler.binary}"
         for above in self._layout.state.resolve().parents:

@@ -55,6 +55,12 @@ class Attachment:
     def name(self) -> str:
         return str(self.network["name"])
 
+    @property
+    def addresses(self) -> list[str]:
+        """Of the interface, each with the length of its prefix, as the network has answered."""
+        found = (self.result or {}).get("ips", ())
+        return [str(one["address"]) for one in found if isinstance(one, Mapping) and "address" in one]
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkResult:

@@ -53,7 +53,7 @@ class RuntimeFeatures:
 
 def binds_from_host(handler: Handler) -> bool:
     """Whether what we mount is mounted by the runtime as it is there: not so where a kernel of its own lies between."""
-    return not handler.shim or os.path.basename(handler.shim).startswith(RUNC_SHIM)
+    return handler.plain or os.path.basename(handler.shim).startswith(RUNC_SHIM)
 
 
 def detect(binary: str) -> Features:

@@ -16,14 +16,16 @@ from google.protobuf.message import Message
 
 from holdfast.linux import cgroup, files
 from holdfast.model.errors import InvalidArgument, Unavailable
-from holdfast.model.gvisor import PLATFORMS, RUNSC
+from holdfast.model.gvisor import PLATFORMS, PROC_SYS_NET, RUNSC, is_of, state_file, waits
 from holdfast.proto import runc_options_pb2, runtime_options_pb2
+from holdfast.proto import runtime_v1_pb2 as pb
 
 log = logging.getLogger(__name__)
 
 PREFERRED: Final = ("crun", "runc")
 UNIFIED_ON_HYBRID: Final = "/sys/fs/cgroup/unified"
 PROBE_SECONDS: Final = 10
+STATE_LIMIT: Final = 8 * 1024 * 1024
 
 
 RUNC_SHIM: Final = "containerd-shim-runc-"
@@ -51,6 +53,7 @@ class Handler:
     all_devices: bool = False
     platform: str = ""
     isolated: bool = False
+    network: str = ""  # of gVisor's, one of model.gvisor.NETWORKS, once it is known for which pod
 
     @property
     def gvisor(self) -> bool:
@@ -61,14 +64,37 @@ class Handler:
         """Whether its containers are processes of this kernel, run by our own shim."""
         return not self.shim and not self.gvisor
 
-    def waits(self, container_id: str) -> bool:
+    def on(self, network: pb.NamespaceMode) -> "Handler":
+        """The same for a pod with the network of its own, or of the host."""
+        if not self.gvisor:
+            return self
+        kind = "none" if self.isolated else "host" if network == pb.NODE else "sandbox"
+        return replace(self, network=kind, hide=(PROC_SYS_NET,) if kind == "sandbox" else ())
+
+    def state(self, container_id: str, pod_id: str) -> Path:
+        """Where the runtime keeps what it knows of a container."""
+        return Path(self.root, state_file(container_id, pod_id) if self.gvisor else container_id)
+
+    def waits(self, container_id: str, pod_id: str) -> bool:
         """Whether the container's init still waits to be started: crun and runc have it wait at a FIFO till then."""
-        return Path(self.root, container_id, "exec.fifo").exists()
+        state = self.state(container_id, pod_id)
+        if self.gvisor:
+            return state.exists() and waits(files.read_bounded(state, STATE_LIMIT))
+        return (state / "exec.fifo").exists()
+
+    def forget(self, container_id: str, pod_id: str) -> None:
+        """Remove what the runtime keeps of a container, and with a sandbox container of the whole pod. Blocks."""
+        if self.gvisor:
+            for path in Path(self.root).glob("*"):
+                if is_of(path.name, container_id, pod_id):
+                    files.unlink(path)
+        else:
+            files.remove_tree(self.state(container_id, pod_id))
 
     def to_args(self) -> dict[str, object]:
         return {
             "name": self.name, "binary": self.binary, "root": self.root, "hide": list(self.hide),
-            "seconds": self.seconds, "platform": self.platform,
+            "seconds": self.seconds, "platform": self.platform, "network": self.network,
         }  # fmt: skip
 
 

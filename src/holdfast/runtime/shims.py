@@ -92,12 +92,12 @@ class Shims:
             "inits": {id: (init.pid, init.start_time, init.boot_id) for id, init in (inits or {}).items()},
             "id": pod_id,
             "directory": str(self._pods / pod_id),
-            "runtime": {**handler.to_args(), "systemd": bool(unit_of(init_cgroup))},
+            "runtime": {**handler.to_args(), "systemd": bool(unit_of(init_cgroup)), "pod_id": pod_id},
             "pid_namespace": pid_namespace,
             "init_cgroup": init_cgroup,
             "owner": owner,
         }
-        program = self._program(handler.binary)
+        program = None if handler.gvisor else self._program(handler.binary)
         fds = [program] if program is not None else []
         return await self._keeper.fork("shim", pod_id, args, listen=self._socket(pod_id), fds=fds)
 

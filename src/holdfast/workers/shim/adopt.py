@@ -23,20 +23,17 @@ from typing import Final
 
 from holdfast.linux import cgroup, files, process
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import Damaged
 from holdfast.model.witness import (
-    EXIT_FILE,
     INIT_FILE,
     WITNESS_NOBODY,
     ExitRecord,
     InitRecord,
-    decode_exit,
     encode,
 )
 from holdfast.workers import exits
 from holdfast.workers.context import Context
 from holdfast.workers.shim import freezing, remains
-from holdfast.workers.shim.loop import Lock, Loop
+from holdfast.workers.shim.loop import Lock, Loop, void
 from holdfast.workers.shim.operations import Operations
 from holdfast.workers.shim.stdio import Stdio
 from holdfast.workers.shim.task import TASK_FILE, Process, State, Task, read_task
@@ -50,11 +47,21 @@ PID_LIMIT: Final = 64
 Conclude = Callable[[Task, ExitRecord], None]
 
 
-def adopt(loop: Loop, operations: Operations, conclude: Conclude, directory: Path, context: Context) -> None:
-    """Take over every task of the pod. A bundle that cannot be read costs its own container its shim, nobody else's."""
+def adopt(
+    loop: Loop,
+    operations: Operations,
+    conclude: Conclude,
+    directory: Path,
+    context: Context,
+    await_end: Callable[[Task], None] = void,
+) -> None:
+    """Take over every task of the pod. A bundle that cannot be read costs its own container its shim, nobody else's.
+
+    `await_end` hears of the end of a container that runs and whose init is not its own.
+    """
     held = {key: context.fds[at] if at >= 0 else -1 for key, at in context.args.get("held", {}).items()}
     inits = context.args.get("inits", {})
-    adoption = Adoption(loop, operations, conclude, held, inits)
+    adoption = Adoption(loop, operations, conclude, held, inits, await_end)
     for name in sorted(os.listdir(directory)):
         bundle = directory / name
         if (bundle / TASK_FILE).exists() or (bundle / INIT_FILE).exists() or name in inits:
@@ -76,7 +83,9 @@ class Adoption:
         conclude: Conclude,
         held: Mapping[str, int],
         inits: Mapping[str, tuple[int, int, str]],
+        await_end: Callable[[Task], None],
     ) -> None:
+        self._await_end = await_end
         self._loop = loop
         self._operations = operations
         self._conclude = conclude
@@ -100,7 +109,8 @@ class Adoption:
         alive = pinned is not None and pinned.alive()
         waits = self._operations.runtime.awaits_start(task.id)
         started = record is not None and record.started and not (waits and alive)
-        if record is None or not (alive or started):
+        inside = self._operations.runtime.is_inside(task.id)
+        if record is None or not (alive or started) or (inside and not started):
             if pinned is not None:
                 pinned.close()
             self._wipe(task)
@@ -111,7 +121,7 @@ class Adoption:
             task.record = replace(record, started=False)
             files.write_atomic(bundle / INIT_FILE, encode(task.record), sync=False)
         if alive:
-            task.own_pids = remains.is_first_in_namespace(record.pid)
+            task.own_pids = self._operations.runtime.gvisor or remains.is_first_in_namespace(record.pid)
             freezing.let_go(bundle, record.cgroup)
         self._end_execs(task, record)
         try:
@@ -120,10 +130,14 @@ class Adoption:
             traceback.print_exc()  # the container matters more than what it says
         self._operations.have_held(task)
         crashpoint("shim.adopt")
-        if pinned is not None:
+        ended = exits.read_exit(bundle, record) if inside else None  # the sentry may live on
+        if pinned is not None and ended is None:
             self._watch(task, record, pinned)
+            self._await_end(task)
         else:
-            self._over(task, _read_exit(bundle, record) or _lost(record))
+            if pinned is not None:
+                pinned.close()
+            self._over(task, exits.read_exit(bundle, record) or _lost(record))
 
     def _known(self, bundle: Path) -> InitRecord | None:
         """A record that cannot be read, made again from what the daemon knows; its OOM kills count from now on."""
@@ -165,7 +179,10 @@ class Adoption:
             if not (name.startswith("exec.") and name.endswith(".pid")):
                 continue
             path = task.bundle / name
-            pid, _, started = files.read_bounded(path, PID_LIMIT).decode().partition(" ")
+            pid, started, inner = [*files.read_bounded(path, PID_LIMIT).decode().split(), "", "", ""][:3]
+            if inner.isdigit() and int(inner):
+                one = Process(name, task.init.stdio, ("", "", ""), False, inner=int(inner))
+                self._loop.start(self._operations.signal(task, one, signal.SIGKILL, everything=False), _report)
             if pid.isdigit():
                 with process.pin(int(pid), int(started) if started else None) as pinned:
                     if pinned is not None and (started or int(pid) in remains.pids(record.cgroup)):
@@ -188,7 +205,7 @@ class Adoption:
         pause = PAUSE
         while True:
             reaped = process.start_time(record.pid) != record.start_time
-            found = _read_exit(task.bundle, record)
+            found = exits.read_exit(task.bundle, record)
             if found is not None or reaped:
                 break
             await self._loop.sleep(pause)
@@ -200,16 +217,12 @@ class Adoption:
         pinned.close()
 
     def _over(self, task: Task, found: ExitRecord) -> None:
+        if task.init.state is State.STOPPED:  # it was heard of before its sentry's end
+            return
+        if self._operations.runtime.is_inside(task.id) and found.witness == "kernel":
+            found = exits.with_sentry(found)
         self._conclude(task, found)
         task.init.exited(found.code, found.finished_at)
-
-
-def _read_exit(bundle: Path, record: InitRecord) -> ExitRecord | None:
-    try:
-        found = decode_exit(files.read_bounded(bundle / EXIT_FILE, exits.RECORD_LIMIT))
-    except (OSError, Damaged):
-        return None
-    return found if (found.pid, found.start_time) == (record.pid, record.start_time) else None
 
 
 def _from_kernel(record: InitRecord, pinned: process.Pinned) -> ExitRecord:

@@ -174,6 +174,15 @@ class Loop:
         status: int | None = await Pause(arrange)
         return status
 
+    async def ended(self, pid: int) -> int:
+        """The same for however long it takes."""
+
+        def arrange(resume: Resume) -> None:
+            self._children[pid] = resume
+
+        status: int = await Pause(arrange)
+        return status
+
     async def in_child(self, work: Callable[[], str], seconds: float) -> str:
         """The door for what may block, and for what touches much memory that is then nobody's any more.
 

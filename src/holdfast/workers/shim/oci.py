@@ -1,4 +1,4 @@
-"""Commands of OCI runtimes (crun, runc), and the error from their own log when one fails."""
+"""Commands of OCI runtimes (crun, runc, runsc), and the error from their own log when one fails."""
 
 import contextlib
 import json
@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.linux import cgroup
+from holdfast.linux import cgroup, files
+from holdfast.model.gvisor import is_of, state_file, waits
 from holdfast.workers.shim.loop import Failed
 from holdfast.workers.shim.spawn import spawn
 
 ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 UMASK: Final = 0o022  # not ours: whoever a container runs as is to look into its cgroup
 LOG_LIMIT: Final = 256 * 1024
+STATE_LIMIT: Final = 8 * 1024 * 1024
 _STANDARD: Final = frozenset({0, 1, 2})
 
 
@@ -24,6 +26,7 @@ class Runtime:
 
     `hide` are mounts that it must not see. `image` is a descriptor of its binary as a sealed memfd, or -1: crun and
     runc clone themselves into one before they do anything, and execute themselves again, unless they already are one.
+    With `platform` it is gVisor's runsc, and `network` one of model.gvisor.NETWORKS.
     """
 
     name: str
@@ -33,11 +36,22 @@ class Runtime:
     image: int = -1
     seconds: float = 100.0  # that one command may take
     systemd: bool = False  # whether systemd is to make the cgroups
+    platform: str = ""
+    network: str = ""
+    pod_id: str = ""  # which is the id of the sandbox container, where there is one
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any], image: int) -> "Runtime":
-        hide, seconds = tuple(args.get("hide", ())), args.get("seconds", 100.0)
-        return cls(args["name"], args["binary"], args["root"], hide, image, seconds, args.get("systemd", False))
+        given = {key: args[key] for key in ("seconds", "systemd", "platform", "network", "pod_id") if key in args}
+        return cls(args["name"], args["binary"], args["root"], tuple(args.get("hide", ())), image, **given)
+
+    @property
+    def gvisor(self) -> bool:
+        return bool(self.platform)
+
+    def is_inside(self, container_id: str) -> bool:
+        """Whether its processes are not the host's: it is in a gVisor sandbox, and not that itself."""
+        return self.gvisor and container_id != self.pod_id
 
     def run(
         self,
@@ -57,12 +71,15 @@ class Runtime:
             environment = {**environment, "PATH": f"{os.path.dirname(criu)}:{environment['PATH']}"}
         with memory_file("log") as log, _null() as null:
             driver = ["--systemd-cgroup"] if self.systemd else []
+            if self.gvisor:
+                driver += [f"--platform={self.platform}", f"--network={self.network}"]
             where = ["--root", self.root, "--log", path_of(log), "--log-format", "json"]
             command = [self.binary, *where, *driver, *(["--criu", criu] if criu else []), *arguments]
             streams = {**dict.fromkeys(_STANDARD, null), **(fds or {})}
             try:
                 # A start only opens the gate that create has left closed: it looks at no cgroup, nothing needs hiding.
-                hide = () if arguments[0] == "start" else self.hide
+                # But it is then that gVisor takes over the pod's network.
+                hide = self.hide if (arguments[0] == "start") == self.gvisor else ()
                 before = os.umask(UMASK)
                 try:
                     pid = spawn(
@@ -78,7 +95,25 @@ class Runtime:
 
     def awaits_start(self, container_id: str) -> bool:
         """Whether the container's init still waits at its gate, which a start takes away (of crun and runc alike)."""
+        if self.gvisor:
+            state = self._state(container_id)
+            return state.exists() and waits(files.read_bounded(state, STATE_LIMIT))
         return Path(self.root, container_id, "exec.fifo").exists()
+
+    def knows(self, container_id: str) -> bool:
+        return self._state(container_id).exists()
+
+    def forget(self, container_id: str) -> None:
+        """Remove what it keeps of a container, without asking it."""
+        if self.gvisor:
+            for path in Path(self.root).glob("*"):
+                if is_of(path.name, container_id, self.pod_id):
+                    files.unlink(path)
+        else:
+            files.remove_tree(self._state(container_id))
+
+    def _state(self, container_id: str) -> Path:
+        return Path(self.root, state_file(container_id, self.pod_id) if self.gvisor else container_id)
 
     @property
     def _executable(self) -> str | None:

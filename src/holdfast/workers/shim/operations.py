@@ -17,10 +17,11 @@ from typing import Final
 from holdfast.linux import cgroup, files, mount, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.checkpoint import FREEZE, THAW, CriuSettings
+from holdfast.model.gvisor import KILLED
 from holdfast.model.spec import Mount
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, decode_init, encode
 from holdfast.proto import task_pb2
-from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, CallError
+from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, UNIMPLEMENTED, CallError
 from holdfast.workers import exits
 from holdfast.workers.context import Context
 from holdfast.workers.shim import criu, grace, remains, rootfs
@@ -98,6 +99,7 @@ class Operations:
                 await self._restore(task)
             else:
                 await self._child(f"start task {task.id}", lambda: self._start(task))
+                task.init.stdio.given()
             if task.init.state is State.CREATED:
                 task.init.state = State.RUNNING
             return task_pb2.StartResponse(pid=task.init.pid)
@@ -149,10 +151,17 @@ class Operations:
             self.freezing.thaw_asked(request.annotations[THAW])
         if not request.resources.value:
             return
+        if self._runtime.gvisor:
+            raise CallError(UNIMPLEMENTED, f"cannot update task {task.id}: in gVisor only a pod has limits")
         async with task.lock:
             if task.init.state is State.STOPPED:
                 raise CallError(FAILED_PRECONDITION, f"cannot update task {task.id}: {_condition(task)}")
             await self._child(f"update task {task.id}", lambda: self._update(task, request.resources.value))
+
+    async def signal(self, task: Task, one: Process, number: int, *, everything: bool) -> None:
+        """To a process that only the OCI runtime can reach: a container's init, all there is in it, or an exec."""
+        whom = ("--pid", str(one.inner)) if one.exec_id else ("--all",) if everything else ()
+        await self._child(f"signal task {task.id}", lambda: self._runtime.run("kill", *whom, task.id, str(number)))
 
     # -- processes executed in it
 
@@ -187,7 +196,7 @@ class Operations:
                 pid = await self._loop.in_child(lambda: self._exec(task, one, options), self._runtime.seconds)
                 one.stdio.given()
                 crashpoint("shim.execed")
-                self._exec_started(one, int(pid))
+                self._exec_started(one, *map(int, pid.split()))
         except Exception as exc:
             one.stdio.close()
             raise as_call_error(exc, f"cannot exec in task {task.id}") from exc
@@ -239,7 +248,8 @@ class Operations:
             return
         with self._expecting():
             made = await self._loop.in_child(lambda: self._make(task, request, options), self._runtime.seconds)
-            stdio.given()
+            if not self._runtime.is_inside(task.id):  # which gets its streams when it starts
+                stdio.given()
             own_pids, record = made[:1], decode_init(made[1:].encode())
             if record.pid in self._unclaimed:
                 raise Failed("its init ended before it was started")
@@ -277,8 +287,8 @@ class Operations:
         for name, fd in task.init.stdio.kept.items():
             self._context.hold(f"{task.id}/{name}", [fd])
 
-    def _exec_started(self, one: Process, pid: int) -> None:
-        one.pid = pid
+    def _exec_started(self, one: Process, pid: int, inner: int = 0) -> None:
+        one.pid, one.inner = pid, inner
         if one.terminal:
             one.stdio.take_terminal()
         one.state = State.RUNNING
@@ -290,6 +300,8 @@ class Operations:
     async def _discard(self, task: Task) -> None:
         """Undo everything but the bundle's files. Raises when something would not go, to be tried again."""
         await self._child(f"delete task {task.id}", lambda: self._forget(task))
+        if self._runtime.is_inside(task.id):
+            task.init.exited(KILLED, time.time_ns())
         if task.init.pid and not await self._ended(task.init, END_SECONDS):
             raise CallError(INTERNAL, f"cannot delete task {task.id}: its init, pid {task.init.pid}, does not die")
         if task.record is not None and not task.own_pids:
@@ -380,7 +392,7 @@ class Operations:
         record = encode(InitRecord(pid, started, process.boot_id(), path, cgroup.oom_kills(path)))
         files.write_atomic(task.bundle / INIT_FILE, record, sync=False)
         crashpoint("shim.init")
-        return f"{int(remains.is_first_in_namespace(pid))}{record.decode()}"
+        return f"{int(self._runtime.gvisor or remains.is_first_in_namespace(pid))}{record.decode()}"
 
     def _revive(self, task: Task) -> str:
         """As `_make`, of a container that is restored, and runs."""
@@ -397,7 +409,7 @@ class Operations:
         assert task.record is not None
         files.write_atomic(task.bundle / INIT_FILE, encode(replace(task.record, started=True)), sync=False)
         crashpoint("shim.starting")
-        self._runtime.run("start", task.id)
+        self._runtime.run("start", task.id, fds=task.init.stdio.fds)
         crashpoint("shim.started")
 
     def _exec(self, task: Task, one: Process, options: list[str]) -> str:
@@ -407,12 +419,15 @@ class Operations:
             process.set_oom_score_adj(int(wanted))  # crun leaves it as it finds it; we are a child, whose it may be
         with memory_file("process", one.spec) as spec:
             where = ["--process", path_of(spec), "--detach", "--pid-file", str(pid_file)]
+            if self._runtime.gvisor:
+                where += ["--internal-pid-file", str(inner_file := pid_file.with_suffix(".inner"))]
             crashpoint("shim.exec")
             self._runtime.run("exec", *where, *options, task.id, fds=one.stdio.fds)
         pid = int(files.read_bounded(pid_file, PID_LIMIT))
-        files.write_atomic(pid_file, f"{pid} {process.start_time(pid) or 0}".encode(), sync=False)
+        inner = _read_pid(inner_file) if self._runtime.gvisor else 0
+        files.write_atomic(pid_file, f"{pid} {process.start_time(pid) or 0} {inner}".encode(), sync=False)
         crashpoint("shim.execing")
-        return str(pid)
+        return f"{pid} {inner}"
 
     def _update(self, task: Task, content: bytes) -> None:
         content, free = without_endless_quota(content)
@@ -423,13 +438,15 @@ class Operations:
 
     def _forget(self, task: Task) -> None:
         """Have the runtime delete the container, and unmount its rootfs. One that is not known is deleted."""
-        force = () if task.init.state is State.STOPPED else ("--force",)
+        force = () if task.init.state is State.STOPPED and not self._runtime.gvisor else ("--force",)
         try:
             crashpoint("shim.delete")
             self._runtime.run("delete", *force, task.id)
         except Failed:
-            if Path(self._runtime.root, task.id).exists():
+            if self._runtime.knows(task.id):
                 raise
+        if self._runtime.gvisor:
+            self._runtime.forget(task.id)  # its lock files, which any command makes anew
         crashpoint("shim.forgotten")
         _unmount(task.rootfs)
         crashpoint("shim.unmounted")
@@ -441,7 +458,7 @@ class Operations:
             cgroup.kill(path)
         with contextlib.suppress(Failed):
             self._forget(task)
-        files.remove_tree(Path(self._runtime.root, task.id))
+        self._runtime.forget(task.id)
         _unmount(task.rootfs)
         if path:
             cgroup.remove(path)

@@ -38,6 +38,7 @@ from holdfast.ttrpc.server import (
 from holdfast.workers import exits
 from holdfast.workers.context import Context
 from holdfast.workers.shim import adopt, crilog, podinit, remains, stats
+from holdfast.workers.shim.gvisor import Ends
 from holdfast.workers.shim.loop import Loop, Pause
 from holdfast.workers.shim.oci import Runtime
 from holdfast.workers.shim.operations import Operations
@@ -65,6 +66,7 @@ class Shim:
         self._schemes = (FILE_SCHEME, PROGRAM_SCHEME) if context.args.get("namespace") else ()
         self.operations = self._operations = Operations(self.loop, runtime, context)
         self._operations.ended_unseen = self._init_ended
+        self.ends = Ends(self.loop, runtime, self.conclude)
         self._tasks = self._operations.tasks
         self._server = Server(self.loop.selector, context.listener, self._take)
         self.loop.clocks.append(self._server)
@@ -126,6 +128,8 @@ class Shim:
         with self.owner.starting(one):
             reply = await (self._operations.start_exec(task, one) if request.exec_id else self._operations.start(task))
             self.owner.started(task, one)
+        if not request.exec_id:
+            self.ends.await_end(task)
         return reply
 
     async def _state(self, request: task_pb2.StateRequest, _call: Call) -> Message:
@@ -165,6 +169,9 @@ class Shim:
             raise CallError(NOT_FOUND, f"process {one.pid} of task {task.id} has ended")
         if not one.pid:
             raise CallError(FAILED_PRECONDITION, f"cannot signal task {task.id}: the process has not been started")
+        if self._operations.runtime.is_inside(task.id):
+            await self._operations.signal(task, one, request.signal, everything=request.all)
+            return Empty()
         session = process.session(one.pid)
         if request.all and task.record is not None and not request.exec_id:
             remains.signal_all(task.record.cgroup, request.signal)
@@ -282,17 +289,18 @@ class Shim:
     def _orphan(self, pid: int, code: int, status: int) -> None:
         """A zombie that no command waits for: an init, an exec, or somebody's grandchild."""
         try:
-            for task in self._tasks.values():
-                if task.record is not None and task.record.pid == pid:
-                    self._init_ended(task, code, status)
-                    return
+            inits = [task for task in self._tasks.values() if task.record is not None and task.record.pid == pid]
+            for task in inits:  # several only of gVisor's sentry
+                self._init_ended(task, code, status)
+            for task in () if inits else self._tasks.values():
                 for one in task.execs.values():
                     if one.pid == pid:
                         one.stdio.finish()
                         process.reap(pid)
                         one.exited(exit_code(code, status), time.time_ns())
                         return
-            self._operations.unclaimed(pid, code, status)
+            if not inits:
+                self._operations.unclaimed(pid, code, status)
         finally:
             process.reap(pid)
 
@@ -300,6 +308,8 @@ class Shim:
         """Write it down, see to the rest of the container, complete its log, reap, tell: in this order."""
         assert task.record is not None
         record = exits.describe(task.record, code, status, "shim")
+        if task.init.state is State.STOPPED or self.ends.lose(task, record):
+            return
         self.conclude(task, record)
         process.reap(task.record.pid)
         crashpoint("shim.reaped")
@@ -397,7 +407,7 @@ def main(context: Context) -> None:
         init = podinit.adopt(directory, init_cgroup) if adopts else podinit.pin(podinit.start(directory, init_cgroup))
     shim = Shim(context, Runtime.from_args(arguments["runtime"], context.fds[0] if context.fds else -1))
     if adopts:
-        adopt.adopt(shim.loop, shim.operations, shim.conclude, directory, context)
+        adopt.adopt(shim.loop, shim.operations, shim.conclude, directory, context, shim.ends.await_end)
     context.ready()
     crashpoint("shim.ready")
     shim.loop.run()

@@ -40,6 +40,7 @@ class Process:
     state: State = State.CREATED
     starting: bool = False
     pid: int = 0
+    inner: int = 0  # of an exec in gVisor: its pid there
     exit_code: int = 0
     exited_at: int = 0
     pinned: Pinned | None = None  # of an adopted process: it is not our child, so its pid alone is not its own

@@ -1,0 +1,108 @@
+"""gVisor under this shim: what differs for containers whose processes are not the host's.
+
+The init that runsc tells of is the sentry, the same for all containers of the pod. So a container's end is told by
+`runsc wait`, one process for each that runs, which ends with us; the sentry's own end is the end of all. Signals go by
+runsc. For a process that is executed there is one on the host that ends as that does, and dies without it.
+"""
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+from holdfast.linux import process
+from holdfast.linux.inject import crashpoint
+from holdfast.model.gvisor import KILLED, exit_code
+from holdfast.model.witness import ExitRecord
+from holdfast.workers import exits
+from holdfast.workers.shim.loop import Loop
+from holdfast.workers.shim.oci import ENVIRONMENT, Runtime, memory_file
+from holdfast.workers.shim.task import State, Task
+
+PAUSE: Final = 0.02  # until a wait that was cut off is begun again, or the sentry's end has been noticed
+ANSWER_LIMIT: Final = 64 * 1024
+
+
+class Ends:
+    """Hears of the ends of containers, and has them concluded. Nothing is done for other runtimes."""
+
+    def __init__(self, loop: Loop, runtime: Runtime, conclude: Callable[[Task, ExitRecord], None]) -> None:
+        self._loop = loop
+        self._runtime = runtime
+        self._conclude = conclude
+        self._awaited: set[str] = set()
+        self._fates: dict[str, ExitRecord] = {}
+
+    def await_end(self, task: Task) -> None:
+        """Of a container that was started. The sandbox container is the sentry, whose end the kernel tells."""
+        if self._runtime.is_inside(task.id) and task.id not in self._awaited:
+            self._awaited.add(task.id)
+            self._loop.start(self._await(task), lambda _, error: self._over(task, error))
+
+    def lose(self, task: Task, sentry: ExitRecord) -> bool:
+        """The sentry has ended. Whether that will be concluded for this task once it is known that nobody was first."""
+        if task.id not in self._awaited:
+            return False
+        self._fates[task.id] = exits.with_sentry(sentry)
+        return True
+
+    async def _await(self, task: Task) -> None:
+        record = None
+        while record is None and not task.deleted and task.init.state is not State.STOPPED:
+            record = await self._ask(task) or self._fates.get(task.id) or _gone(task)
+            if record is None:
+                await self._loop.sleep(PAUSE)
+        if record is not None and task.init.state is not State.STOPPED:
+            self._conclude(task, record)
+            crashpoint("shim.heard")
+            task.init.exited(record.code, record.finished_at)
+
+    async def _ask(self, task: Task) -> ExitRecord | None:
+        """How the container has ended, once it has; None when that was cut off."""
+        with memory_file("wait") as answer:
+            pid = _spawn([self._runtime.binary, "--root", self._runtime.root, "wait", task.id], answer)
+            await self._loop.ended(pid)
+            code = exit_code(os.pread(answer, ANSWER_LIMIT, 0))
+            return _ended(task, code, 0) if code is not None else None
+
+    def _over(self, task: Task, error: Exception | None) -> None:
+        self._awaited.discard(task.id)
+        self._fates.pop(task.id, None)
+        if error is not None:
+            traceback.print_exception(error)
+
+
+def _gone(task: Task) -> ExitRecord | None:
+    """How the container has ended if its sentry is gone, which was somebody else's child; None if it is not."""
+    assert task.record is not None
+    if process.start_time(task.record.pid) == task.record.start_time:
+        return None
+    return exits.read_exit(task.bundle, task.record) or _ended(task, KILLED, signal.SIGKILL)
+
+
+def _ended(task: Task, code: int, number: int) -> ExitRecord:
+    assert task.record is not None
+    return ExitRecord(task.record.pid, task.record.start_time, code, number, False, 0, time.time_ns(), "shim")
+
+
+def _spawn(command: Sequence[str], answer: int) -> int:
+    """Run a program that says something into `answer` and dies with us. Returns its pid. Raises OSError."""
+    parent = os.getpid()
+    pid = process.fork()
+    if pid == 0:
+        _be(command, answer, parent)
+    return pid
+
+
+def _be(command: Sequence[str], answer: int, parent: int) -> NoReturn:
+    try:
+        process.signal_at_parents_death(signal.SIGKILL)
+        if os.getppid() == parent:
+            null = os.open("/dev/null", os.O_RDWR)
+            for ours, number in ((null, 0), (answer, 1), (null, 2)):
+                os.dup2(ours, number)
+            os.execve(command[0], list(command), ENVIRONMENT)
+    finally:
+        os._exit(127)
