@@ -108,6 +108,7 @@ class ShimKit:
     sealed: bool = False
     binary: str = ""
     parent: str = ""
+    more: dict[str, Any] = field(default_factory=dict)  # of the runtime's arguments
     containers: list[Container] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
 
@@ -120,7 +121,7 @@ class ShimKit:
     def socket(self) -> Path:
         return self.directory / "shim.sock"
 
-    def start(self) -> None:
+    def start(self, *, adopt: bool = False) -> None:
         """Run the shim; it is ready when this returns."""
         cgroup.create(self.parent)
         args: dict[str, Any] = {
@@ -128,7 +129,9 @@ class ShimKit:
             "directory": str(self.directory),
             "runtime": runtime_args(self.runtime, self.base / "oci"),
             "pid_namespace": self.pid_namespace,
+            "adopt": adopt,
         }
+        args["runtime"] |= self.more
         if self.binary:
             args["runtime"]["binary"] = self.binary
         told, tell = os.pipe()

@@ -13,6 +13,8 @@ PLATFORMS: Final = ("systrap", "ptrace", "kvm")  # by which system calls come to
 KILLED: Final = 137  # how a container ends whose sentry has ended
 FILESTORE: Final = ".gvisor.filestore."  # and the sandbox's id: where what is written to an overlaid directory goes
 PROC_SYS_NET: Final = "/proc/sys/net"  # on new kernels runsc takes every network namespace for the host's by it
+CREATED: Final = "created"  # and not started; a status, as PAUSED is
+PAUSED: Final = "paused"
 _BETWEEN: Final = "_sandbox:"
 _KEPT: Final = (".state", ".lock")
 
@@ -38,12 +40,12 @@ def owner_of(name: str) -> str:
     return container_id if between and rest.endswith(_KEPT) else ""
 
 
-def waits(state: bytes) -> bool:
-    """Whether a state file says that the container was created and not started."""
+def status(state: bytes) -> str:
+    """What a state file says of a container, as CREATED; "" for what is none."""
     try:
-        return bool(json.loads(state)["status"] == "created")
+        return str(json.loads(state)["status"])
     except (ValueError, LookupError, TypeError):
-        return False
+        return ""
 
 
 def usage(said: bytes) -> tuple[int, int, int] | None:

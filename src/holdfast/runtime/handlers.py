@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from holdfast.linux import cgroup, files
 from holdfast.model.errors import InvalidArgument, Unavailable
-from holdfast.model.gvisor import PLATFORMS, PROC_SYS_NET, RUNSC, is_of, state_file, waits
+from holdfast.model.gvisor import CREATED, PLATFORMS, PROC_SYS_NET, RUNSC, is_of, state_file, status
 from holdfast.proto import runc_options_pb2, runtime_options_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -79,7 +79,7 @@ class Handler:
         """Whether the container's init still waits to be started: crun and runc have it wait at a FIFO till then."""
         state = self.state(container_id, pod_id)
         if self.gvisor:
-            return state.exists() and waits(files.read_bounded(state, STATE_LIMIT))
+            return state.exists() and status(files.read_bounded(state, STATE_LIMIT)) == CREATED
         return (state / "exec.fifo").exists()
 
     def forget(self, container_id: str, pod_id: str) -> None:

@@ -70,6 +70,7 @@ def adopt(
             except Exception:
                 traceback.print_exc()
     adoption.finish_wiping()
+    operations.freezing.resume([*operations.tasks.values()])
     crashpoint("shim.adopted")
 
 
@@ -122,7 +123,8 @@ class Adoption:
             files.write_atomic(bundle / INIT_FILE, encode(task.record), sync=False)
         if alive:
             task.own_pids = self._operations.runtime.gvisor or remains.is_first_in_namespace(record.pid)
-            freezing.let_go(bundle, record.cgroup)
+            if not self._operations.runtime.gvisor:
+                freezing.let_go(bundle, record.cgroup)
         self._end_execs(task, record)
         try:
             init.stdio.adopt(paths, terminal, self._of(task))

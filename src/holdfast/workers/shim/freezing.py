@@ -6,6 +6,7 @@ container standing still. Of a shim's own death tells a mark in each bundle: the
 
 import json
 import traceback
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from holdfast.linux import cgroup, files
 from holdfast.linux.inject import crashpoint
 from holdfast.ttrpc.server import FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND, CallError
 from holdfast.workers.shim.loop import Loop, Timer
+from holdfast.workers.shim.loop import Pause as Pausing
 from holdfast.workers.shim.task import State, Task
 
 MARK: Final = "frozen"  # in the bundle, for as long as the task is
@@ -22,13 +24,19 @@ AGAIN: Final = 50  # pauses after which it is said again: a fork may have slippe
 RETRY_SECONDS: Final = 1.0
 
 
+Pause = Callable[[str], Coroutine[Pausing, Any, None]]  # told "pause" or "resume"
+
+
 class Freezing:
     """What is frozen, and until when."""
 
-    def __init__(self, loop: Loop, tasks: dict[str, Task]) -> None:
+    def __init__(self, loop: Loop, tasks: dict[str, Task], pause: Pause | None = None) -> None:
+        """`pause` is for tasks that no freezer can stop without what has to write them: gVisor's, all of the pod."""
         self._loop = loop
+        self._pause = pause
         self._tasks = tasks
         self._leases: dict[str, Timer] = {}
+        self._resuming = 0
 
     async def freeze(self, asked: str) -> None:
         """Freeze tasks, or keep those frozen that are. All of them or none."""
@@ -47,12 +55,14 @@ class Freezing:
         for id in ids:
             self._lease(id, seconds)
 
-    def thaw_asked(self, asked: str) -> None:
+    async def thaw_asked(self, asked: str) -> None:
         """Raises FAILED_PRECONDITION if one was thawed before: what was copied meanwhile may not fit together."""
         ids, _, _ = _parse(asked)
         early = [id for id in ids if id not in self._leases]
         for id in ids:
             self.thaw(id)
+        while self._resuming:
+            await self._loop.sleep(PAUSE)
         if early:
             raise CallError(FAILED_PRECONDITION, f"cannot thaw task {early[0]}: it was thawed before")
 
@@ -63,11 +73,31 @@ class Freezing:
         task = self._tasks.get(id)
         if task is None or task.record is None:
             return
+        if self._pause is not None:
+            self.resume([task])
+            return
         try:
             let_go(task.bundle, task.record.cgroup)
         except OSError:
             traceback.print_exc()
             self._lease(id, RETRY_SECONDS)
+
+    def resume(self, tasks: list[Task]) -> None:
+        """Have what was paused, not frozen, go on when none of it is to stand still any more."""
+        marked = [task for task in tasks if (task.bundle / MARK).exists()]
+        if marked and not self._leases and self._pause is not None:
+            self._resuming += 1
+            self._loop.start(self._pause("resume"), lambda _, error: self._resumed(error))
+
+    def _resumed(self, error: Exception | None) -> None:
+        self._resuming -= 1
+        for task in self._tasks.values():
+            if error is None:
+                files.unlink(task.bundle / MARK)
+            elif (task.bundle / MARK).exists():
+                self._lease(task.id, RETRY_SECONDS)
+        if error is not None:
+            traceback.print_exception(error)
 
     async def thawed(self, task: Task) -> None:
         """Wait until it is not frozen: what is executed in it now would stand still, and spoil the copy."""
@@ -75,13 +105,17 @@ class Freezing:
             await self._loop.sleep(PAUSE)
 
     def is_frozen(self, task: Task) -> bool:
-        return task.id in self._leases
+        return task.id in self._leases or (self._pause is not None and bool(self._leases))
 
     async def _freeze(self, tasks: list[Task]) -> None:
         for task in tasks:
             (task.bundle / MARK).touch(0o600)
             self._lease(task.id, FREEZE_SECONDS * 2)
         crashpoint("shim.freezing")
+        if self._pause is not None:
+            await self._pause("pause")
+            crashpoint("shim.frozen")
+            return
         paths = [task.record.cgroup for task in tasks if task.record is not None]
         for path in paths:
             cgroup.freeze(path)

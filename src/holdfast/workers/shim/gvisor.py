@@ -10,19 +10,22 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, NoReturn
 
-from holdfast.linux import process
+from holdfast.linux import cgroup, files, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.gvisor import KILLED, exit_code
 from holdfast.model.witness import ExitRecord
 from holdfast.workers import exits
-from holdfast.workers.shim.loop import Loop
+from holdfast.workers.shim.criu import Revived
+from holdfast.workers.shim.loop import Failed, Loop
 from holdfast.workers.shim.oci import ENVIRONMENT, Runtime, memory_file
 from holdfast.workers.shim.task import State, Task
 
 PAUSE: Final = 0.02  # until a wait that was cut off is begun again, or the sentry's end has been noticed
 ANSWER_LIMIT: Final = 64 * 1024
+PID_LIMIT: Final = 64
 
 
 class Ends:
@@ -72,6 +75,31 @@ class Ends:
         self._fates.pop(task.id, None)
         if error is not None:
             traceback.print_exception(error)
+
+
+def dump(runtime: Runtime, images: Path) -> None:
+    """Write all of a paused sandbox, which stays so: what is in memory, and in volumes and roots that it overlays."""
+    crashpoint("shim.dumping")
+    runtime.run("checkpoint", "--leave-running", "--image-path", str(images), runtime.pod_id)
+    crashpoint("shim.dumped")
+
+
+def restore(runtime: Runtime, task: Task) -> Revived:
+    """The sandbox container first, then the others; with the last of those that were there all go on. Blocks."""
+    assert task.origin is not None
+    pid_file = task.bundle / "init.pid"
+    where = ["--detach", "--bundle", str(task.bundle), "--pid-file", str(pid_file)]
+    where += ["--image-path", str(task.origin.images), *task.origin.options]
+    crashpoint("shim.restoring")
+    try:
+        runtime.run("restore", *where, task.id, fds=task.init.stdio.fds)
+        crashpoint("shim.restored")
+        pid = int(files.read_bounded(pid_file, PID_LIMIT))
+        if (started := process.start_time(pid)) is None:
+            raise Failed("its sandbox has ended")
+        return Revived(pid, started, own_pids=True, cgroup=cgroup.of_process(pid))
+    finally:
+        files.unlink(pid_file)
 
 
 def _gone(task: Task) -> ExitRecord | None:

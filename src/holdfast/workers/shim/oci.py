@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.linux import cgroup, files
-from holdfast.model.gvisor import is_of, state_file, waits
+from holdfast.model.gvisor import CREATED, PAUSED, is_of, state_file, status
 from holdfast.workers.shim.loop import Failed
 from holdfast.workers.shim.spawn import spawn
 
 ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 UMASK: Final = 0o022  # not ours: whoever a container runs as is to look into its cgroup
 LOG_LIMIT: Final = 256 * 1024
+FLAGS: Final = ("--net-disconnect-ok",)  # else a connection is the end of a sandbox that is checkpointed
 STATE_LIMIT: Final = 8 * 1024 * 1024
 _STANDARD: Final = frozenset({0, 1, 2})
 
@@ -72,14 +73,15 @@ class Runtime:
         with memory_file("log") as log, _null() as null:
             driver = ["--systemd-cgroup"] if self.systemd else []
             if self.gvisor:
-                driver += [f"--platform={self.platform}", f"--network={self.network}"]
+                driver += [f"--platform={self.platform}", f"--network={self.network}", *FLAGS]
             where = ["--root", self.root, "--log", path_of(log), "--log-format", "json"]
             command = [self.binary, *where, *driver, *(["--criu", criu] if criu else []), *arguments]
             streams = {**dict.fromkeys(_STANDARD, null), **(fds or {})}
             try:
                 # A start only opens the gate that create has left closed: it looks at no cgroup, nothing needs hiding.
                 # But it is then that gVisor takes over the pod's network.
-                hide = self.hide if (arguments[0] == "start") == self.gvisor else ()
+                starts = arguments[0] in (("start", "restore") if self.gvisor else ("start",))
+                hide = self.hide if starts == self.gvisor else ()
                 before = os.umask(UMASK)
                 try:
                     pid = spawn(
@@ -96,9 +98,12 @@ class Runtime:
     def awaits_start(self, container_id: str) -> bool:
         """Whether the container's init still waits at its gate, which a start takes away (of crun and runc alike)."""
         if self.gvisor:
-            state = self._state(container_id)
-            return state.exists() and waits(files.read_bounded(state, STATE_LIMIT))
+            return self._status(container_id) == CREATED
         return Path(self.root, container_id, "exec.fifo").exists()
+
+    def is_paused(self, container_id: str) -> bool:
+        """Whether gVisor has a container down as paused."""
+        return self._status(container_id) == PAUSED
 
     def knows(self, container_id: str) -> bool:
         return self._state(container_id).exists()
@@ -111,6 +116,10 @@ class Runtime:
                     files.unlink(path)
         else:
             files.remove_tree(self._state(container_id))
+
+    def _status(self, container_id: str) -> str:
+        state = self._state(container_id)
+        return status(files.read_bounded(state, STATE_LIMIT)) if state.exists() else ""
 
     def _state(self, container_id: str) -> Path:
         return Path(self.root, state_file(container_id, self.pod_id) if self.gvisor else container_id)

@@ -24,7 +24,7 @@ from holdfast.proto import task_pb2
 from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, UNIMPLEMENTED, CallError
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import criu, grace, remains, rootfs
+from holdfast.workers.shim import criu, grace, gvisor, remains, rootfs
 from holdfast.workers.shim.attach import ATTACH
 from holdfast.workers.shim.failures import as_call_error
 from holdfast.workers.shim.freezing import Freezing
@@ -49,7 +49,7 @@ class Operations:
         self._starting = 0
         self._unclaimed: dict[int, tuple[int, int, int]] = {}
         self.tasks: dict[str, Task] = {}
-        self.freezing = Freezing(loop, self.tasks)
+        self.freezing = Freezing(loop, self.tasks, self._pause if runtime.gvisor else None)
 
     @property
     def runtime(self) -> Runtime:
@@ -109,7 +109,28 @@ class Operations:
         async with task.lock:
             if not self.freezing.is_frozen(task):
                 raise CallError(FAILED_PRECONDITION, f"cannot checkpoint task {task.id}: it is not frozen")
-            await self._child(f"checkpoint task {task.id}", lambda: criu.dump(self._runtime, task, images, settings))
+            if self._runtime.gvisor:
+                self._refuse_checkpoint()
+                work = lambda: gvisor.dump(self._runtime, images)  # noqa: E731
+            else:
+                work = lambda: criu.dump(self._runtime, task, images, settings)  # noqa: E731
+            await self._child(f"checkpoint task {task.id}", work)
+
+    def _refuse_checkpoint(self) -> None:
+        """Of what runsc would write without a word, and could not restore. Raises CallError."""
+        for task in self.tasks.values():
+            if task.init.state is State.STOPPED:
+                raise CallError(FAILED_PRECONDITION, f"cannot checkpoint: task {task.id} has ended and is not deleted")
+            for one in task.execs.values():
+                if one.alive or one.starting:
+                    raise CallError(FAILED_PRECONDITION, f"cannot checkpoint: something is executed in task {task.id}")
+
+    async def _pause(self, verb: str) -> None:
+        """Pause or resume gVisor's sandbox, and all in it. What was not paused need not be resumed."""
+        id = self._runtime.pod_id
+        if verb == "resume" and not self._runtime.is_paused(id):
+            return
+        await self._child(f"{verb} the sandbox of pod {id}", lambda: self._runtime.run(verb, id))
 
     async def delete(self, task: Task) -> task_pb2.DeleteResponse:
         """Remove what the runtime knows, the rootfs mount, the FIFOs. exit.json stays for whoever comes later."""
@@ -148,7 +169,7 @@ class Operations:
         if FREEZE in request.annotations:
             await self.freezing.freeze(request.annotations[FREEZE])
         if THAW in request.annotations:
-            self.freezing.thaw_asked(request.annotations[THAW])
+            await self.freezing.thaw_asked(request.annotations[THAW])
         if not request.resources.value:
             return
         if self._runtime.gvisor:
@@ -396,7 +417,7 @@ class Operations:
 
     def _revive(self, task: Task) -> str:
         """As `_make`, of a container that is restored, and runs."""
-        found = criu.restore(self._runtime, task)
+        found = (gvisor if self._runtime.gvisor else criu).restore(self._runtime, task)
         kills = 0
         with contextlib.suppress(OSError):  # it has ended, and its cgroup with it
             kills = cgroup.oom_kills(found.cgroup)
