@@ -61,6 +61,7 @@ from holdfast.lifecycle.rebuild import rebuild
 from holdfast.lifecycle.recover import Recovery
 from holdfast.lifecycle.restores import Restores
 from holdfast.lifecycle.sandbox import Sandboxes
+from holdfast.lifecycle.sandbox_checkpoints import SandboxCheckpoints
 from holdfast.lifecycle.sessions import Sessions
 from holdfast.lifecycle.stats import Stats
 from holdfast.lifecycle.stop import Stopper
@@ -212,8 +213,9 @@ class Daemon:
         adopter = Adopter(world, shims, handlers, background, config.on_shim_death == "adopt")
         foreign = Foreign(shims.foreign, Loggers(layout.pods, keeper), handlers, background, layout)
         confinement = Confinement(config.seccomp_root, config.unset_seccomp_profile, config.apparmor_profile)
-        in_gvisor = GvisorVolumes([*map(Path, config.volume_roots)])
-        sandboxes = Sandboxes(world, shims, background, layout, host, confinement, in_gvisor)
+        in_gvisor = GvisorVolumes([*map(Path, config.volume_roots)], layout)
+        of_sandboxes = SandboxCheckpoints(handlers, shims, layout, in_gvisor)
+        sandboxes = Sandboxes(world, shims, background, layout, host, confinement, in_gvisor, of_sandboxes)
         devices = Devices([*map(Path, config.cdi_spec_dirs)], owned=config.device_ownership_from_security_context)
         users = Users(keeper, snapshots, layout)
         paths = PathWork(keeper, config.path_timeout)
@@ -253,7 +255,9 @@ class Daemon:
             background,
             layout,
         )
-        restores = Restores(images, snapshots, unpacker, bundles, criu, background, layout, minimum, config.checkpoints)
+        restores = Restores(
+            images, snapshots, unpacker, bundles, criu, of_sandboxes, background, layout, minimum, config.checkpoints
+        )
         containers = Containers(
             world,
             shims,
@@ -276,7 +280,7 @@ class Daemon:
             checkpoints,
         )
         archives = Archives(world, storage, background, layout)
-        pod_checkpoints = PodCheckpoints(world, archives, criu, checkpoints, freezer, layout)
+        pod_checkpoints = PodCheckpoints(world, archives, criu, checkpoints, of_sandboxes, freezer, layout)
         gate = Gate(lambda: handlers.all, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
         pods = Pods(
             world,

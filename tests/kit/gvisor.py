@@ -64,3 +64,8 @@ def lines(one: Node, container: str) -> list[str]:
 def last_number(one: Node, container: str) -> int:
     """Where a container has got to that counts; 0 before it has begun."""
     return int((lines(one, container) or ["0"])[-1])
+
+
+def numbers(one: Node, container: str) -> list[int]:
+    """What a container has counted to, one by one."""
+    return [int(line) for line in lines(one, container)]

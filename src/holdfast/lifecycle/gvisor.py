@@ -1,6 +1,7 @@
 """The volumes of gVisor pods on this host: where they are, whether they may be taken over, and what is left of them.
 
-Known by where kubelets and our agent have them: ROOT/pods/UID/volumes/PLUGIN/NAME, with ROOT one of `volume_roots`.
+Known by where kubelets and our agent have them: ROOT/pods/UID/volumes/PLUGIN/NAME, with ROOT one of `volume_roots`, or
+where we have made those of a restored pod.
 """
 
 import logging
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Pod
 from holdfast.model.errors import FailedPrecondition, InvalidArgument
 from holdfast.model.gvisor import FILESTORE
@@ -25,8 +27,9 @@ PASSED_OVER: Final = "lost+found"
 class GvisorVolumes:
     """Of pods whose handler is gVisor's. All of it blocks."""
 
-    def __init__(self, roots: Sequence[Path]) -> None:
+    def __init__(self, roots: Sequence[Path], layout: Layout) -> None:
         self._roots = roots
+        self._layout = layout
 
     def placed(self, pod: Pod) -> list[Volume]:
         """Those that the pod's own kernel keeps, with their directories. Raises FailedPrecondition, InvalidArgument."""
@@ -66,7 +69,8 @@ class GvisorVolumes:
     def _candidates(self, pod: Pod, one: Volume) -> list[Path]:
         if any("/" in part or part in ("", ".", "..") for part in (pod.meta.uid, one.name)):
             return []
-        tops = [root / "pods" / pod.meta.uid / "volumes" for root in self._roots]
+        roots = [*self._roots, self._layout.volumes(pod.meta.id)]
+        tops = [root / "pods" / pod.meta.uid / "volumes" for root in roots]
         plugins = [top / name for top in tops if top.is_dir() for name in sorted(os.listdir(top))]
         return [plugin / one.name for plugin in plugins if (plugin / one.name).is_dir()]
 

@@ -1,7 +1,8 @@
 """What the archive of a pod says of the pod, and what is asked for when a pod is made of it again. Pure.
 
     about: {"pod": {name, namespace, uid, handler, config}, "containers": [{name, image, config}],
-            "volumes": [{name, path, memory, size}], "left_out": [...], "checkpointed_at": ns, "frozen_seconds": s}
+            "volumes": [{name, path, memory, size, inside}], "left_out": [...],
+            "checkpointed_at": ns, "frozen_seconds": s}
 
 Configurations are those of the CRI as JSON. Whoever has an archive made may have written what he likes into it: it is
 taken for a request, which the one who restores has to stand for as soon as it reaches for anything of the host.
@@ -30,12 +31,16 @@ _NAME_LABEL: Final = "io.kubernetes.pod.name"
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """An emptyDir. `path` is where it was on its host, `size` the limit of one in memory in bytes, 0 for none."""
+    """An emptyDir. `path` is where it was on its host, `size` the limit of one in memory in bytes, 0 for none.
+
+    What was in one that is `inside` is in the images of the pod's sandbox.
+    """
 
     name: str
     path: str
     memory: bool = False
     size: int = 0
+    inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class PodArchive:
                 {"name": one.name, "image": one.image, "config": _plain(one.config)} for one in self.containers
             ],
             "volumes": [
-                {"name": one.name, "path": one.path, "memory": one.memory, "size": one.size} for one in self.volumes
+                {"name": one.name, "path": one.path, "memory": one.memory, "size": one.size, "inside": one.inside}
+                for one in self.volumes
             ],
             "left_out": list(self.left_out),
             "checkpointed_at": self.checkpointed_at,
@@ -117,7 +123,8 @@ class PodArchive:
         for volume in self.volumes:
             if not isinstance(volume.path, str) or empty_dir(volume.path) is None:
                 raise InvalidArgument(f"archive: {volume.path!r} is no emptyDir")
-            if type(volume.memory) is not bool or type(volume.size) is not int or volume.size < 0:
+            flags = type(volume.memory) is bool and type(volume.inside) is bool
+            if not flags or type(volume.size) is not int or volume.size < 0:
                 raise InvalidArgument(f"archive: what it says of volume {volume.name} is malformed")
         for one in self.containers:
             if not _IMAGE.fullmatch(one.image):

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -25,12 +25,14 @@ from holdfast.lifecycle.freezing import Freezer
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Container, Pod, container_cgroup
 from holdfast.lifecycle.pod_archive import NAME, PodArchive, Saved, Volume, volumes_of
+from holdfast.lifecycle.sandbox_checkpoints import SandboxCheckpoints
 from holdfast.lifecycle.tasks import apart, within
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, ipc, mount, tree
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, InvalidArgument
 from holdfast.model.state import ContainerState, PodState
+from holdfast.oci.gvisor import Volume as Inner
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +60,11 @@ class PodCheckpoints:
         archives: Archives,
         checkpoints: Checkpoints,
         containers: ContainerCheckpoints,
+        sandboxes: SandboxCheckpoints,
         freezer: Freezer,
         layout: Layout,
     ) -> None:
+        self._sandboxes = sandboxes
         self._world = world
         self._archives = archives
         self._checkpoints = checkpoints
@@ -83,10 +87,17 @@ class PodCheckpoints:
             volumes = await within(LOOK_SECONDS, apart(_volumes, pod, running), f"{what}: look at its volumes")
         except FailedPrecondition as exc:
             raise FailedPrecondition(f"cannot {what}: {exc}") from exc
-        for container in running:
+        whole = self._sandboxes.serves(pod)
+        if whole:
+            self._sandboxes.refuse(pod)
+            volumes = await within(LOOK_SECONDS, apart(_with_inner, volumes, self._sandboxes.inside, pod), what)
+        for container in running if not whole else ():
             await self._checkpoints.refuse(container)
         await self._refuse_ipc(pod, what)
-        size = sum([await self._checkpoints.size(one) for one in running])
+        if whole:
+            size = await self._sandboxes.size(pod)
+        else:
+            size = sum([await self._checkpoints.size(one) for one in running])
         for place in (*[Path(one.path) for one in volumes], self._layout.shm(pod.meta.id)):
             size += await within(LOOK_SECONDS, apart(tree.allocated, place), f"{what}: measure {place}")
         async with self._archives.making(pod, target, size, what) as making:
@@ -123,6 +134,8 @@ class PodCheckpoints:
             size = await self._archives.seal(making, "pod", archive.encode(), compress)
             if not leave_running:
                 window.ended = True
+                if self._sandboxes.serves(pod):
+                    await self._sandboxes.kill(pod)
                 await asyncio.gather(*[apart(cgroup.kill, container_cgroup(one)) for one in running])
                 crashpoint("checkpoint.killed")
         log.info(
@@ -135,11 +148,12 @@ class PodCheckpoints:
         self, directory: Path, pod: Pod, running: Sequence[Container], volumes: Sequence[Volume]
     ) -> list[str]:
         """Everything that would change as soon as they go on. Returns the sockets that are left out."""
-        trees = [(one.name, Path(one.path), directory / parts.VOLUMES / f"{one.name}.tar") for one in volumes]
+        outer = [one for one in volumes if not one.inside]
+        trees = [(one.name, Path(one.path), directory / parts.VOLUMES / f"{one.name}.tar") for one in outer]
         if (shm := self._layout.shm(pod.meta.id)).exists():
             trees.append((SHM, shm, directory / parts.SHM))
         packing = [apart(_pack, source, target) for _, source, target in trees]
-        done = await asyncio.gather(*packing, self._dump(directory, running), return_exceptions=True)
+        done = await asyncio.gather(*packing, self._dump(directory, pod, running), return_exceptions=True)
         left_out = []
         for (name, _, _), sockets in zip([*trees, ("", shm, shm)], done, strict=True):
             if isinstance(sockets, BaseException):
@@ -147,10 +161,14 @@ class PodCheckpoints:
             left_out += [f"{name}/{path}" for path in sockets]
         return left_out
 
-    async def _dump(self, directory: Path, running: Sequence[Container]) -> list[str]:
+    async def _dump(self, directory: Path, pod: Pod, running: Sequence[Container]) -> list[str]:
+        if whole := self._sandboxes.serves(pod):
+            await self._sandboxes.dump(pod, directory)
         for container in running:
             place = directory / parts.CONTAINERS / container.meta.name
             place.mkdir(0o700, parents=True)
+            if whole:
+                continue
             await self._checkpoints.dump(container, place)
             await self._containers.pack_layer(container, place)
         return []
@@ -199,6 +217,15 @@ def _volumes(pod: Pod, running: Sequence[Container]) -> list[Volume]:
         else:
             found.append(Volume(name, path))
     return found
+
+
+def _with_inner(volumes: Sequence[Volume], inside: Callable[[Pod], list[Inner]], pod: Pod) -> list[Volume]:
+    """With those that are in the images of the pod's sandbox, whether or not a container that runs mounts them."""
+    found = {one.name: one for one in volumes}
+    for one in inside(pod):
+        known = found.get(one.name)
+        found[one.name] = replace(known, inside=True) if known else Volume(one.name, one.source, inside=True)
+    return list(found.values())
 
 
 def _archive(pod: Pod, running: Sequence[Container], volumes: Sequence[Volume]) -> PodArchive:

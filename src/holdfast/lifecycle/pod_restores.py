@@ -143,6 +143,8 @@ class PodRestores:
                 await apart(_make, self._layout.volumes(pod.meta.id), place, volume)
                 made[volume.path] = str(place)
             place = Path(places.get(volume.path) or made[volume.path])
+            if volume.inside:
+                continue
             await self._unpacker.volume(staged / parts.VOLUMES / f"{volume.name}.tar", place)
             crashpoint("restore.volume")
         return made

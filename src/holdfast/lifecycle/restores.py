@@ -21,6 +21,7 @@ from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.checkpoints import Checkpoints
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Container, Pod
+from holdfast.lifecycle.sandbox_checkpoints import SandboxCheckpoints
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
@@ -53,6 +54,7 @@ class Restores:
         unpacker: Unpacker,
         bundles: Bundles,
         checkpoints: Checkpoints,
+        sandboxes: SandboxCheckpoints,
         background: Background,
         layout: Layout,
         minimum: Minimum,
@@ -63,6 +65,7 @@ class Restores:
         self._unpacker = unpacker
         self._bundles = bundles
         self._checkpoints = checkpoints
+        self._sandboxes = sandboxes
         self._background = background
         self._layout = layout
         self._minimum = minimum
@@ -80,7 +83,8 @@ class Restores:
         source = saved or await self._source(config.image.image)
         if source is None:
             return None
-        if why := await self._checkpoints.problem(pod, config):
+        of_pod = saved is not None and self._sandboxes.serves(pod)
+        if not of_pod and (why := await self._checkpoints.problem(pod, config)):
             raise FailedPrecondition(f"cannot restore container {config.metadata.name}: {why}")
         self.reading.add(container_id)
         place = self._layout.restore(container_id)
@@ -135,6 +139,8 @@ class Restores:
         """
         if not container.meta.checkpoint:
             return None
+        if self._sandboxes.serves(container.pod):
+            return self._sandboxes.require_origin(container)
         place = self._layout.restore(container.meta.id)
         if not (place / parts.IMAGES).is_dir():
             raise FailedPrecondition(f"cannot restore container {container.meta.id}: {place} is gone")

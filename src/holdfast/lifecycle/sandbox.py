@@ -17,6 +17,7 @@ from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.gvisor import GvisorVolumes
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Pod, init_cgroup
+from holdfast.lifecycle.sandbox_checkpoints import SandboxCheckpoints
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, mount, namespace, process
@@ -55,8 +56,10 @@ class Sandboxes:
         facts: HostFacts,
         confinement: Confinement,
         volumes: GvisorVolumes,
+        checkpoints: SandboxCheckpoints,
     ) -> None:
         self._volumes = volumes
+        self._checkpoints = checkpoints
         self._world = world
         self._shims = shims
         self._foreign = shims.foreign
@@ -91,12 +94,13 @@ class Sandboxes:
         pod_id, bundle = pod.meta.id, self._bundle(pod)
         task = await self._shims.task(pod_id)
         rootfs = Mount("bind", str(self._layout.root / PROGRAM), "", ("rbind", "ro"))
-        pid = await task.create(pod_id, bundle=bundle, rootfs=[rootfs], options=handler.options)
+        origin = self._checkpoints.origin(pod)
+        pid = await task.create(pod_id, bundle=bundle, rootfs=[rootfs], options=handler.options, restore=origin)
         crashpoint("foreign.sandbox")
         if not handler.shim:  # ours sees to the rest
             await task.start(pod_id)
             for one in await in_thread(self._volumes.placed, pod):
-                if one.brings_in:
+                if one.brings_in and origin is None:
                     await bring_in(self._layout, pod, task, one)
             return
         await in_thread(record_init, bundle, pid)
