@@ -243,18 +243,8 @@ class Daemon:
         stack.callback(ooms.close)
         monitor = Monitor(world, shims, handlers, cleanup, background, layout, (foreign.watch, ooms.watch))
         criu = Checkpoints(handlers, shims, snapshots, config.criu_path)
-        checkpoints = ContainerCheckpoints(
-            world,
-            criu,
-            freezer := Freezer(shims),
-            snapshots,
-            images,
-            bundles,
-            handlers,
-            storage,
-            background,
-            layout,
-        )
+        archives, freezer = Archives(world, storage, background, layout), Freezer(shims)
+        checkpoints = ContainerCheckpoints(world, criu, freezer, snapshots, images, bundles, handlers, archives)
         restores = Restores(
             images, snapshots, unpacker, bundles, criu, of_sandboxes, background, layout, minimum, config.checkpoints
         )
@@ -279,7 +269,6 @@ class Daemon:
             restores,
             checkpoints,
         )
-        archives = Archives(world, storage, background, layout)
         pod_checkpoints = PodCheckpoints(world, archives, criu, checkpoints, of_sandboxes, freezer, layout)
         gate = Gate(lambda: handlers.all, config.known_escapes == "refuse", frozenset(config.fixed_escapes))
         pods = Pods(

@@ -215,7 +215,11 @@ def test_the_archive_is_laid_out_as_others_expect_it(one: Node) -> None:
     assert json.loads(texts["spec.dump"])["process"]["args"][0] == "/bin/sh"
     assert json.loads(texts["deleted.files"]) == ["/bin/wget"]
     assert json.loads(texts["network.status"]) == []
-    assert json.loads(texts["status.dump"])["StartedAt"] == one.status(first).started_at
+    answered = json.loads(texts["status.dump"])
+    assert (answered["id"], answered["started_at"]) == (first, one.status(first).started_at)
+    with tarfile.open(archive) as tar:
+        record = json.load(tar.extractfile("status"))  # type: ignore[arg-type]
+    assert (record["StartedAt"], record["Pid"]) == (one.status(first).started_at, one.pid(first))
     assert b"Dumping finished successfully" in texts["dump.log"]
     assert b" F 5\n" in texts["container.log"]
     assert b"etc/new" in texts["rootfs-diff.tar"]

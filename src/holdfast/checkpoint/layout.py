@@ -5,7 +5,7 @@ That of one container is laid out as podman, CRI-O and containerd write and read
 
     config.dump      JSON: id, name, image, runtime, times
     spec.dump        the OCI spec as the container was run with
-    status.dump      JSON: what ContainerStatus answered, for containerd
+    status.dump      JSON: what ContainerStatus answers, for containerd; status its own record, for checkpointctl
     network.status   JSON: the pod's addresses, as CNI results
     checkpoint/      CRIU's images
     rootfs-diff.tar  what was changed in the writable layer; deleted.files is a JSON list of what was deleted
@@ -31,6 +31,7 @@ Kind = Literal["container", "pod"]
 CONFIG_DUMP: Final = "config.dump"
 SPEC_DUMP: Final = "spec.dump"
 STATUS_DUMP: Final = "status.dump"
+STATUS: Final = "status"
 NETWORK_STATUS: Final = "network.status"
 IMAGES: Final = "checkpoint"
 ROOTFS_DIFF: Final = "rootfs-diff.tar"
@@ -39,7 +40,7 @@ DUMP_LOG: Final = "dump.log"
 STATS_DUMP: Final = "stats-dump"
 LOG: Final = "container.log"
 OF_A_CONTAINER: Final = frozenset(
-    {CONFIG_DUMP, SPEC_DUMP, STATUS_DUMP, NETWORK_STATUS, ROOTFS_DIFF, DELETED_FILES, DUMP_LOG, STATS_DUMP, LOG}
+    {CONFIG_DUMP, SPEC_DUMP, STATUS_DUMP, STATUS, NETWORK_STATUS, ROOTFS_DIFF, DELETED_FILES, DUMP_LOG, STATS_DUMP, LOG}
 )
 
 CONTAINERS: Final = "containers"
@@ -101,6 +102,12 @@ def network_status(addresses: Sequence[str], interface: str = "eth0") -> bytes:
         return b"[]"
     ips = [{"address": f"{one}/{128 if ':' in one else 32}", "interface": 0} for one in addresses]
     return json.dumps([{"cniVersion": "1.0.0", "interfaces": [{"name": interface}], "ips": ips}], indent=2).encode()
+
+
+def status(created_ns: int, started_ns: int, pid: int) -> bytes:
+    """status: a container that runs as containerd records it, as far as that means anything elsewhere."""
+    found = {"CreatedAt": created_ns, "StartedAt": started_ns, "FinishedAt": 0, "ExitCode": 0, "Pid": pid}
+    return json.dumps(found).encode()
 
 
 def deleted_files(paths: Iterable[str]) -> bytes:

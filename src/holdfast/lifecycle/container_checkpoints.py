@@ -1,13 +1,10 @@
 """CheckpointContainer: one container, which runs on, as an archive that others can read too.
 
     refuse     what CRIU cannot do, and what there is no room for, before anything is touched
-    intent     "checkpoint" of the container, with the place of the archive
     freeze     on a lease: images by CRIU, the writable layer as a tar; thaw
-    seal       the archive under a temporary name beside the place, synced, renamed
-    clear      what was written on the way is removed, and the intent with it
+    seal       see Archives, for what is recorded and left as well
 
-Whoever dies in between: what is frozen is thawed by the shim or the next one, and the next daemon removes the rest. So
-an archive is there as a whole, or not at all.
+Whoever dies in between: what is frozen is thawed by the shim or the next one.
 """
 
 import asyncio
@@ -17,37 +14,35 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from holdfast.checkpoint import layout as parts
-from holdfast.checkpoint import sealed
 from holdfast.checkpoint.layer import pack_layer
 from holdfast.images.service import Images
+from holdfast.lifecycle.archives import Archives, Making
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.checkpoints import Checkpoints
 from holdfast.lifecycle.freezing import Freezer
-from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Container
-from holdfast.lifecycle.storage import Storage
-from holdfast.lifecycle.tasks import Background, apart, in_thread, within
+from holdfast.lifecycle.tasks import apart, in_thread, within
 from holdfast.lifecycle.world import World
-from holdfast.linux import files, mount
+from holdfast.linux import mount
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import (
-    AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
     HoldfastError,
     InvalidArgument,
+    Unavailable,
 )
 from holdfast.model.spec import Mount
 from holdfast.model.state import ContainerState
+from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.handlers import Handlers
 from holdfast.snapshots.overlay import Snapshots, view_of
 
 log = logging.getLogger(__name__)
 
-OP: Final = "checkpoint"
 LOG_BYTES: Final = 16 * 1024 * 1024  # of the container's log, its end
 LOOK_SECONDS: Final = 10.0  # that the place of an archive may take to be looked at
 
@@ -64,9 +59,7 @@ class ContainerCheckpoints:
         images: Images,
         bundles: Bundles,
         handlers: Handlers,
-        storage: Storage,
-        background: Background,
-        layout: Layout,
+        archives: Archives,
     ) -> None:
         self._world = world
         self._checkpoints = checkpoints
@@ -75,11 +68,7 @@ class ContainerCheckpoints:
         self._images = images
         self._bundles = bundles
         self._handlers = handlers
-        self._storage = storage
-        self._background = background
-        self._layout = layout
-        self._writing: dict[str, asyncio.Task[int]] = {}  # archives, by container
-        self._over: dict[str, asyncio.Event] = {}  # of those under way, by container
+        self._archives = archives
 
     async def checkpoint(self, container: Container, location: str, seconds: float) -> None:
         """Leave an archive of a container that runs at `location`, within `seconds` if that is not 0.
@@ -92,46 +81,32 @@ class ContainerCheckpoints:
             raise InvalidArgument(f"timeout: {seconds:g} is negative")
         try:
             async with asyncio.timeout(seconds or None):
-                await self._checkpoint(container, _checked(location), what)
+                await self._checkpoint(container, location, what)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"cannot {what}: no end after {seconds:g} s") from exc
 
-    async def _checkpoint(self, container: Container, target: Path, what: str) -> None:
+    async def _checkpoint(self, container: Container, location: str, what: str) -> None:
+        target = await self._archives.check(location, what)
         if container.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"cannot {what}: it is {container.state}")
-        if container.intents.keys() & {OP, "stop", "remove"}:
-            raise FailedPrecondition(f"cannot {what}: a {min(container.intents)} of it is under way")
+        if under_way := sorted(container.intents):
+            raise Unavailable(f"cannot {what}: a {under_way[0]} of it is under way")
         await self._checkpoints.refuse(container)
-        await within(LOOK_SECONDS, apart(_look_at, target), f"use location {target}")
         size = await self._checkpoints.size(container)
-        await self._storage.require_room({self._layout.root: size, target.parent: size}, what)
-        await self._world.begin(container, OP, location=str(target))
-        crashpoint("checkpoint.recorded")
-        self._over[container.meta.id] = asyncio.Event()
-        try:
-            with self._storage.named(what):
-                await self._write(container, target)
-        finally:
-            await self._end(container, target)
+        async with self._archives.making(container, target, size, what) as making:
+            await self._make(making, container)
 
-    async def _write(self, container: Container, target: Path) -> None:
-        directory = self._layout.checkpoint(container.meta.id)
-        await in_thread(_make_anew, directory)
-        crashpoint("checkpoint.staged")
+    async def _make(self, making: Making, container: Container) -> None:
         async with self._freezer.frozen(container.pod, [container]) as window:
-            await self._checkpoints.dump(container, directory)
-            await self.pack_layer(container, directory)
+            await self._checkpoints.dump(container, making.directory)
+            await self.pack_layer(container, making.directory)
         now = self._world.clock.now()
-        await self.describe(container, directory, now)
+        await self.describe(container, making.directory, now)
         about = {"container": container.meta.name, "checkpointed_at": now, "frozen_seconds": round(window.seconds, 3)}
-        write = apart(sealed.write, target, directory, "container", about)
-        self._writing[container.meta.id] = asyncio.get_running_loop().create_task(write, name=f"seal {target}")
-        size = await asyncio.shield(self._writing[container.meta.id])
-        del self._writing[container.meta.id]
-        crashpoint("checkpoint.sealed")
+        size = await self._archives.seal(making, "container", about)
         log.info(
             "checkpoint of container %s: %d bytes at %s, frozen for %.3f s",
-            container.meta.id, size, target, window.seconds,
+            container.meta.id, size, making.target, window.seconds,
         )  # fmt: skip
 
     async def pack_layer(self, container: Container, directory: Path) -> None:
@@ -157,7 +132,8 @@ class ContainerCheckpoints:
             ),
             parts.SPEC_DUMP: json.dumps(spec).encode(),
             parts.NETWORK_STATUS: parts.network_status(addresses),
-            parts.STATUS_DUMP: _status(container, status.started_at),
+            parts.STATUS_DUMP: _status_dump(container),
+            parts.STATUS: parts.status(meta.created_at, status.started_at, status.process.pid if status.process else 0),
         }
         for name, text in texts.items():
             await in_thread((directory / name).write_bytes, text)
@@ -165,64 +141,13 @@ class ContainerCheckpoints:
 
     async def over(self, container: Container) -> None:
         """Wait until no checkpoint of it is under way; one that a stop has ended is over soon."""
-        if (event := self._over.get(container.meta.id)) is not None:
-            await event.wait()
+        await self._archives.over(container)
 
     async def undo(self, container: Container) -> None:
         """What an earlier daemon was at is over: let the container go on, and leave nothing of it."""
-        if OP not in container.intents:
-            return
         with contextlib.suppress(HoldfastError):  # then the shim does that when nobody has asked it for longer not to
             await self._freezer.let_go(container)
-        location = Path(str(container.intents[OP].data.get("location", "")))
-        await within(LOOK_SECONDS, apart(_remove_temporaries, location), f"look at {location.parent}")
-        await self._clear(container)
-
-    async def _end(self, container: Container, target: Path) -> None:
-        """Whatever came of it. A write that nobody waits for any more cannot be stopped: what it makes is removed."""
-        writing, name = self._writing.pop(container.meta.id, None), f"clear checkpoint {container.meta.id}"
-        if writing is not None and not writing.done():
-            self._background.see_through(name, lambda: self._unmake(container, writing, target))
-            return
-        try:
-            await self._clear(container)
-        except (HoldfastError, OSError) as exc:
-            log.warning("cannot clear what a checkpoint of container %s has left: %s", container.meta.id, exc)
-            self._background.see_through(name, lambda: self._clear(container))
-
-    async def _unmake(self, container: Container, writing: asyncio.Task[int], target: Path) -> None:
-        await asyncio.wait({writing})
-        if writing.exception() is None:
-            await apart(files.unlink, target)
-        await self._clear(container)
-
-    async def _clear(self, container: Container) -> None:
-        await in_thread(files.remove_tree, self._layout.checkpoint(container.meta.id))
-        crashpoint("checkpoint.cleared")
-        await self._world.end(container, OP)
-        if (event := self._over.pop(container.meta.id, None)) is not None:
-            event.set()
-
-
-def _checked(location: str) -> Path:
-    path = Path(location)
-    if not path.is_absolute() or "\0" in location or ".." in path.parts or not path.name:
-        raise InvalidArgument(f"location: {location!r} is not an absolute path of a file")
-    return path
-
-
-def _look_at(target: Path) -> None:
-    if os.path.lexists(target):
-        raise AlreadyExists(f"location: {target} exists")
-    if not target.parent.is_dir():
-        raise InvalidArgument(f"location: {target.parent} is not a directory")
-
-
-def _make_anew(directory: Path) -> None:
-    """Empty, whatever an attempt that was cut off has left there."""
-    files.make_private(directory.parent)
-    files.remove_tree(directory)
-    files.make_private(directory)
+        await self._archives.undo(container)
 
 
 def _pack(upper: Path, lower: Mount | None, directory: Path) -> None:
@@ -257,25 +182,19 @@ def _copy_log(path: str, directory: Path) -> None:
         shutil.copyfileobj(file, copy, LOG_BYTES)
 
 
-def _status(container: Container, started_at: int) -> bytes:
-    """As containerd's status.dump has it, as far as it means anything elsewhere."""
-    ref = container.status.process
-    found: dict[str, Any] = {
-        "CreatedAt": container.meta.created_at,
-        "StartedAt": started_at,
-        "FinishedAt": 0,
-        "ExitCode": 0,
-        "Pid": ref.pid if ref is not None else 0,
+def _status_dump(container: Container) -> bytes:
+    """What ContainerStatus answers of it, as JSON in the CRI's names with numbers for numbers."""
+    meta, config = container.meta, container.config
+    found = {
+        "id": meta.id,
+        "metadata": {"name": meta.name, "attempt": meta.attempt},
+        "state": int(pb.CONTAINER_RUNNING),
+        "created_at": meta.created_at,
+        "started_at": container.status.started_at,
+        "image": {"image": meta.image_ref},
+        "image_ref": meta.image_id,
+        "labels": dict(config.labels),
+        "annotations": dict(config.annotations),
+        "log_path": meta.log_path,
     }
     return json.dumps(found).encode()
-
-
-def _remove_temporaries(location: Path) -> None:
-    """What a daemon that died was writing in order to rename it to this."""
-    try:
-        names = os.listdir(location.parent)
-    except OSError:
-        return
-    for name in names:
-        if name.startswith(f".{location.name}.") and files.temporary_age(name) is not None:
-            files.unlink(location.parent / name)

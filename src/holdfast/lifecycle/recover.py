@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from holdfast.lifecycle.adopt import Adopter
-from holdfast.lifecycle.container_checkpoints import OP as CHECKPOINT
+from holdfast.lifecycle.archives import OP as CHECKPOINT
 from holdfast.lifecycle.container_checkpoints import ContainerCheckpoints
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
