@@ -129,14 +129,11 @@ def _descends(pid: int, init: int) -> bool:
 
 
 def _of_its_files(pid: int) -> str:
-    try:
-        mounts = descriptors.mounts_of(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+    mounts = descriptors.mounts_of(pid)
     for one in descriptors.of(pid):
         if one.link.startswith("/SYSV"):
             return f"process {pid} has shared memory {one.link} of System V"
-        if one.named and one.mount not in mounts and one.kind not in (stat.S_IFIFO, stat.S_IFCHR):
+        if mounts and one.named and one.mount not in mounts and one.kind not in (stat.S_IFIFO, stat.S_IFCHR):
             return f"descriptor {one.number} of process {pid} is {one.link}, a file outside the container"
     return ""
 

@@ -298,6 +298,7 @@ class Containers:
         if foreign := self._foreign.serves(container):
             stdout, stderr = await self._foreign.begin(container, stdin)
         task = await self._shims.task(container.pod.meta.id)
+        origin = await self._restores.begin(container)
         with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there all the same
             await self._images.whole(container.meta.image_id)
         mounts = self._users.shown(container, await self._snapshots.mounts(container.meta.snapshot_key))
@@ -311,7 +312,7 @@ class Containers:
             stdout=stdout,
             stderr=stderr,
             options=self._foreign.options(container),
-            restore=(origin := self._restores.origin(container)),
+            restore=origin,
         )
 
         async def begin() -> int:

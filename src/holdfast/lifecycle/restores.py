@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 READ_SECONDS: Final = 600.0
 TEXT_LIMIT: Final = 16 * 1024 * 1024
+BEGUN: Final = "begun"  # in the directory of what was read, once a start has begun
 FIELD: Final = "config.image.image"
 # How podman, CRI-O and containerd mark an image that holds a checkpoint.
 MARKS: Final = ("org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name")
@@ -132,9 +133,10 @@ class Restores:
         spec = await in_thread(self._bundles.load, container)
         await in_thread(_compare, place, spec, container.config)
 
-    def origin(self, container: Container) -> tuple[Path, CriuSettings] | None:
+    async def begin(self, container: Container) -> tuple[Path, CriuSettings] | None:
         """Where the images are from which a container is to be started, if it is to be restored.
 
+        What an attempt that was cut off has written to its layer is taken back: in the images nobody has written it.
         Raises FailedPrecondition when they are lost.
         """
         if not container.meta.checkpoint:
@@ -144,7 +146,19 @@ class Restores:
         place = self._layout.restore(container.meta.id)
         if not (place / parts.IMAGES).is_dir():
             raise FailedPrecondition(f"cannot restore container {container.meta.id}: {place} is gone")
+        if (place / BEGUN).exists():
+            await self._fill_anew(container)
+        await in_thread(files.write_atomic, place / BEGUN, b"")
+        crashpoint("restore.begun")
         return place / parts.IMAGES, self._checkpoints.settings(container, place)
+
+    async def _fill_anew(self, container: Container) -> None:
+        key = container.meta.snapshot_key
+        below = self._images.snapshot_name(self._images.find(container.meta.image_id))
+        await self._snapshots.remove(key)
+        crashpoint("restore.emptied")
+        await self._snapshots.prepare(key, below)
+        await self.fill(container)
 
     async def discard(self, container_id: str) -> None:
         """What was read is needed no more. Idempotent."""

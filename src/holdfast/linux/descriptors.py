@@ -1,5 +1,6 @@
 """What processes have open, as /proc tells it: files, and TCP connections of theirs."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -52,9 +53,14 @@ def _read(pid: int, number: int) -> Descriptor | None:
 
 
 def mounts_of(pid: int) -> set[int]:
-    """Ids of the mounts that a process sees."""
-    with open(f"/proc/{pid}/mountinfo") as file:
-        return {int(line.split(" ", 1)[0]) for line in file}
+    """Ids of the mounts that a process sees; none of one that has ended."""
+    try:
+        with open(f"/proc/{pid}/mountinfo") as file:
+            return {int(line.split(" ", 1)[0]) for line in file}
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL):  # the last one of a zombie
+            return set()
+        raise
 
 
 def connections(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
