@@ -16,18 +16,20 @@ from typing import Any
 import grpc
 import pytest
 from kit import invariants
+from kit.checkpoints import PRIVATE, checkpoint_pod, numbers
+from kit.checkpoints import place as place_of
+from kit.checkpoints import restore_pod as restore
 from kit.node import Node, node, until
 from kit.tools import CRIU, needs_criu
 from kit.trees import fill, look
 
 from holdfast.checkpoint import sealed
 from holdfast.linux import mount
-from holdfast.proto import node_pb2, node_pb2_grpc
+from holdfast.proto import node_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_criu]
 
-PRIVATE = {"network": pb.POD}
 SECONDS = 120.0
 # Counts to the log, to both volumes, to /dev/shm and to its own layer, always in that order.
 WRITER = """
@@ -89,24 +91,9 @@ class TwoContainers:
         until(lambda: len(numbers(self.node, self.writer)) > 10 and len(numbers(self.node, self.reader)) > 2)
 
 
-def numbers(one: Node, container_id: str) -> list[int]:
-    return [int(line.split()[3]) for line in one.container_log(container_id).splitlines()]
-
-
-def stub(one: Node) -> Any:
-    return node_pb2_grpc.NodeStub(one.channel)
-
-
 def checkpoint(one: Node, pod: str, name: str = "pod.tar", **how: Any) -> tuple[Path, node_pb2.CheckpointPodReply]:
-    target = one.base / "archives" / name
-    target.parent.mkdir(exist_ok=True)
-    request = node_pb2.CheckpointPodRequest(pod_id=pod, location=str(target), **how)
-    return target, stub(one).CheckpointPod(request, timeout=SECONDS)
-
-
-def restore(one: Node, archive: Path, **how: Any) -> str:
-    request = node_pb2.RestorePodRequest(location=str(archive), **how)
-    return str(stub(one).RestorePod(request, timeout=SECONDS).pod_id)
+    target = place_of(one, name)
+    return target, checkpoint_pod(one, pod, target, **how)
 
 
 def members(one: Node, pod: str) -> dict[str, str]:
@@ -304,8 +291,7 @@ def test_what_cannot_be_an_archive_is_refused(one: Node) -> None:
     assert mine.read_bytes() == b"mine"
     assert "compress" in refused(one, lambda: checkpoint(one, two.id, compress="lzma"))
     for location in ("pod.tar", "/tmp/../pod.tar", "", "/", "/nowhere/pod.tar"):
-        request = node_pb2.CheckpointPodRequest(pod_id=two.id, location=location)
-        assert "location" in refused(one, lambda request=request: stub(one).CheckpointPod(request, timeout=SECONDS))
+        assert "location" in refused(one, lambda location=location: checkpoint_pod(one, two.id, Path(location)))
     assert "does not exist" in refused(one, lambda: checkpoint(one, "f" * 64))
     unharmed(two)
 

@@ -24,11 +24,13 @@ from typing import Any
 import grpc
 import pytest
 from image import build_busybox_image
-from kit import crash, images, invariants, streams
+from kit import checkpoints, crash, images, invariants, streams
 from kit.crash import Combination, Inject
 from kit.node import IMAGE, Node, until
 from kit.registry import push, registry
+from kit.tools import CRIU
 
+from holdfast.checkpoint import sealed
 from holdfast.linux import cgroup, files, process
 from holdfast.model.spec import new_id
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -43,7 +45,7 @@ LEAST = 60  # combinations in a sample
 
 TRAP = "trap 'exit 3' TERM; > /ready; while :; do sleep 0.02; done"
 DEAF = "trap '' TERM; > /ready; while :; do sleep 0.02; done"
-
+COUNT = "n=0; while :; do n=$((n+1)); echo $n >> /n; sleep 0.02; done"
 
 FOREIGN = "runc-v2"
 
@@ -56,6 +58,8 @@ esac
 
 
 WANTED = 300  # cpu shares
+HAS_CRIU = shutil.which(CRIU) is not None
+OF_CRIU = ("checkpoint.*", "restore.*", "seal.*", "shim.dump*", "shim.fr[eo]*z*", "shim.restor*", "shim.revived")
 
 
 def shares(path: str, otherwise: int) -> int:
@@ -70,13 +74,19 @@ class Stage:
 
     def __init__(self, host: str) -> None:
         base = Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
-        settings = {"cni_conf_dir": str(base / "net.d"), "cni_bin_dirs": [str(base / "cni")]}
-        self.node = Node(base=base, inject=True, runtimes={FOREIGN: {"shim": "containerd-shim-runc-v2"}}, **settings)
+        settings: dict[str, Any] = {"cni_conf_dir": str(base / "net.d"), "cni_bin_dirs": [str(base / "cni")]}
+        settings |= {"runtimes": {FOREIGN: {"shim": "containerd-shim-runc-v2"}}, "checkpoints": True, "criu_path": CRIU}
+        self.node = Node(base=base, inject=True, **settings)
         self.attached = self._network()
         self.node.start()
         self.node.busybox()
         self.inject = Inject(self.node)
         self.node.remove_pod(self.node.run_pod(handler=FOREIGN))  # what the first one makes for all of them is no trace
+        if HAS_CRIU:  # and so of the first restore
+            one = Restore().prepare(self)
+            Restore().act(self, one)
+            self.node.remove_pod(one.pod)
+            files.unlink(Restore().archive(self))
         self.archive = self._extra_image(host)
         self.reference = f"{host}/crash:1"
         self.bystander = self.node.run_pod(self.node.pod_config("bystander"))
@@ -628,6 +638,183 @@ class Salvage(Recover):
         files.remove_tree(stage.node.root / "quarantine")
 
 
+class Checkpoint(Operation):
+    """Of a container that counts: it goes on, whatever becomes of the archive, which is whole or not there."""
+
+    handler = "runc"
+
+    def prepare(self, stage: Stage) -> Target:
+        target = Target(stage.node, stage.node.pod_config(**checkpoints.PRIVATE), self.handler).with_pod()
+        target.container = stage.node.run(target.pod, COUNT, **checkpoints.PRIVATE)
+        target.facts["pid"] = stage.node.pid(target.container)
+        self.counts(stage, target)
+        return target
+
+    def act(self, stage: Stage, target: Target) -> None:
+        checkpoints.checkpoint(stage.node, target.container, self.archive(stage))
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        if not self.archive(stage).exists():
+            self.act(stage, target)
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert stage.node.pid(target.container) == target.facts["pid"]
+        self.counts(stage, target)
+        archive = self.archive(stage)
+        assert os.listdir(archive.parent) == [archive.name]
+        sealed.unpack(archive, stage.node.base / "read", "container", 1 << 30)
+        for path in (stage.node.base / "read", archive):
+            files.remove_tree(path)
+
+    def archive(self, stage: Stage) -> Path:
+        return checkpoints.place(stage.node, "crash.tar")
+
+    def counts(self, stage: Stage, target: Target) -> None:
+        """What it has in memory and what it has on disk go on together, each number once."""
+        path = Path(f"/proc/{stage.node.pid(target.container)}/root/n")
+        found = lambda: [int(line) for line in path.read_text().splitlines()]  # noqa: E731
+        until(path.exists, "the first number")
+        at = len(found())
+        until(lambda: len(found()) > at + 2, "the container to count on")
+        assert found() == list(range(1, 1 + len(found())))
+
+
+class Restore(Checkpoint):
+    """A container is made from an archive."""
+
+    def prepare(self, stage: Stage) -> Target:
+        target = super().prepare(stage)
+        checkpoints.checkpoint(stage.node, target.container, self.archive(stage))
+        stage.node.remove_pod(target.pod)
+        target.config = stage.node.pod_config(**checkpoints.PRIVATE)
+        return target.with_pod()
+
+    def act(self, stage: Stage, target: Target) -> None:
+        target.container = checkpoints.create(stage.node, self.archive(stage), target.pod)
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        self.act(stage, target)
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert target.names() == ["main"]
+        assert target.state() == pb.CONTAINER_CREATED
+        patiently(lambda: stage.node.start_container(target.container))
+        self.ends(stage, target)
+
+    def ends(self, stage: Stage, target: Target) -> None:
+        self.counts(stage, target)
+        stage.node.stop_container(target.container)
+        assert stage.node.exited(target.container).exit_code == 137
+        files.unlink(self.archive(stage))
+
+
+class RestoreStart(Restore):
+    def prepare(self, stage: Stage) -> Target:
+        target = super().prepare(stage)
+        super().act(stage, target)
+        return target
+
+    def act(self, stage: Stage, target: Target) -> None:
+        stage.node.start_container(target.container)
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        if target.state() != pb.CONTAINER_RUNNING:
+            self.act(stage, target)
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert target.state() == pb.CONTAINER_RUNNING
+        self.ends(stage, target)
+
+
+class RestoreAgain(RestoreStart):
+    """An earlier start was cut off, so that what it may have written has to be taken back first."""
+
+    def prepare(self, stage: Stage) -> Target:
+        target = super().prepare(stage)
+        (stage.node.root / "restores" / target.container / "begun").touch()
+        return target
+
+
+class CheckpointPod(Checkpoint):
+    """Of a pod with a volume, which is left running."""
+
+    def prepare(self, stage: Stage) -> Target:
+        target = Target(stage.node, stage.node.pod_config(**checkpoints.PRIVATE), self.handler).with_pod()
+        volume = self.volumes(stage, target) / "kubernetes.io~empty-dir" / "scratch"
+        volume.mkdir(parents=True)
+        mounts = [pb.Mount(host_path=str(volume), container_path="/scratch")]
+        target.container = stage.node.run(target.pod, f"> /scratch/file; {COUNT}", mounts=mounts, **checkpoints.PRIVATE)
+        target.facts["pid"] = stage.node.pid(target.container)
+        self.counts(stage, target)
+        return target
+
+    def act(self, stage: Stage, target: Target) -> None:
+        checkpoints.checkpoint_pod(stage.node, target.pod, self.archive(stage), leave_running=True)
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert stage.node.pid(target.container) == target.facts["pid"]
+        self.counts(stage, target)
+        self.whole(stage, target)
+
+    def whole(self, stage: Stage, target: Target) -> None:
+        """The archive is, and nothing is beside it."""
+        archive = self.archive(stage)
+        assert os.listdir(archive.parent) == [archive.name]
+        sealed.unpack(archive, stage.node.base / "read", "pod", 1 << 30)
+        for path in (stage.node.base / "read", archive, self.volumes(stage, target).parents[1]):
+            files.remove_tree(path)
+
+    def volumes(self, stage: Stage, target: Target) -> Path:
+        return stage.node.base / "pods" / target.config.metadata.uid / "volumes"
+
+
+class StopByCheckpoint(CheckpointPod):
+    """A pod that is not to be left running."""
+
+    def act(self, stage: Stage, target: Target) -> None:
+        checkpoints.checkpoint_pod(stage.node, target.pod, self.archive(stage))
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        if not self.archive(stage).exists():
+            self.act(stage, target)
+        stage.node.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=target.pod))
+
+    def check(self, stage: Stage, target: Target) -> None:
+        assert [pod.state for pod in stage.node.pods() if pod.id == target.pod] == [pb.SANDBOX_NOTREADY]
+        assert stage.node.exited(target.container).exit_code == 137
+        self.whole(stage, target)
+
+
+class RestorePod(CheckpointPod):
+    """A pod is made of an archive that says that its volume is memory. Who gets no answer removes what there is."""
+
+    def prepare(self, stage: Stage) -> Target:
+        target = super().prepare(stage)
+        checkpoints.checkpoint_pod(stage.node, target.pod, self.archive(stage))
+        stage.node.remove_pod(target.pod)
+        head = sealed.unpack(self.archive(stage), stage.node.base / "read", "pod", 1 << 30)
+        head.about["volumes"][0].update(memory=True, size=1 << 20)
+        sealed.write(self.archive(stage), stage.node.base / "read", "pod", head.about)
+        for path in (stage.node.base / "read", self.volumes(stage, target).parents[1]):
+            files.remove_tree(path)
+        return target
+
+    def act(self, stage: Stage, target: Target) -> None:
+        target.pod = checkpoints.restore_pod(stage.node, self.archive(stage), name="restored")
+
+    def repeat(self, stage: Stage, target: Target) -> None:
+        for pod in stage.node.pods():
+            if pod.metadata.name == "restored":
+                stage.node.remove_pod(pod.id)
+        self.act(stage, target)
+
+    def check(self, stage: Stage, target: Target) -> None:
+        [target.container] = [one.id for one in stage.node.containers() if one.pod_sandbox_id == target.pod]
+        assert stage.node.exec(target.container, ["ls", "/scratch"]).stdout == b"file\n"
+        self.counts(stage, target)
+        files.unlink(self.archive(stage))
+
+
 class ForeignRun(Run):
     handler = FOREIGN
 
@@ -654,6 +841,12 @@ OPERATIONS: dict[str, Operation] = {
     "salvage": Salvage(), "foreign-run": ForeignRun(), "foreign-start": ForeignStart(), "foreign-exit": ForeignExit(),
     "foreign-remove-pod": ForeignRemovePod(), "users-run": UsersRun(), "users-create": UsersCreate(),
 }  # fmt: skip
+if HAS_CRIU:
+    OPERATIONS |= {
+        "checkpoint": Checkpoint(), "restore": Restore(), "restore-start": RestoreStart(),
+        "restore-again": RestoreAgain(),
+        "checkpoint-pod": CheckpointPod(), "stop-by-checkpoint": StopByCheckpoint(), "restore-pod": RestorePod(),
+    }  # fmt: skip
 
 
 def patiently(call: Callable[[], object]) -> None:
@@ -734,6 +927,11 @@ def wait_for_hit(inject: Inject, point: str, acting: threading.Thread) -> int:
     return pid
 
 
+def asked() -> list[str]:
+    """Patterns of the combinations to be played, where not a sample is; those of other operations are not learned."""
+    return os.environ.get("HOLDFAST_CRASH", "*").split(",")
+
+
 def plan(learned: dict[str, Counter[str]]) -> list[Combination]:
     """All combinations of operation, point, how often it has been passed by then, and victim."""
     return [
@@ -780,8 +978,9 @@ class Rounds:
         self.violations: list[str] = []
         self.played = self.reached = 0
         self._open()
-        self.learned = {name: learn(self.stage, name) for name in OPERATIONS}
-        self.learned = {name: learn(self.stage, name) for name in OPERATIONS}
+        names = [name for name in OPERATIONS if any(fnmatch(name, one.partition(":")[0]) for one in asked())]
+        self.learned = {name: learn(self.stage, name) for name in names}
+        self.learned = {name: learn(self.stage, name) for name in names}
         self._baseline = crash.paths(self.stage.node)
 
     def _open(self) -> None:
@@ -820,12 +1019,13 @@ def played(host: str, choose: Callable[[list[Combination]], list[Combination]]) 
 
 def test_every_point_is_passed_by_some_operation_and_a_sample_of_them_survives(host: str) -> None:
     print(f"HOLDFAST_SEED={SEED}")
-    wanted = os.environ.get("HOLDFAST_CRASH", "")
 
     def choose(everything: list[Combination]) -> list[Combination]:
-        if wanted:
-            return [one for one in everything if any(fnmatch(str(one), pattern) for pattern in wanted.split(","))]
+        if asked() != ["*"]:
+            return [one for one in everything if any(fnmatch(str(one), pattern) for pattern in asked())]
         missed = crash.every_point() - {one.point for one in everything}
+        if not HAS_CRIU:
+            missed = {one for one in missed if not any(fnmatch(one, pattern) for pattern in OF_CRIU)}
         assert not missed, f"no operation passes {sorted(missed)}"
         return sample(everything, SEED)
 

@@ -1,8 +1,9 @@
-"""Containers that count, checkpoints of them, and containers made from those, for tests."""
+"""Containers that count, checkpoints of them and of pods, and what is made from those, for tests."""
 
 from pathlib import Path
 from typing import Any
 
+from holdfast.proto import node_pb2, node_pb2_grpc
 from holdfast.proto import runtime_v1_pb2 as pb
 from kit.node import Node
 
@@ -39,6 +40,17 @@ def restore(one: Node, image: Path | str, pod: str = "", **more: Any) -> str:
     container_id = create(one, image, pod, **more)
     one.start_container(container_id)
     return container_id
+
+
+def checkpoint_pod(one: Node, pod: str, target: Path, **how: Any) -> node_pb2.CheckpointPodReply:
+    request = node_pb2.CheckpointPodRequest(pod_id=pod, location=str(target), **how)
+    return node_pb2_grpc.NodeStub(one.channel).CheckpointPod(request, timeout=120)
+
+
+def restore_pod(one: Node, archive: Path, **how: Any) -> str:
+    """Returns the id of the pod."""
+    request = node_pb2.RestorePodRequest(location=str(archive), **how)
+    return str(node_pb2_grpc.NodeStub(one.channel).RestorePod(request, timeout=120).pod_id)
 
 
 def lines(one: Node, container_id: str) -> list[str]:

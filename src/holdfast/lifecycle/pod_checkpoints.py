@@ -30,7 +30,7 @@ from holdfast.lifecycle.tasks import apart, within
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, ipc, mount, tree
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import FailedPrecondition, InvalidArgument
+from holdfast.model.errors import FailedPrecondition, InvalidArgument, Unavailable
 from holdfast.model.state import ContainerState, PodState
 from holdfast.oci.gvisor import Volume as Inner
 
@@ -184,13 +184,13 @@ class PodCheckpoints:
 
 
 def _running(pod: Pod, what: str) -> list[Container]:
-    """Those of the pod's containers that run. Raises FailedPrecondition unless they can be frozen now."""
+    """Those of the pod's containers that run. Raises FailedPrecondition; Unavailable while something is under way."""
     if pod.state is not PodState.READY or not pod.acknowledged:
         raise FailedPrecondition(f"cannot {what}: it is not ready")
     owners: list[Pod | Container] = [pod, *pod.containers.values()]
     for one in owners:
         if under_way := sorted(ENDING & one.intents.keys()):
-            raise FailedPrecondition(f"cannot {what}: a {under_way[0]} of {one.meta.id} is under way")
+            raise Unavailable(f"cannot {what}: a {under_way[0]} of {one.meta.id} is under way")
     unknown = [one.meta.id for one in pod.containers.values() if one.state is ContainerState.UNKNOWN]
     if unknown:
         raise FailedPrecondition(f"cannot {what}: the state of container {unknown[0]} is not known")

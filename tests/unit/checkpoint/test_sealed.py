@@ -145,7 +145,7 @@ def _forged(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[
 
 
 def _altered(found: Members) -> Members:
-    return [(one, b"\0" + data[1:] if one.name.endswith("pages-1.img") else data) for one, data in found]
+    return [(one, bytes([data[0] ^ 1]) + data[1:] if one.name.endswith("pages-1.img") else data) for one, data in found]
 
 
 def _renamed(found: Members) -> Members:
