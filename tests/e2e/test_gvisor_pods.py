@@ -197,3 +197,31 @@ def test_a_sentry_that_hangs_holds_up_its_own_pod_only(one: Node) -> None:
     one.remove_pod(sick)
     counting(one, other)
     assert [pod.id for pod in one.pods()] == [well]
+
+
+def test_ports_are_forwarded_where_something_leads_to_them(one: Node) -> None:
+    mine, hosts = one.run_pod(one.pod_config(network=pb.POD)), one.run_pod(one.pod_config(network=pb.NODE))
+    with pytest.raises(grpc.RpcError) as refused:
+        one.call("PortForward", pb.PortForwardRequest(pod_sandbox_id=mine, port=[80]))
+    assert "its network is gVisor's" in str(refused.value.details())
+    assert one.call("PortForward", pb.PortForwardRequest(pod_sandbox_id=hosts, port=[80])).url
+
+
+def test_a_terminal(one: Node) -> None:
+    pod = one.run_pod()
+    container = one.run(pod, "stty size; read line; echo got $line; exit 6", tty=True, stdin=True)
+    until(lambda: lines(one, container), "it to begin")
+    with open(one.state / "pods" / pod / container / "stdin", "wb", buffering=0) as keyboard:
+        keyboard.write(b"this\n")
+    assert one.exited(container).exit_code == 6
+    assert "got this" in [line.rstrip("\r") for line in lines(one, container)]
+
+
+def test_limits_are_the_pods_alone(one: Node) -> None:
+    container = one.run(one.run_pod(), SLEEP)
+    request = pb.UpdateContainerResourcesRequest(container_id=container)
+    request.linux.memory_limit_in_bytes = 64 << 20
+    with pytest.raises(grpc.RpcError) as refused:
+        one.call("UpdateContainerResources", request)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert one.works(container)
