@@ -225,3 +225,20 @@ def test_limits_are_the_pods_alone(one: Node) -> None:
         one.call("UpdateContainerResources", request)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert one.works(container)
+
+
+def test_users_of_its_own_are_refused(one: Node) -> None:
+    config = one.pod_config()
+    options = config.linux.security_context.namespace_options
+    mapping = pb.IDMapping(host_id=100000, container_id=0, length=65536)
+    options.userns_options.CopyFrom(pb.UserNamespace(mode=pb.POD, uids=[mapping], gids=[mapping]))
+    with pytest.raises(grpc.RpcError) as refused:
+        one.run_pod(config)
+    assert "gVisor" in str(refused.value.details())
+
+
+def test_an_image_as_a_volume(one: Node) -> None:
+    mount = pb.Mount(image=pb.ImageSpec(image="test/busybox:latest"), container_path="/image", readonly=True)
+    container = one.run(one.run_pod(), SLEEP, mounts=[mount])
+    assert b"busybox" in one.exec(container, ["/bin/ls", "/image/bin"]).stdout
+    assert one.exec(container, ["/bin/touch", "/image/x"]).exit_code != 0

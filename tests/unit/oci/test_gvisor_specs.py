@@ -143,3 +143,21 @@ def test_a_part_of_a_volume_is_refused(source: str) -> None:
 def test_what_only_sounds_alike_is_not() -> None:
     made = gvisor.suited(spec(("/x", f"{TOP}/ws2", ["rw"])), pb.NamespaceOption(), [DISK], "")
     assert made["mounts"][-1]["type"] == "bind"
+
+
+def test_what_only_the_hosts_kernel_has_is_refused() -> None:
+    for name in ("pid", "ipc"):
+        config = pb.PodSandboxConfig()
+        setattr(config.linux.security_context.namespace_options, name, pb.NODE)
+        with pytest.raises(FailedPrecondition, match=f"namespace_options.{name}: NODE"):
+            gvisor.check_pod(config)
+    gvisor.check_pod(pb.PodSandboxConfig())
+    context = pb.LinuxContainerSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.TARGET, target_id="x"))
+    for config, field in (
+        (pb.ContainerConfig(devices=[pb.Device(host_path="/dev/kvm")]), "config.devices"),
+        (pb.ContainerConfig(CDI_devices=[pb.CDIDevice(name="a/b=c")]), "config.CDI_devices"),
+        (pb.ContainerConfig(linux=pb.LinuxContainerConfig(security_context=context)), "namespace_options.pid"),
+    ):
+        with pytest.raises(FailedPrecondition, match=field):
+            gvisor.check(config)
+    gvisor.check(pb.ContainerConfig())
