@@ -59,6 +59,8 @@ def check_pod(config: pb.PodSandboxConfig) -> None:
         if getattr(options, name) == pb.NODE:
             where = f"config.linux.security_context.namespace_options.{name}"
             raise FailedPrecondition(f"{where}: NODE is not possible in gVisor")
+    if config.linux.sysctls:
+        raise FailedPrecondition("config.linux.sysctls: they are not possible in gVisor")
 
 
 def check(config: pb.ContainerConfig) -> None:

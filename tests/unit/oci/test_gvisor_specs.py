@@ -151,6 +151,8 @@ def test_what_only_the_hosts_kernel_has_is_refused() -> None:
         setattr(config.linux.security_context.namespace_options, name, pb.NODE)
         with pytest.raises(FailedPrecondition, match=f"namespace_options.{name}: NODE"):
             gvisor.check_pod(config)
+    with pytest.raises(FailedPrecondition, match=r"config\.linux\.sysctls"):
+        gvisor.check_pod(pb.PodSandboxConfig(linux=pb.LinuxPodSandboxConfig(sysctls={"net.core.somaxconn": "1"})))
     gvisor.check_pod(pb.PodSandboxConfig())
     context = pb.LinuxContainerSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.TARGET, target_id="x"))
     for config, field in (
