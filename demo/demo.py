@@ -58,6 +58,7 @@ class Demo:
 
     base: Path
     cgroup_root: str
+    settings: str = ""  # more lines of its configuration
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,7 +68,7 @@ class Demo:
     def start(self) -> float:
         """Start the daemon as a user would. Returns the seconds until it lists containers."""
         config = self.base / "config.toml"
-        config.write_text(f'cgroup_root = "{self.cgroup_root}"\nlog_root = "{self.base}/logs"\n')
+        config.write_text(f'cgroup_root = "{self.cgroup_root}"\nlog_root = "{self.base}/logs"\n{self.settings}')
         command = [str(BIN / "holdfastd"), "--root", f"{self.base}/root", "--state", f"{self.base}/state"]
         command += ["--socket", str(self.socket), "--config", str(config)]
         began = time.monotonic()

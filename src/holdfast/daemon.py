@@ -302,6 +302,7 @@ class Daemon:
             streamers,
             foreign,
             background,
+            handlers,
             config.streaming_idle_timeout,
         )
         live = Live(store, world, images, snapshots, keeper, sessions, restores)

@@ -197,3 +197,48 @@ def test_a_sentry_that_hangs_holds_up_its_own_pod_only(one: Node) -> None:
     one.remove_pod(sick)
     counting(one, other)
     assert [pod.id for pod in one.pods()] == [well]
+
+
+def test_ports_are_forwarded_where_something_leads_to_them(one: Node) -> None:
+    mine, hosts = one.run_pod(one.pod_config(network=pb.POD)), one.run_pod(one.pod_config(network=pb.NODE))
+    with pytest.raises(grpc.RpcError) as refused:
+        one.call("PortForward", pb.PortForwardRequest(pod_sandbox_id=mine, port=[80]))
+    assert "its network is gVisor's" in str(refused.value.details())
+    assert one.call("PortForward", pb.PortForwardRequest(pod_sandbox_id=hosts, port=[80])).url
+
+
+def test_a_terminal(one: Node) -> None:
+    pod = one.run_pod()
+    container = one.run(pod, "stty size; read line; echo got $line; exit 6", tty=True, stdin=True)
+    until(lambda: lines(one, container), "it to begin")
+    with open(one.state / "pods" / pod / container / "stdin", "wb", buffering=0) as keyboard:
+        keyboard.write(b"this\n")
+    assert one.exited(container).exit_code == 6
+    assert "got this" in [line.rstrip("\r") for line in lines(one, container)]
+
+
+def test_limits_are_the_pods_alone(one: Node) -> None:
+    container = one.run(one.run_pod(), SLEEP)
+    request = pb.UpdateContainerResourcesRequest(container_id=container)
+    request.linux.memory_limit_in_bytes = 64 << 20
+    with pytest.raises(grpc.RpcError) as refused:
+        one.call("UpdateContainerResources", request)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert one.works(container)
+
+
+def test_users_of_its_own_are_refused(one: Node) -> None:
+    config = one.pod_config()
+    options = config.linux.security_context.namespace_options
+    mapping = pb.IDMapping(host_id=100000, container_id=0, length=65536)
+    options.userns_options.CopyFrom(pb.UserNamespace(mode=pb.POD, uids=[mapping], gids=[mapping]))
+    with pytest.raises(grpc.RpcError) as refused:
+        one.run_pod(config)
+    assert "gVisor" in str(refused.value.details())
+
+
+def test_an_image_as_a_volume(one: Node) -> None:
+    mount = pb.Mount(image=pb.ImageSpec(image="test/busybox:latest"), container_path="/image", readonly=True)
+    container = one.run(one.run_pod(), SLEEP, mounts=[mount])
+    assert b"busybox" in one.exec(container, ["/bin/ls", "/image/bin"]).stdout
+    assert one.exec(container, ["/bin/touch", "/image/x"]).exit_code != 0

@@ -27,6 +27,11 @@ END_SECONDS: Final = 5.0
 RIGHTS: Final = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP")
 
 
+def brought_in(pod: Pod) -> str:
+    """The cgroup of that container, which is left if its runsc was killed."""
+    return cgroups.path_of(pod.meta.cgroup_parent, f"{pod.meta.id}-{NAME}")
+
+
 async def bring_in(layout: Layout, pod: Pod, task: TaskClient, volume: Volume) -> None:
     """Copy what there is. Raises FailedPrecondition when not all of it could be, and what the shim says."""
     id = f"{pod.meta.id}-{NAME}"

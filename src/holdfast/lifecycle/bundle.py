@@ -82,6 +82,10 @@ class Bundles:
         linux = pb.LinuxContainerUser(uid=user["uid"], gid=user["gid"], supplemental_groups=user["additionalGids"])
         return pb.ContainerUser(linux=linux)
 
+    def mounts_at_start(self, container: Container) -> bool:
+        """Whether the OCI runtime mounts what the container has when it is started, and not when it is created."""
+        return self._handlers.get(container.pod.meta.handler).gvisor
+
     async def ensure(self, container: Container) -> None:
         """Make the bundle unless it is there; the state directory may have been lost since it was written.
 
@@ -123,9 +127,12 @@ class Bundles:
         if (users := container.pod.users) is not None:
             files.give_way(self.path(container), users.gid)
         user = self._user(container, image, rootfs)
+        in_gvisor = self._handlers.get(container.pod.meta.handler).gvisor
+        if in_gvisor:
+            gvisor.check(container.config)
         request = replace(self._request(container, image, user), **found)
         spec = build(self._confinement.completed(request))
-        if self._handlers.get(container.pod.meta.handler).gvisor:
+        if in_gvisor:
             options = container.config.linux.security_context.namespace_options
             shm = request.shm if request.shm != HOST_SHM else ""
             spec = gvisor.suited(spec, options, self._in_gvisor.placed(container.pod), shm)

@@ -315,11 +315,13 @@ class Containers:
             restore=origin,
         )
 
+        at_once = origin is not None or self._bundles.mounts_at_start(container)
+
         async def begin() -> int:
-            """What is restored is put into its mounts when it is started, and not before."""
+            """What is restored, or gVisor's, is put into its mounts when it is started, and not before."""
             async with self._volumes.staged(container):
                 pid = await make()
-                if origin is not None:
+                if at_once:
                     await task.start(container.meta.id)
             return pid
 
@@ -333,7 +335,7 @@ class Containers:
         crashpoint("start.created")
         if foreign:
             await self._foreign.created(container, pid)
-        if origin is None:
+        if not at_once:
             await task.start(container.meta.id)
         crashpoint("start.started")
         problem = "its shim has not recorded its init"

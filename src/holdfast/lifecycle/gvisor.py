@@ -1,7 +1,7 @@
 """The volumes of gVisor pods on this host: where they are, whether they may be taken over, and what is left of them.
 
-Known by where kubelets and our agent have them: ROOT/pods/UID/volumes/PLUGIN/NAME, with ROOT one of `volume_roots`, or
-where we have made those of a restored pod.
+EmptyDirs, known by where kubelets and our agent have them: ROOT/pods/UID/volumes/PLUGIN/NAME, with ROOT one of
+`volume_roots`, or where we have made those of a restored pod.
 """
 
 import logging
@@ -14,6 +14,7 @@ from typing import Final
 
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Pod
+from holdfast.lifecycle.pod_archive import EMPTY_DIRS
 from holdfast.model.errors import FailedPrecondition, InvalidArgument
 from holdfast.model.gvisor import FILESTORE
 from holdfast.oci import gvisor
@@ -71,8 +72,8 @@ class GvisorVolumes:
             return []
         roots = [*self._roots, self._layout.volumes(pod.meta.id)]
         tops = [root / "pods" / pod.meta.uid / "volumes" for root in roots]
-        plugins = [top / name for top in tops if top.is_dir() for name in sorted(os.listdir(top))]
-        return [plugin / one.name for plugin in plugins if (plugin / one.name).is_dir()]
+        places = [top / plugin / one.name for top in tops for plugin in EMPTY_DIRS]
+        return [place for place in places if place.is_dir()]
 
 
 def existing(one: Volume) -> list[str]:

@@ -106,7 +106,7 @@ class Pods:
         self._limits.check_pod(config)
         handler = self._handlers.usable(handler_name)
         if handler.gvisor:
-            gvisor.volumes(config.annotations)
+            gvisor.check_pod(config)
         if user_namespace(config.linux.security_context.namespace_options) is not None:
             await self._users.require(handler)
 

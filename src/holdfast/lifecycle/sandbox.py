@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.lifecycle.bring_in import bring_in
+from holdfast.lifecycle.bring_in import bring_in, brought_in
 from holdfast.lifecycle.confinement import Confinement
 from holdfast.lifecycle.gvisor import GvisorVolumes
 from holdfast.lifecycle.layout import Layout
@@ -135,6 +135,7 @@ class Sandboxes:
                 await command.run(handler, "delete", "--force", pod_id)
         if handler.gvisor:
             await apart(handler.forget, pod_id, pod_id)
+            await apart(cgroup.remove_if_empty, brought_in(pod))
         await apart(mount.unmount_tree, bundle / "rootfs")
 
     async def kill(self, pod: Pod, handler: Handler) -> None:

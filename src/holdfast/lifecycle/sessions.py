@@ -28,6 +28,7 @@ from holdfast.model.errors import FailedPrecondition, InvalidArgument, NotFound
 from holdfast.model.state import ContainerState, PodState, ProcessRef
 from holdfast.model.tally import OK, result_of
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.loggers import SERVICE, SOCKET
 from holdfast.runtime.shims import Shims, wait_gone
 from holdfast.runtime.streamers import ATTACH, EXEC, FORWARD, Streamers, kind_of, new_id, owner_of
@@ -76,8 +77,10 @@ class Sessions:
         streamers: Streamers,
         foreign: Foreign,
         background: Background,
+        handlers: Handlers,
         idle_seconds: int,
     ) -> None:
+        self._handlers = handlers
         self.offer: Callable[[Session], str] | None = None  # the URL at which it can be begun once
         self.mine: set[str] = set()  # begun, or taken over from an earlier daemon, and not over yet
         self._world = world
@@ -188,6 +191,9 @@ class Sessions:
             raise NotFound(f"cannot find pod sandbox {pod_id!r}: it is being made")
         if not _is_open(pod):
             raise FailedPrecondition(f"cannot forward ports of pod sandbox {pod.meta.id}: it is not ready")
+        if pod.status.netns and self._handlers.get(pod.meta.handler).gvisor:
+            why = "its network is gVisor's, into which only its own addresses lead"
+            raise FailedPrecondition(f"cannot forward ports of pod sandbox {pod.meta.id}: {why}")
         return pod
 
     # -- when the client has come

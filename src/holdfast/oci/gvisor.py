@@ -51,6 +51,28 @@ class Volume:
     source: str = ""
 
 
+def check_pod(config: pb.PodSandboxConfig) -> None:
+    """Raises InvalidArgument for annotations without sense, FailedPrecondition for what only the host's kernel has."""
+    volumes(config.annotations)
+    options = config.linux.security_context.namespace_options
+    for name in ("pid", "ipc"):
+        if getattr(options, name) == pb.NODE:
+            where = f"config.linux.security_context.namespace_options.{name}"
+            raise FailedPrecondition(f"{where}: NODE is not possible in gVisor")
+    if config.linux.sysctls:
+        raise FailedPrecondition("config.linux.sysctls: they are not possible in gVisor")
+
+
+def check(config: pb.ContainerConfig) -> None:
+    """The same for a container."""
+    if config.devices or config.CDI_devices:
+        raise FailedPrecondition(f"config.{'devices' if config.devices else 'CDI_devices'}: there are none in gVisor")
+    if config.linux.security_context.namespace_options.pid == pb.TARGET:
+        raise FailedPrecondition(
+            "config.linux.security_context.namespace_options.pid: TARGET is not possible in gVisor"
+        )
+
+
 def volumes(annotations: Mapping[str, str]) -> list[Volume]:
     """Those that are not just what they are on the host. Raises InvalidArgument that names the annotation."""
     found: dict[str, Volume] = {}

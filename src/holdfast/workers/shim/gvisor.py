@@ -24,6 +24,7 @@ from holdfast.workers.shim.oci import ENVIRONMENT, Runtime, memory_file
 from holdfast.workers.shim.task import State, Task
 
 PAUSE: Final = 0.02  # until a wait that was cut off is begun again, or the sentry's end has been noticed
+PAUSE_LONGEST: Final = 1.0
 ANSWER_LIMIT: Final = 64 * 1024
 PID_LIMIT: Final = 64
 
@@ -35,13 +36,13 @@ class Ends:
         self._loop = loop
         self._runtime = runtime
         self._conclude = conclude
-        self._awaited: set[str] = set()
+        self._awaited: dict[str, Task] = {}
         self._fates: dict[str, ExitRecord] = {}
 
     def await_end(self, task: Task) -> None:
         """Of a container that was started. The sandbox container is the sentry, whose end the kernel tells."""
-        if self._runtime.is_inside(task.id) and task.id not in self._awaited:
-            self._awaited.add(task.id)
+        if self._runtime.is_inside(task.id) and self._awaited.get(task.id) is not task:
+            self._awaited[task.id] = task
             self._loop.start(self._await(task), lambda _, error: self._over(task, error))
 
     def lose(self, task: Task, sentry: ExitRecord) -> bool:
@@ -52,11 +53,12 @@ class Ends:
         return True
 
     async def _await(self, task: Task) -> None:
-        record = None
+        record, pause = None, PAUSE
         while record is None and not task.deleted and task.init.state is not State.STOPPED:
             record = await self._ask(task) or self._fates.get(task.id) or _gone(task)
             if record is None:
-                await self._loop.sleep(PAUSE)
+                await self._loop.sleep(pause)
+                pause = min(pause * 2, PAUSE_LONGEST)
         if record is not None and task.init.state is not State.STOPPED:
             self._conclude(task, record)
             crashpoint("shim.heard")
@@ -65,14 +67,19 @@ class Ends:
     async def _ask(self, task: Task) -> ExitRecord | None:
         """How the container has ended, once it has; None when that was cut off."""
         with memory_file("wait") as answer:
-            pid = _spawn([self._runtime.binary, "--root", self._runtime.root, "wait", task.id], answer)
+            try:
+                pid = _spawn([self._runtime.binary, "--root", self._runtime.root, "wait", task.id], answer)
+            except OSError:
+                traceback.print_exc()
+                return None
             await self._loop.ended(pid)
             code = exit_code(os.pread(answer, ANSWER_LIMIT, 0))
             return _ended(task, code, 0) if code is not None else None
 
     def _over(self, task: Task, error: Exception | None) -> None:
-        self._awaited.discard(task.id)
-        self._fates.pop(task.id, None)
+        if self._awaited.get(task.id) is task:
+            del self._awaited[task.id]
+            self._fates.pop(task.id, None)
         if error is not None:
             traceback.print_exception(error)
 

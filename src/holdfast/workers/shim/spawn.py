@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from holdfast.linux import mount, namespace
@@ -83,9 +84,12 @@ def hidden(targets: Iterable[str]) -> Iterator[None]:
 
 def _make_private(target: str) -> None:
     """See to it that what is mounted at `target`, on the mount there or on the one that holds it, stays here."""
-    for path in (os.path.dirname(target), target):
+    for path in (target, *map(str, Path(target).parents)):
         try:
             mount.set_propagation(path, mount.MS_PRIVATE)
         except OSError as exc:
             if exc.errno != errno.EINVAL:  # not a mount point
                 raise
+        else:
+            if path != target:
+                return
