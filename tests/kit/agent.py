@@ -48,10 +48,11 @@ def get(port: int) -> bytes:
 class Agent:
     """`inject` is its crash points' directory."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, root: Path | None = None) -> None:
         self.node = node
         self.base = Path(tempfile.mkdtemp(prefix="agent-", dir=node.base))
         self.root, self.manifests, self.inject = (self.base / name for name in ("root", "manifests", "inject"))
+        self.root = root or self.root
         self.logs = self.base / "logs"
         for place in (self.manifests, self.inject):
             place.mkdir()
@@ -123,10 +124,10 @@ class Agent:
 
 
 @contextlib.contextmanager
-def running_agent(one: Node) -> Iterator[Agent]:
+def running_agent(one: Node, root: Path | None = None) -> Iterator[Agent]:
     """A started agent; at the end nothing of its pods is left, however the test has left them."""
     one.import_image(build_busybox_image(one.base, IMAGE))
-    found = Agent(one)
+    found = Agent(one, root)
     found.start()
     try:
         yield found

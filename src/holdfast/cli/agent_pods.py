@@ -86,7 +86,7 @@ def delete_command(
             agent.Delete(request, timeout=ctx.find_root().obj["timeout"])
             if wait and kind == "pod":
                 for listed in agent.WatchPods(pb.ListPodsRequest(namespace=namespace, name=name)):
-                    if not listed.pods:
+                    if not any(one.deleted_at for one in listed.pods):
                         break
             click.echo(f"{kind}/{namespace}/{name} deleted")
 
@@ -146,6 +146,8 @@ def word(pod: dict[str, Any], deleted_at: int = 0) -> str:
     status = pod["status"]
     if deleted_at:
         return "Terminating"
+    if "reason" in status:
+        return str(status["reason"])
     inits = status.get("initContainerStatuses", [])
     for number, one in enumerate(inits):
         if one["ready"] or one.get("started"):

@@ -10,8 +10,9 @@ import grpc
 import grpc.aio
 
 from holdfast.agent.pod.decode import Refused
-from holdfast.agent.sync import applied
+from holdfast.agent.sync import applied, orphans
 from holdfast.agent.sync.agent import Agent
+from holdfast.agent.sync.orphans import Orphan
 from holdfast.agent.sync.worker import Worker
 from holdfast.linux import files
 from holdfast.linux.threads import in_thread
@@ -70,6 +71,8 @@ class Api(AgentServicer):
         except OSError as exc:
             return await context.abort(grpc.StatusCode.UNAVAILABLE, str(exc))
         if not there and not workers:
+            for orphan in self._agent.orphans(request.namespace, request.name) if request.kind == "pod" else ():
+                return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, orphan.why)
             what = f"{request.kind} {request.namespace}/{request.name}"
             return await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {what}")
         return pb.DeleteReply()
@@ -91,7 +94,9 @@ class Api(AgentServicer):
 
     def _listed(self, request: pb.ListPodsRequest) -> pb.ListPodsReply:
         found = self._agent.named(request.namespace, request.name)
-        return pb.ListPodsReply(pods=[self._shown(one) for one in found], unread=self._agent.unread)
+        left_alone = self._agent.orphans(request.namespace, request.name)
+        pods = [*map(self._shown, found), *map(_shown_orphan, left_alone)]
+        return pb.ListPodsReply(pods=pods, unread=self._agent.unread)
 
     def _shown(self, worker: Worker) -> pb.AgentPod:
         meta = worker.pod.metadata
@@ -105,3 +110,8 @@ class Api(AgentServicer):
             volumes=self._agent.volumes.told(meta.uid),
             deleted_at=worker.record.deleted_at,
         )
+
+
+def _shown_orphan(one: Orphan) -> pb.AgentPod:
+    plain = json.dumps(orphans.shown(one))
+    return pb.AgentPod(namespace=one.namespace, name=one.name, uid=one.uid, source="-", json=plain)

@@ -38,6 +38,7 @@ PRE_STOP: Final = "io.kubernetes.container.preStopHandler"
 PORTS: Final = "io.kubernetes.container.ports"
 CONFIG_SOURCE: Final = "kubernetes.io/config.source"
 AGENT: Final = "holdfast-agent"  # the source: what no agent has made no agent touches
+AGENT_ROOT: Final = "holdfast.io/agent"  # which agent: the cgroup that its pods are below
 
 HOSTS: Final = "/etc/hosts"
 PROTOCOLS: Final = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
@@ -95,7 +96,7 @@ def sandbox_config(pod: Pod, attempt: int, node: Node) -> pb.PodSandboxConfig:
         dns_config=names.dns(spec, node.dns),
         port_mappings=_ports(spec),
         labels={**meta.labels, **of_pod(pod)},
-        annotations={**meta.annotations, CONFIG_SOURCE: AGENT},
+        annotations={**meta.annotations, CONFIG_SOURCE: AGENT, AGENT_ROOT: node.cgroup_root},
         linux=pb.LinuxPodSandboxConfig(
             cgroup_parent=qos.cgroup_parent(pod, node.cgroup_root),
             security_context=_sandbox_security(spec, node),

@@ -4,6 +4,7 @@ pods/UID/etc-hosts
 pods/UID/containers/NAME/ATTEMPT    mounted at terminationMessagePath
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable
@@ -13,7 +14,8 @@ from typing import Final
 from holdfast.agent.pod.spec import Container, Pod
 from holdfast.agent.sync import names
 from holdfast.agent.sync.convert import HOSTS
-from holdfast.agent.volumes.paths import Paths
+from holdfast.agent.volumes import journal
+from holdfast.agent.volumes.paths import Paths, listed
 from holdfast.linux import files
 from holdfast.linux.files import write_atomic
 
@@ -71,10 +73,27 @@ def _tail(path: Path, limit: int) -> str:
         return file.read(limit).decode(errors="replace")
 
 
-def remove_pod(paths: Paths, pod: Pod, log_directory: str) -> None:
+def remove_pod(paths: Paths, uid: str, log_directory: str = "") -> None:
     """What a pod has beside its volumes and its record. Idempotent. Raises OSError."""
-    directory = paths.pod(pod.metadata.uid)
+    directory = paths.pod(uid)
     files.unlink(directory / "etc-hosts")
-    for tree in (directory / "containers", Path(log_directory)):
+    for tree in (directory / "containers", *([Path(log_directory)] if log_directory else [])):
         if tree.exists():
             files.remove_tree(tree)
+    with contextlib.suppress(OSError):  # its record, volumes or somebody else's are in it, or it is gone
+        files.rmdir(directory)
+
+
+def rests(paths: Paths) -> set[str]:
+    """Uids of which nothing is left but what `remove_pod` removes."""
+
+    def is_rest(directory: Path) -> bool:
+        return {path.name for path in listed(directory)} <= {"etc-hosts", "containers"}
+
+    return {path.name for path in listed(paths.pods) if paths.is_pod(path.name) and path.is_dir() and is_rest(path)}
+
+
+def sweep(paths: Paths) -> None:
+    """Remove what writes have left that were cut short, while nobody writes. Raises OSError."""
+    for directory in (paths.root, paths.root / "applied", *listed(paths.pods)):
+        journal.sweep(directory)

@@ -12,7 +12,8 @@ import grpc
 import grpc.aio
 
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
-from holdfast.agent.sync.convert import CONTAINER_NAME, HASH, POD_UID
+from holdfast.agent.sync.convert import AGENT_ROOT, CONTAINER_NAME, HASH, POD_UID
+from holdfast.agent.sync.orphans import Made
 from holdfast.linux import cgroup
 from holdfast.linux.threads import in_thread
 from holdfast.model import errors
@@ -163,9 +164,14 @@ class Runtime:
     async def _containers(self) -> list[pb.Container]:
         return list((await self._call(self._runtime.ListContainers, pb.ListContainersRequest())).containers)
 
-    async def uids(self) -> set[str]:
-        """Of all pods that have a sandbox, whoever has made it."""
-        return {one.metadata.uid for one in await self._pods()}
+    async def made_here(self) -> list[Made]:
+        """All sandboxes that an agent of this cgroup root has made."""
+        found = [one for one in await self._pods() if one.annotations.get(AGENT_ROOT) == self._cgroup_root]
+        used = {one.pod_sandbox_id for one in await self._containers()} if found else set()
+        return [
+            Made(one.id, one.metadata.uid, one.metadata.namespace, one.metadata.name, one.id not in used)
+            for one in found
+        ]
 
     # -- the proof
 

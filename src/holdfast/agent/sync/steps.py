@@ -221,7 +221,7 @@ async def leave(parts: Parts, pod: Pod, there: Observed) -> None:
         await parts.runtime.stop_pod(sandbox.id)
         await parts.runtime.remove_pod(sandbox.id)
     await in_thread(_remove_cgroup, qos.cgroup_parent(pod, parts.node.cgroup_root), parts.node.cgroup_root)
-    await in_thread(files.remove_pod, parts.paths, pod, convert.log_directory(pod, parts.node))
+    await in_thread(files.remove_pod, parts.paths, uid, convert.log_directory(pod, parts.node))
 
 
 def _remove_cgroup(path: str, root: str) -> None:

@@ -71,7 +71,9 @@ class Manager:
 
     def want(self, pods: Iterable[Pod], complete: bool) -> None:
         """All pods whose volumes are wanted, those included that are being stopped. `complete`: there are no others."""
-        self._pods = {pod.metadata.uid: pod for pod in pods}
+        before, self._pods = self._pods, {pod.metadata.uid: pod for pod in pods}
+        for uid in self._pods.keys() - before.keys():  # whatever was not proven of it then is not asked for now
+            self._unproven.pop(uid, None)
         self._complete = complete
         self._refresh()
         self._wake.set()
