@@ -12,6 +12,7 @@ from holdfast import logs
 from holdfast.agent.sync.agent import Agent, Settings, node_of
 from holdfast.agent.sync.api import SOCKET, Api
 from holdfast.linux import files, systemd
+from holdfast.model.cgroups import DRIVERS
 
 
 def main(argv: list[str]) -> int:
@@ -43,12 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("root", "manifests"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--node-name", default="")
+    parser.add_argument("--cgroup-driver", default="", choices=("", *DRIVERS))
     return parser
 
 
 async def _serve(options: argparse.Namespace) -> None:
     node = node_of(options.node_name, options.log_root, options.cgroup_root)
-    agent = Agent(Settings(options.socket, options.root, (options.manifests,), node))
+    agent = Agent(Settings(options.socket, options.root, (options.manifests,), node, options.cgroup_driver))
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None

@@ -5,12 +5,20 @@ import sys
 
 import click
 
+from holdfast.model.cgroups import DRIVERS
+
 
 @click.command("agent")
 @click.option("--root", default="/var/lib/holdfast-agent", show_default=True, help="Records of pods, and volumes.")
 @click.option("--manifests", default="/etc/holdfast/manifests", show_default=True, help="Directory of Pod manifests.")
 @click.option("--log-root", default="/var/log/pods", show_default=True, help="Logs of containers.")
 @click.option("--cgroup-root", default="/holdfast-agent", show_default=True, help="Cgroup below which the pods' are.")
+@click.option(
+    "--cgroup-driver",
+    default="",
+    type=click.Choice(["", *DRIVERS]),
+    help="Whether systemd makes cgroups. [default: as the runtime says; cgroupfs for one that does not]",
+)
 @click.option("--node-name", default="", help="What pods are told this machine is called. [default: its host name]")
 @click.option(
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])

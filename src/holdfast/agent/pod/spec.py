@@ -541,6 +541,13 @@ class DnsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalRef:
+    """To what is in the pod's namespace."""
+
+    name: Subdomain
+
+
+@dataclass(frozen=True, slots=True)
 class HostAlias:
     ip: str
     hostnames: tuple[str, ...] = ()
@@ -551,7 +558,6 @@ class PodSpec:
     UNSUPPORTED: ClassVar = {
         "affinity": ONE_NODE,
         "ephemeralContainers": NO_CLUSTER,
-        "imagePullSecrets": "registries' credentials are the runtime's to know",
         "nodeName": ONE_NODE,
         "nodeSelector": ONE_NODE,
         "os": "this is Linux",
@@ -586,6 +592,7 @@ class PodSpec:
     host_pid: bool = False
     host_ipc: bool = False
     host_users: bool = True
+    image_pull_secrets: tuple[LocalRef, ...] = ()
     hostname: str = ""
     runtime_class_name: str = ""
     security_context: PodSecurityContext = PodSecurityContext()
@@ -607,8 +614,8 @@ class PodSpec:
         for container in self.containers:
             if container.restart_policy:
                 raise ValueError(f".containers[{container.name}].restartPolicy: is for init containers")
-        if not self.host_users:
-            raise ValueError(".hostUsers: false is not supported here: nobody gives out ranges of users yet")
+        if not self.host_users and (self.host_network or self.host_pid or self.host_ipc):
+            raise ValueError(".hostUsers: false goes with none of hostNetwork, hostPID and hostIPC")
         if self.share_process_namespace and self.host_pid:
             raise ValueError(".shareProcessNamespace: goes with no hostPID")
 

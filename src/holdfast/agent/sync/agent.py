@@ -18,7 +18,7 @@ from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.spec import Container, Pod
 from holdfast.agent.sync import files as pod_files
-from holdfast.agent.sync import names, orphans, record, said
+from holdfast.agent.sync import limits, names, orphans, record, said
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.orphans import Orphan
 from holdfast.agent.sync.parts import Parts
@@ -26,6 +26,7 @@ from holdfast.agent.sync.record import Record
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.agent.sync.said import Said
 from holdfast.agent.sync.source import WRITTEN, Found, Source
+from holdfast.agent.sync.users import Users
 from holdfast.agent.sync.worker import Worker
 from holdfast.agent.volumes.manager import Manager
 from holdfast.agent.volumes.paths import Paths
@@ -49,6 +50,7 @@ class Settings:
     root: Path
     manifests: tuple[Path, ...]
     node: Node
+    cgroup_driver: str = ""  # "" is as the runtime says
 
 
 class Agent:
@@ -66,10 +68,17 @@ class Agent:
         self._facts = Facts(
             settings.node.name, host_addresses(), (), 1000 * (os.cpu_count() or 1), settings.node.memory
         )
-        self._runtime = Runtime(settings.socket, settings.node.cgroup_root)
+        self._runtime = Runtime(settings.socket, settings.node.cgroup_root, settings.cgroup_driver)
         self.volumes = Manager(settings.root, self._proven_dead, self._facts_of)
+        self._users = Users()
         self._parts = Parts(
-            self._runtime, self.volumes, self._paths, settings.node, self._facts_of, lambda _: self._want()
+            self._runtime,
+            self.volumes,
+            self._paths,
+            settings.node,
+            self._facts_of,
+            lambda _: self._want(),
+            self._users,
         )
         self.workers: dict[str, Worker] = {}
         self._soon = asyncio.Event()
@@ -91,6 +100,7 @@ class Agent:
                 group.create_task(self.volumes.run(), name="volumes")
                 group.create_task(self._listen(), name="events of the runtime")
                 group.create_task(self._seek(), name="orphans")
+                group.create_task(self._weigh(), name="weights of the classes")
                 while True:
                     self._soon.clear()
                     await self._look()
@@ -151,6 +161,7 @@ class Agent:
                 if uid not in self._damaged:
                     log.error("%s: %s: what this pod has is left alone", path, exc)
                 self._damaged[uid] = f"{path}: {exc}"
+                self._users.doubt(uid)
         self._want()
 
     async def _seek(self) -> None:
@@ -206,6 +217,8 @@ class Agent:
         return await self._runtime.proven_dead(uid)
 
     def _begin(self, known: Record) -> Worker:
+        if known.users:
+            self._users.know(known.pod.metadata.uid, known.users)
         worker = Worker(self._parts, known)
         self.workers[worker.uid] = worker
         self._group.create_task(self._tend(worker), name=f"pod {worker.uid}")
@@ -221,6 +234,7 @@ class Agent:
                 log.exception("the worker of pod %s has failed", worker.uid)
                 await asyncio.sleep(AGAIN)
         del self.workers[worker.uid]
+        self._users.release(worker.uid)
         self._gone.add(worker.uid)
         self._want()
 
@@ -229,6 +243,21 @@ class Agent:
             for worker in self.workers.values():
                 if uid in ("", worker.uid):
                     worker.wake()
+
+    async def _weigh(self) -> None:
+        """See to it that classes of pods weigh what their pods request, whatever comes, goes or is made anew."""
+        said = ""
+        while True:
+            pods = [one.pod for one in self.workers.values() if not one.record.finished]
+            try:
+                driver = await self._runtime.cgroup_driver()
+                for parent, found in limits.of_classes(pods, self._node.cgroup_root, driver).items():
+                    await in_thread(limits.change, parent, found)
+                said = ""
+            except (HoldfastError, OSError) as exc:  # also: of a cgroup that has just gone
+                if (text := str(exc)) != said:
+                    log.info("cannot weigh the classes of pods: %s", said := text)
+            await asyncio.sleep(LOOK)
 
     def _want(self) -> None:
         """Tell the volume manager. Whatever has volumes has a record, or is an orphan, which is never proven dead.

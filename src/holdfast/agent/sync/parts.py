@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.spec import Container, Pod
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.runtime import Runtime
+from holdfast.agent.sync.users import Users
 from holdfast.agent.volumes.paths import Paths
 
 PAUSE: Final = 2_000_000_000  # ns until a step that could not be taken is tried again
@@ -71,4 +72,5 @@ class Parts:
     node: Node
     facts: Callable[[Pod], Facts]  # but for the pod's own addresses
     leaving: Callable[[str], None]
+    users: Users = field(default_factory=Users)
     clock: Callable[[], int] = time.time_ns

@@ -55,6 +55,7 @@ class Record:
     health: Mapping[str, Health] = field(default_factory=dict)  # by id of a run: what its probes have come to
     hooks: Mapping[str, int] = field(default_factory=dict)  # by container: the attempt whose postStart is not through
     kills: Mapping[str, Kill] = field(default_factory=dict)  # by id of a run
+    users: int = 0  # the first of the host's ids that are its own
 
 
 def seen(record: Record, there: Observed) -> tuple[Record, Observed]:

@@ -154,9 +154,11 @@ class Worker:
                 name: replace(run, message=ended[name][1]) if ended.get(name, ("", ""))[0] == run.id else run
                 for name, run in after.runs.items()
             }
-            return replace(after, runs=runs, begun_at=known.begun_at or self._parts.clock())
+            users = known.users or (there.current.users if there.current is not None else 0)
+            return replace(after, runs=runs, begun_at=known.begun_at or self._parts.clock(), users=users)
 
         await self._keep(look)
+        self._parts.users.know(self.uid, self.record.users)
         self.there = seen(self.record, there)[1]
 
     async def _last_words(self, run: Run) -> tuple[str, str]:
@@ -257,23 +259,36 @@ class Worker:
 
     async def _make_sandbox(self, attempt: int, stops: tuple[str, ...], there: Observed) -> None:
         crashpoint("agent.sandbox")
-        await steps.make_sandbox(self._parts, self.pod, attempt, stops)
+        users = await self._users()
+        await steps.make_sandbox(self._parts, self.pod, attempt, stops, users)
         crashpoint("agent.sandbox.made")
         if (before := there.current) is not None:
             await self._backed_off("backoffs", POD, before.created_at)
         await steps.collect(self._parts, there)
+
+    async def _users(self) -> int:
+        """The first of the ids that are the pod's own; they are its own on disk first."""
+        if self.pod.spec.host_users:
+            return 0
+        try:
+            users = self._parts.users.take(self.uid)
+        except LookupError as exc:
+            raise Trouble(steps.SANDBOX, str(exc)) from exc
+        await self._keep(lambda known: replace(known, users=users))
+        return users
 
     async def _start(self, start: Start, there: Observed) -> None:
         name, sandbox = start.name, there.current
         container = steps.container_of(self.pod, name)
         assert container is not None
         assert sandbox is not None
-        image = await self._pull(container, convert.sandbox_config(self.pod, sandbox.attempt, self._parts.node))
+        of_sandbox = await steps.sandbox_config(self._parts, self.pod, sandbox.attempt, self.record.users)
+        image = await self._pull(container, of_sandbox)
         if container.lifecycle.post_start is not None:
             await self._keep(lambda known: replace(known, hooks={**known.hooks, name: start.attempt}))
         crashpoint("agent.start")
         try:
-            run_id = await steps.start(self._parts, self.pod, there, start, image)
+            run_id = await steps.start(self._parts, self.pod, there, start, image, self.record.users)
         except Trouble as exc:
             if exc.reason in (steps.CREATE, steps.RUN):
                 await self._backed_off("backoffs", name, 0)
