@@ -15,7 +15,8 @@ from typing import Final
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health
-from holdfast.agent.pod.spec import Container, Pod, PodSpec
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod, PodSpec
 
 NS: Final = 1_000_000_000
 

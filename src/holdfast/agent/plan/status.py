@@ -11,7 +11,8 @@ from typing import Any, Final
 from holdfast.agent.plan.actions import NS, Remembered
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 
 COMPLETED: Final = "Completed"
 ERROR: Final = "Error"

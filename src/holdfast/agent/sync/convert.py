@@ -11,17 +11,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast.agent.pod import qos
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.encode import digest, encode
 from holdfast.agent.pod.env import Missing, expand
-from holdfast.agent.pod.spec import (
-    Capabilities,
-    Container,
-    Pod,
-    PodSpec,
-    Port,
-    SeccompProfile,
-    SelinuxOptions,
-)
+from holdfast.agent.pod.scalars import Port
+from holdfast.agent.pod.security import Capabilities, SeccompProfile, SelinuxOptions
+from holdfast.agent.pod.spec import Pod, PodSpec
 from holdfast.agent.sync import names
 from holdfast.proto import runtime_v1_pb2 as pb
 

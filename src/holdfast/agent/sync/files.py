@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import names
 from holdfast.agent.sync.convert import HOSTS
 from holdfast.agent.volumes.paths import Paths

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from typing import Final
 
-from holdfast.agent.pod.spec import Container, ExecAction, Handler, HttpGet, Probe, TcpSocket
+from holdfast.agent.pod.containers import Container, ExecAction, Handler, HttpGet, Probe, TcpSocket
 from holdfast.agent.sync.convert import in_brackets, port_of
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.model.errors import DeadlineExceeded

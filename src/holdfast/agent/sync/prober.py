@@ -7,8 +7,9 @@ from typing import Final
 
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health, Kind, probe_of
+from holdfast.agent.pod.containers import Container, Probe
 from holdfast.agent.pod.env import Missing
-from holdfast.agent.pod.spec import Container, Pod, Probe
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import hooks
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.model.errors import HoldfastError

@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 from holdfast.agent.plan.actions import Start
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.pod import env, qos
-from holdfast.agent.pod.spec import Container, Handler, Pod, pull_policy
+from holdfast.agent.pod.containers import Container, Handler, pull_policy
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import convert, files, hooks, images, limits
 from holdfast.agent.sync.parts import Mounted, Parts, Trouble
 from holdfast.linux import cgroup

@@ -18,7 +18,8 @@ from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health, Kind
 from holdfast.agent.pod import qos
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import convert, files, held, images, record, steps
 from holdfast.agent.sync.held import Held
 from holdfast.agent.sync.parts import Parts, Trouble
