@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from holdfast.agent.pod.scalars import Amount, Count, HostPort, Name, Port, Seconds, one_of
+from holdfast.agent.pod.scalars import Amount, Count, HostPort, Name, Port, Seconds, Signal, one_of
 from holdfast.agent.pod.security import SecurityContext
 from holdfast.agent.pod.sources import EnvFrom, EnvVar
 
@@ -21,6 +21,7 @@ class HttpHeader:
 
 @dataclass(frozen=True, slots=True)
 class HttpGet:
+    REFUSED: ClassVar = {"protocol": "HTTP/1.1 is spoken"}
     port: Port
     path: str = "/"
     host: str = ""
@@ -35,16 +36,25 @@ class TcpSocket:
 
 
 @dataclass(frozen=True, slots=True)
+class Grpc:
+    """Whether a server says that it, or one of its services, is well (grpc.health.v1)."""
+
+    REFUSED: ClassVar = {"mode": "the connection is in plain text"}
+    port: HostPort
+    service: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sleep:
     seconds: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    UNSUPPORTED: ClassVar = {"grpc": "exec, httpGet and tcpSocket are"}
     exec: ExecAction | None = None
     http_get: HttpGet | None = None
     tcp_socket: TcpSocket | None = None
+    grpc: Grpc | None = None
     initial_delay_seconds: Seconds = Seconds(0)
     timeout_seconds: Count = Count(1)
     period_seconds: Count = Count(10)
@@ -53,7 +63,7 @@ class Probe:
     termination_grace_period_seconds: Seconds | None = None
 
     def __post_init__(self) -> None:
-        one_of(self, ("exec", "http_get", "tcp_socket"))
+        one_of(self, ("exec", "http_get", "tcp_socket", "grpc"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +79,9 @@ class Handler:
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    UNSUPPORTED: ClassVar = {"stopSignal": "the image's is sent"}
     post_start: Handler | None = None
     pre_stop: Handler | None = None
+    stop_signal: Signal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class VolumeMount:
+    REFUSED: ClassVar = {"bindMountOptions": "a volume is mounted as it is, or read-only"}
     name: Name
     mount_path: str
     sub_path: str = ""
@@ -113,11 +124,27 @@ class VolumeMount:
 
 
 @dataclass(frozen=True, slots=True)
+class ExitCodes:
+    operator: Literal["In", "NotIn"]
+    values: tuple[Seconds, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRule:
+    """A container that has ended so is started again, whatever its restartPolicy."""
+
+    action: Literal["Restart"]
+    exit_codes: ExitCodes
+
+    def meets(self, code: int) -> bool:
+        return (code in self.exit_codes.values) is (self.exit_codes.operator == "In")
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     UNSUPPORTED: ClassVar = {
         "volumeDevices": "there are no claims of block devices",
         "resizePolicy": "a pod whose resources change is made anew",
-        "restartPolicyRules": "the pod's restartPolicy holds",
     }
     name: Name
     image: str
@@ -140,7 +167,8 @@ class Container:
     stdin: bool = False
     stdin_once: bool = False
     tty: bool = False
-    restart_policy: Literal["", "Always"] = ""  # of an init container: Always makes it a sidecar
+    restart_policy: Literal["", "Always", "OnFailure", "Never"] = ""  # of an init container: Always makes it a sidecar
+    restart_policy_rules: tuple[RestartRule, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.image:
@@ -148,9 +176,12 @@ class Container:
         paths = [one.mount_path for one in self.volume_mounts]
         if len(set(paths)) < len(paths):
             raise ValueError(".volumeMounts: a mountPath comes twice")
+        if self.restart_policy_rules and not self.restart_policy:
+            raise ValueError(".restartPolicyRules: needs a restartPolicy for what no rule is about")
 
     @property
     def sidecar(self) -> bool:
+        """Of an init container."""
         return self.restart_policy == "Always"
 
     @property

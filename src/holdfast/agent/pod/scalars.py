@@ -1,14 +1,18 @@
 """The texts and numbers of a manifest that may not be just any, and the checks that several of its objects share."""
 
 import re
-from typing import Final
+import signal
+from dataclasses import fields
+from typing import Any, Final
 
 from holdfast.agent.pod.decode import key_of
 from holdfast.agent.pod.quantity import Quantity
 
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_REAL_TIME: Final = re.compile(r"SIGRT(MIN\+([1-9]|1[0-5])|MAX-([1-9]|1[0-4]))")
 NO_CLUSTER: Final = "there is no cluster"
+LINUX: Final = "this is Linux"
 ONE_NODE: Final = "there is but this node"
 
 
@@ -57,6 +61,16 @@ class Port(str):
         raise ValueError(f"{value!r} is neither a port nor the name of one")
 
 
+class Signal(str):
+    """A signal's name, as SIGUSR1 or SIGRTMIN+3."""
+
+    @classmethod
+    def from_yaml(cls, value: object) -> "Signal":
+        if not isinstance(value, str) or not (value in signal.Signals.__members__ or _REAL_TIME.fullmatch(value)):
+            raise ValueError(f"{value!r} is no name of a signal such as SIGTERM or SIGRTMIN+1")
+        return cls(value)
+
+
 class Seconds(int):
     """A whole number that is not negative."""
 
@@ -87,9 +101,9 @@ class HostPort(int):
         return cls(value)
 
 
-def one_of(one: object, names: tuple[str, ...] = ()) -> None:
+def one_of(one: Any, names: tuple[str, ...] = ()) -> None:
     """Exactly one of a dataclass's fields, or of those named, is to be given. Raises ValueError."""
-    known = names or tuple(one.__dataclass_fields__)  # type: ignore[attr-defined]
+    known = names or tuple(field.name for field in fields(one))
     given = [name for name in known if getattr(one, name) is not None]
     if len(given) != 1:
         raise ValueError(f"one of {', '.join(map(key_of, known))} is needed, and no more")

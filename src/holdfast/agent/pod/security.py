@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from holdfast.agent.pod.scalars import Seconds
+from holdfast.agent.pod.scalars import LINUX, Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Capabilities:
 class SecurityContext:
     """Of a container; what it leaves open the pod's says."""
 
-    UNSUPPORTED: ClassVar = {"windowsOptions": "this is Linux"}
+    UNSUPPORTED: ClassVar = {"windowsOptions": LINUX}
     allow_privilege_escalation: bool | None = None
     app_armor_profile: AppArmorProfile | None = None
     capabilities: Capabilities = Capabilities()
@@ -63,7 +63,7 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class PodSecurityContext:
-    UNSUPPORTED: ClassVar = {"windowsOptions": "this is Linux", "seLinuxChangePolicy": "labels are the runtime's"}
+    UNSUPPORTED: ClassVar = {"windowsOptions": LINUX, "seLinuxChangePolicy": "labels are the runtime's"}
     app_armor_profile: AppArmorProfile | None = None
     fs_group: Seconds | None = None
     fs_group_change_policy: Literal["Always", "OnRootMismatch"] = "Always"

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from holdfast.agent.pod.scalars import Amount, Subdomain, one_of
 
@@ -33,6 +33,7 @@ class KeyRef:
 
 @dataclass(frozen=True, slots=True)
 class EnvVarSource:
+    REFUSED: ClassVar = {"fileKeyRef": "a variable is from a ConfigMap, a Secret or the pod itself"}
     field_ref: FieldRef | None = None
     resource_field_ref: ResourceFieldRef | None = None
     config_map_key_ref: KeyRef | None = None

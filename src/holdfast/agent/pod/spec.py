@@ -6,12 +6,14 @@ here.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from holdfast.agent.pod.containers import Container
-from holdfast.agent.pod.scalars import NO_CLUSTER, ONE_NODE, Count, Name, Seconds, Subdomain
+from holdfast.agent.pod.scalars import LINUX, NO_CLUSTER, ONE_NODE, Count, Name, Seconds, Subdomain
 from holdfast.agent.pod.security import PodSecurityContext
 from holdfast.agent.pod.volumes import Volume
+
+MADE_BY_A_CLUSTER: Final = "what a cluster has made of a pod says nothing of what it is to be"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,14 @@ class HostAlias:
 class PodSpec:
     UNSUPPORTED: ClassVar = {
         "affinity": ONE_NODE,
-        "ephemeralContainers": NO_CLUSTER,
+        "automountServiceAccountToken": NO_CLUSTER,
+        "enableServiceLinks": NO_CLUSTER,
+        "ephemeralContainers": "a container of a pod that runs is entered with exec",
+        "evictionResponders": NO_CLUSTER,
         "imagePullSecrets": "registries' credentials are the runtime's to know",
         "nodeName": ONE_NODE,
         "nodeSelector": ONE_NODE,
-        "os": "this is Linux",
+        "os": LINUX,
         "overhead": "there are no runtime classes to have one",
         "preemptionPolicy": ONE_NODE,
         "priority": "nobody is evicted for another",
@@ -51,6 +56,7 @@ class PodSpec:
         "resources": "the containers' are summed up",
         "schedulerName": ONE_NODE,
         "schedulingGates": ONE_NODE,
+        "schedulingGroup": ONE_NODE,
         "serviceAccount": NO_CLUSTER,
         "serviceAccountName": NO_CLUSTER,
         "subdomain": NO_CLUSTER,
@@ -66,14 +72,13 @@ class PodSpec:
     active_deadline_seconds: Count | None = None
     dns_policy: Literal["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"] = "Default"
     dns_config: DnsConfig = DnsConfig()
-    enable_service_links: bool = False
-    automount_service_account_token: bool = False
     host_aliases: tuple[HostAlias, ...] = ()
     host_network: bool = False
     host_pid: bool = False
     host_ipc: bool = False
     host_users: bool = True
     hostname: str = ""
+    hostname_override: str = ""
     runtime_class_name: str = ""
     security_context: PodSecurityContext = PodSecurityContext()
     share_process_namespace: bool = False
@@ -91,9 +96,6 @@ class PodSpec:
                 if one.name not in volumes:
                     where = f".containers[{container.name}].volumeMounts[{number}].name"
                     raise ValueError(f"{where}: there is no volume {one.name}")
-        for container in self.containers:
-            if container.restart_policy:
-                raise ValueError(f".containers[{container.name}].restartPolicy: is for init containers")
         if not self.host_users:
             raise ValueError(".hostUsers: false is not supported here: nobody gives out ranges of users yet")
         if self.share_process_namespace and self.host_pid:
@@ -102,27 +104,34 @@ class PodSpec:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """The rest is a cluster's, and of no meaning in a manifest that nobody has taken from one."""
-
     UNSUPPORTED: ClassVar = {
         "finalizers": NO_CLUSTER,
         "generateName": "a pod needs a name",
         "ownerReferences": NO_CLUSTER,
     }
+    IGNORED: ClassVar = dict.fromkeys(
+        (
+            "creationTimestamp",
+            "deletionGracePeriodSeconds",
+            "deletionTimestamp",
+            "generation",
+            "managedFields",
+            "resourceVersion",
+            "selfLink",
+        ),
+        MADE_BY_A_CLUSTER,
+    )
     name: Subdomain
     namespace: Name = Name("default")
     uid: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
-    creation_timestamp: str | None = None
-    resource_version: str = ""
-    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
+    IGNORED: ClassVar = {"status": MADE_BY_A_CLUSTER}
     api_version: Literal["v1"]
     kind: Literal["Pod"]
     metadata: Metadata
     spec: PodSpec
-    status: object = None  # a cluster's, and of no meaning here

@@ -6,9 +6,14 @@ from typing import ClassVar, Final, Literal
 from holdfast.agent.pod.scalars import NO_CLUSTER, Amount, Name, Seconds, Subdomain, one_of
 from holdfast.agent.pod.sources import FieldRef, ResourceFieldRef
 
+FILES_OF: Final = "files belong to root, and to fsGroup"
+DRIVEN: Final = """awsElasticBlockStore azureDisk azureFile cephfs cinder csi fc flexVolume flocker gcePersistentDisk
+gitRepo glusterfs iscsi nfs photonPersistentDisk portworxVolume quobyte rbd scaleIO storageos vsphereVolume"""
+
 
 @dataclass(frozen=True, slots=True)
 class EmptyDir:
+    REFUSED: ClassVar = {"mode": "everybody may write to it, or who is in fsGroup"}
     medium: str = ""
     size_limit: Amount | None = None
 
@@ -35,6 +40,7 @@ class HostPath:
 
 @dataclass(frozen=True, slots=True)
 class KeyToPath:
+    REFUSED: ClassVar = {"user": FILES_OF}
     key: str
     path: str
     mode: Seconds | None = None
@@ -45,6 +51,7 @@ class KeyToPath:
 
 @dataclass(frozen=True, slots=True)
 class ConfigMapVolume:
+    REFUSED: ClassVar = {"defaultUser": FILES_OF}
     name: Subdomain
     items: tuple[KeyToPath, ...] = ()
     default_mode: Seconds = Seconds(0o644)
@@ -53,6 +60,7 @@ class ConfigMapVolume:
 
 @dataclass(frozen=True, slots=True)
 class SecretVolume:
+    REFUSED: ClassVar = {"defaultUser": FILES_OF}
     secret_name: Subdomain
     items: tuple[KeyToPath, ...] = ()
     default_mode: Seconds = Seconds(0o644)
@@ -61,6 +69,7 @@ class SecretVolume:
 
 @dataclass(frozen=True, slots=True)
 class DownwardFile:
+    REFUSED: ClassVar = {"user": FILES_OF}
     path: str
     field_ref: FieldRef | None = None
     resource_field_ref: ResourceFieldRef | None = None
@@ -73,6 +82,7 @@ class DownwardFile:
 
 @dataclass(frozen=True, slots=True)
 class DownwardVolume:
+    REFUSED: ClassVar = {"defaultUser": FILES_OF}
     items: tuple[DownwardFile, ...] = ()
     default_mode: Seconds = Seconds(0o644)
 
@@ -91,7 +101,7 @@ class DownwardProjection:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    UNSUPPORTED: ClassVar = {
+    REFUSED: ClassVar = {
         "serviceAccountToken": NO_CLUSTER,
         "clusterTrustBundle": NO_CLUSTER,
         "podCertificate": NO_CLUSTER,
@@ -103,6 +113,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class ProjectedVolume:
+    REFUSED: ClassVar = {"defaultUser": FILES_OF}
     sources: tuple[Projection, ...] = ()
     default_mode: Seconds = Seconds(0o644)
 
@@ -117,6 +128,11 @@ class ImageVolume:
 class Volume:
     """Other kinds are refused, not warned of: what a container writes there would be lost."""
 
+    REFUSED: ClassVar = {
+        "ephemeral": "there is no cluster to make a claim to",
+        "persistentVolumeClaim": "there is no cluster to make a claim to",
+        **dict.fromkeys(DRIVEN.split(), "there is no driver for it: mount it on the host, and use hostPath"),
+    }
     name: Name
     empty_dir: EmptyDir | None = None
     host_path: HostPath | None = None

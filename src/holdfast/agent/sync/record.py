@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from holdfast.agent.plan.actions import Remembered, Turned
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health
@@ -55,6 +56,22 @@ class Record:
     health: Mapping[str, Health] = field(default_factory=dict)  # by id of a run: what its probes have come to
     hooks: Mapping[str, int] = field(default_factory=dict)  # by container: the attempt whose postStart is not through
     kills: Mapping[str, Kill] = field(default_factory=dict)  # by id of a run
+    turned: Mapping[str, Turned] = field(default_factory=dict)  # by condition
+
+
+def remembered(known: Record, digests: Mapping[str, str]) -> Remembered:
+    """What plans are made from; `digests` by container."""
+    return Remembered(
+        known.begun_at,
+        known.deleted_at,
+        known.grace,
+        known.backoffs,
+        known.health,
+        digests,
+        known.finished,
+        known.hooks,
+        known.turned,
+    )
 
 
 def seen(record: Record, there: Observed) -> tuple[Record, Observed]:
@@ -129,6 +146,7 @@ def from_json(data: bytes) -> Record:
                 for key, one in plain.pop("health").items()
             },
             "kills": {key: Kill(**one) for key, one in plain.pop("kills").items()},
+            "turned": {key: Turned(**one) for key, one in plain.pop("turned", {}).items()},
         }
         known = {one.name for one in fields(Record)}
         return Record(pod, **mapped, **{key: value for key, value in plain.items() if key in known})

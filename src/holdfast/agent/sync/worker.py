@@ -95,9 +95,10 @@ class Worker:
     def status(self) -> dict[str, Any]:
         """PodStatus, as Kubernetes shows it."""
         waiting = held.waiting(self.record, self._held, self._waits, self._parts.clock())
-        found = status.status(self.pod, self.there, self._remembered(), qos.class_of(self.pod), waiting)
-        message = self.trouble or self.record.why or (self._held[POD].message if POD in self._held else "")
-        return found | ({"message": message} if message else {})
+        hosts = self._parts.facts(self.pod).host_addresses
+        found = status.status(self.pod, self.there, self._remembered(), qos.class_of(self.pod), waiting, hosts)
+        message = self.trouble or (self._held[POD].message if POD in self._held else "")
+        return found | held.over(self.record) | ({"message": message} if message else {})
 
     # -- the loop
 
@@ -126,6 +127,8 @@ class Worker:
             actions = plan(self.pod, self.there, self._remembered(), now)
             if actions.finished and not self.record.finished and not self.record.deleted_at:
                 await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
+            turned = status.turned(self.pod, self.there, self._remembered(), now)
+            await self._keep(lambda known: replace(known, turned=turned))
             self.trouble = ""
         except (HoldfastError, OSError) as exc:  # also: nothing is done that is not on disk
             if self.trouble != str(exc):
@@ -134,7 +137,7 @@ class Worker:
             return RETRY
         address = steps.address_of(self.there, self.pod, self._parts.facts(self.pod))
         ending = bool(self.record.deleted_at or self.record.finished)
-        self._prober.follow(self.pod, self.there, self._health, address, ending=ending)
+        self._prober.follow(self.pod, self.there, self._health, address, hooks=self.record.hooks, ending=ending)
         self._waits = {one.name: one.until for one in actions.waits}
         self._act(actions, there, busy, now)
         dues = [*(one.until for one in self._held.values()), *self._pauses(), actions.due]
@@ -369,11 +372,9 @@ class Worker:
             self.record = change(self.record)  # a probe may have had a result meanwhile
 
     def _remembered(self) -> Remembered:
-        known, spec = self.record, self.pod.spec
+        spec = self.pod.spec
         digests = {str(one.name): convert.digest_of(one) for one in (*spec.init_containers, *spec.containers)}
-        return Remembered(
-            known.begun_at, known.deleted_at, known.grace, known.backoffs, known.health, digests, known.finished
-        )
+        return record.remembered(self.record, digests)
 
     def _pauses(self) -> list[int]:
         """When images, and the sandbox, are due again."""
