@@ -19,6 +19,7 @@ from holdfast.agent.plan.probes import Run as Results
 from holdfast.agent.pod.decode import Refused, decode
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.spec import Pod
+from holdfast.agent.sync.convert import digest_of
 from holdfast.agent.volumes.paths import Paths
 from holdfast.linux import files
 from holdfast.model.errors import Damaged
@@ -59,8 +60,10 @@ class Record:
     turned: Mapping[str, Turned] = field(default_factory=dict)  # by condition
 
 
-def remembered(known: Record, digests: Mapping[str, str]) -> Remembered:
-    """What plans are made from; `digests` by container."""
+def remembered(known: Record) -> Remembered:
+    """What plans are made from."""
+    spec = known.pod.spec
+    digests = {str(one.name): digest_of(one) for one in (*spec.init_containers, *spec.containers)}
     return Remembered(
         known.begun_at,
         known.deleted_at,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.agent.plan import status
-from holdfast.agent.plan.actions import Actions, Kill, Remembered, Start, plan
+from holdfast.agent.plan.actions import Actions, Kill, Start, plan
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health, Kind
@@ -44,7 +44,9 @@ class Worker:
 
     def __init__(self, parts: Parts, admitted: Record) -> None:
         self.record = admitted
-        self.there = Observed()  # as the runtime has last said, with what is remembered
+        self.there = Observed(
+            (), tuple(admitted.runs.values())
+        )  # as the runtime has last said, with what is remembered
         self.trouble = ""  # why it could not be looked at
         self.events: list[tuple[int, str, str]] = []  # when, a word, and words
         self._parts = parts
@@ -96,7 +98,9 @@ class Worker:
         """PodStatus, as Kubernetes shows it."""
         waiting = held.waiting(self.record, self._held, self._waits, self._parts.clock())
         hosts = self._parts.facts(self.pod).host_addresses
-        found = status.status(self.pod, self.there, self._remembered(), qos.class_of(self.pod), waiting, hosts)
+        found = status.status(
+            self.pod, self.there, record.remembered(self.record), qos.class_of(self.pod), waiting, hosts
+        )
         message = self.trouble or (self._held[POD].message if POD in self._held else "")
         return found | held.over(self.record) | ({"message": message} if message else {})
 
@@ -124,10 +128,10 @@ class Worker:
             there = await self._parts.runtime.observe(self.uid)
             await self._look(there)
             now = self._parts.clock()
-            actions = plan(self.pod, self.there, self._remembered(), now)
+            actions = plan(self.pod, self.there, record.remembered(self.record), now)
             if actions.finished and not self.record.finished and not self.record.deleted_at:
                 await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
-            turned = status.turned(self.pod, self.there, self._remembered(), now)
+            turned = status.turned(self.pod, self.there, record.remembered(self.record), now)
             await self._keep(lambda known: replace(known, turned=turned))
             self.trouble = ""
         except (HoldfastError, OSError) as exc:  # also: nothing is done that is not on disk
@@ -370,11 +374,6 @@ class Worker:
                 await in_thread(record.save, self._parts.paths, now)
                 self._saved = data
             self.record = change(self.record)  # a probe may have had a result meanwhile
-
-    def _remembered(self) -> Remembered:
-        spec = self.pod.spec
-        digests = {str(one.name): convert.digest_of(one) for one in (*spec.init_containers, *spec.containers)}
-        return record.remembered(self.record, digests)
 
     def _pauses(self) -> list[int]:
         """When images, and the sandbox, are due again."""
