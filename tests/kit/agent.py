@@ -1,6 +1,7 @@
 """A real `holdfast agent` beside a real daemon, started and killed as its users would."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,14 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 from image import build_busybox_image
 
 from holdfast.linux import cgroup, mount
+from holdfast.proto import agent_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.agent_pb2_grpc import AgentStub
 from kit.node import BIN, SECONDS, Node, until
 from kit.pods import APPLICATION
 
 IMAGE = "test/busybox:1"
+LOOKS = 0.05  # seconds from one to the next: they make work for the agent
+NOTHING: dict[str, Any] = {"state": {}, "restartCount": 0, "ready": False}
 NAME = "io.kubernetes.container.name"
 
 
@@ -80,7 +86,7 @@ class Agent:
 
     def until(self, condition: Any, what: str = "the condition", seconds: float = 60.0) -> Any:
         try:
-            return until(condition, what, seconds)
+            return until(condition, what, seconds, LOOKS)
         except AssertionError as exc:
             raise AssertionError(f"{exc}\n{self.log()[-4000:]}") from exc
 
@@ -96,6 +102,38 @@ class Agent:
         environment = {**os.environ, "HOLDFAST_AGENT": str(self.root / "agent.sock")}
         command = [BIN / "holdfast", *arguments]
         return subprocess.run(command, check=check, capture_output=True, text=True, timeout=SECONDS, env=environment)
+
+    def write_pods(self, **specs: dict[str, Any]) -> None:
+        """A manifest for each pod, by name; what ends is given a second to, if its spec does not say otherwise."""
+        for name, spec in specs.items():
+            spec = {"terminationGracePeriodSeconds": 1, **spec}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "uid": f"{name}-0"}, "spec": spec}
+            self.write(f"{name}.json", json.dumps(pod))
+
+    def told(self, name: str) -> agent_pb2.AgentPod | None:
+        """What the agent says of a pod; None when it has none of that name, or does not answer."""
+        with grpc.insecure_channel(f"unix:{self.root}/agent.sock") as channel:
+            try:
+                found = AgentStub(channel).ListPods(agent_pb2.ListPodsRequest(name=name), timeout=SECONDS).pods
+            except grpc.RpcError:
+                return None
+        return found[0] if found else None
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Of a pod; {} when there is none."""
+        found = self.told(name)
+        return json.loads(found.json)["status"] if found is not None else {}
+
+    def container(self, pod: str, name: str) -> dict[str, Any]:
+        """The status of a container, init containers among them; of one that is not there it says nothing."""
+        status = self.status(pod)
+        every = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+        return next((one for one in every if one["name"] == name), NOTHING)
+
+    def events(self, pod: str) -> list[str]:
+        """ "Reason: message", the oldest first."""
+        found = self.told(pod)
+        return [f"{one.reason}: {one.message}" for one in found.events] if found is not None else []
 
     def shown(self, pod: str) -> list[str]:
         """Namespace, name, how many are ready, and status."""

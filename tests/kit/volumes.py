@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 from holdfast.linux import files
 
 

@@ -8,18 +8,9 @@ from kit.pods import APPLICATION, pods, simple
 
 from holdfast.agent.pod.env import Missing
 from holdfast.agent.pod.manifest import parse
-from holdfast.agent.pod.spec import (
-    AppArmorProfile,
-    DnsConfig,
-    DnsOption,
-    HostAlias,
-    Pod,
-    PodSecurityContext,
-    Port,
-    SeccompProfile,
-    Seconds,
-    SecurityContext,
-)
+from holdfast.agent.pod.scalars import Port, Seconds
+from holdfast.agent.pod.security import AppArmorProfile, PodSecurityContext, SeccompProfile, SecurityContext
+from holdfast.agent.pod.spec import DnsConfig, DnsOption, HostAlias, Pod
 from holdfast.agent.sync import convert, names
 from holdfast.agent.sync.convert import Node
 from holdfast.proto import runtime_v1_pb2 as pb

@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 from kit.pods import simple
 
-from holdfast.agent.pod.spec import ExecAction, Handler, HttpGet, HttpHeader, Port, Probe, Seconds, Sleep, TcpSocket
+from holdfast.agent.pod.containers import ExecAction, Handler, HttpGet, HttpHeader, Probe, Sleep, TcpSocket
+from holdfast.agent.pod.scalars import Port, Seconds
 from holdfast.agent.sync import hooks
 from holdfast.model.errors import DeadlineExceeded, Unavailable
 from holdfast.proto import runtime_v1_pb2 as pb

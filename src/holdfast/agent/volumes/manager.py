@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from holdfast.agent.pod.containers import Container, VolumeMount
 from holdfast.agent.pod.env import Facts, expand
-from holdfast.agent.pod.spec import Container, Pod, Volume, VolumeMount
+from holdfast.agent.pod.spec import Pod
+from holdfast.agent.pod.volumes import Volume
 from holdfast.agent.volumes import plan, subpath, world
 from holdfast.agent.volumes.executor import Executor
 from holdfast.agent.volumes.paths import Key, Paths
