@@ -102,7 +102,9 @@ def test_pods_with_users_of_their_own(there: Agent) -> None:
     ready(there, "a", "b")
     ranges = {name: first_of(there, name) for name in ("a", "b")}
     assert sorted(ranges.values()) == [users.FIRST, users.FIRST + USERS]
-    script = "id -u; cat /s/key; echo; for x in d m; do echo kept > /$x/file || exit 1; stat -c %u:%g /$x/file /$x; done"
+    script = (
+        "id -u; cat /s/key; echo; for x in d m; do echo kept > /$x/file || exit 1; stat -c %u:%g /$x/file /$x; done"
+    )
     said = there.node.exec(there.running("a"), ["/bin/sh", "-c", f"{script}; stat -c %u:%g /etc/hosts"])
     assert said.stdout.split() == [
         *(b"1000", b"word", b"1000:2000", b"0:2000", b"1000:2000", b"0:2000", b"0:0"),
