@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,11 @@ def get(port: int) -> bytes:
 
 
 class Agent:
-    """`inject` is its crash points' directory."""
+    """`inject` is its crash points' directory; `wrapper` is what it is started by."""
 
-    def __init__(self, node: Node, root: Path | None = None) -> None:
+    def __init__(self, node: Node, root: Path | None = None, wrapper: Sequence[str] = ()) -> None:
         self.node = node
+        self.wrapper = wrapper
         self.base = Path(tempfile.mkdtemp(prefix="agent-", dir=node.base))
         self.root, self.manifests, self.inject = (self.base / name for name in ("root", "manifests", "inject"))
         self.root = root or self.root
@@ -67,7 +68,16 @@ class Agent:
 
     def start(self) -> None:
         places = ["--root", self.root, "--manifests", self.manifests, "--log-root", self.logs]
-        command = [BIN / "holdfast", "--socket", self.node.socket, "agent", *places, "--cgroup-root", self.cgroup]
+        command = [
+            *self.wrapper,
+            BIN / "holdfast",
+            "--socket",
+            self.node.socket,
+            "agent",
+            *places,
+            "--cgroup-root",
+            self.cgroup,
+        ]
         environment = {**os.environ, "HOLDFAST_INJECT": str(self.inject)}
         with open(self.base / "log", "ab") as log:
             self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
@@ -162,10 +172,10 @@ class Agent:
 
 
 @contextlib.contextmanager
-def running_agent(one: Node, root: Path | None = None) -> Iterator[Agent]:
+def running_agent(one: Node, root: Path | None = None, wrapper: Sequence[str] = ()) -> Iterator[Agent]:
     """A started agent; at the end nothing of its pods is left, however the test has left them."""
     one.import_image(build_busybox_image(one.base, IMAGE))
-    found = Agent(one, root)
+    found = Agent(one, root, wrapper)
     found.start()
     try:
         yield found
