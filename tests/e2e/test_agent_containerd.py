@@ -57,7 +57,7 @@ def test_the_same_manifest_by_containerd(containerd: Containerd) -> None:
         there.end(signal.SIGKILL)
         containerd.restart()
         there.start()
-        there.until(lambda: there.shown("web") == ["default", "web", "1/1", "Running"], "the agent to see it again")
+        there.until(lambda: there.shown("web") == ["default", "web", "2/2", "Running"], "the agent to see it again")
         assert (there.running("httpd"), there.running("refresh")) == (httpd, refresh)
         pid = containerd.ctr("--namespace", "k8s.io", "tasks", "ls").stdout
         (line,) = [line for line in pid.splitlines() if line.startswith(refresh)]

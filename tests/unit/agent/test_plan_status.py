@@ -43,7 +43,7 @@ def test_at_the_beginning() -> None:
     assert found["initContainerStatuses"][0]["state"] == {
         "waiting": {"reason": "ErrImagePull", "message": "no such image"}
     }
-    assert found["containerStatuses"][0]["state"] == {"waiting": {"reason": "ContainerCreating"}}
+    assert found["containerStatuses"][0]["state"] == {"waiting": {"reason": "PodInitializing"}}
 
 
 def test_running_and_ready() -> None:

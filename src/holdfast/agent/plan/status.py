@@ -15,6 +15,8 @@ from holdfast.agent.pod.spec import Container, Pod
 
 COMPLETED: Final = "Completed"
 ERROR: Final = "Error"
+CREATING: Final = "ContainerCreating"
+INITIALIZING: Final = "PodInitializing"
 
 
 Waiting = Mapping[str, tuple[str, str]]  # by container: why it does not run, in a word and in words
@@ -22,8 +24,9 @@ Waiting = Mapping[str, tuple[str, str]]  # by container: why it does not run, in
 
 def status(pod: Pod, there: Observed, known: Remembered, qos: str, waiting: Waiting) -> dict[str, Any]:
     """PodStatus of the v1 API."""
-    inits = [_container(one, there, known, waiting, init=True) for one in pod.spec.init_containers]
-    mains = [_container(one, there, known, waiting, init=False) for one in pod.spec.containers]
+    first = INITIALIZING if pod.spec.init_containers else CREATING
+    inits = [_container(one, there, known, waiting, first, init=True) for one in pod.spec.init_containers]
+    mains = [_container(one, there, known, waiting, first, init=False) for one in pod.spec.containers]
     phase = _phase(pod, there, known)
     sandbox = there.current
     addresses = list(sandbox.addresses) if sandbox is not None and sandbox.ready else []
@@ -86,14 +89,16 @@ def _through(one: Container, there: Observed, known: Remembered) -> bool:
     return run.state is State.EXITED and run.code == 0
 
 
-def _container(one: Container, there: Observed, known: Remembered, waiting: Waiting, *, init: bool) -> dict[str, Any]:
-    """ContainerStatus."""
+def _container(
+    one: Container, there: Observed, known: Remembered, waiting: Waiting, first: str, *, init: bool
+) -> dict[str, Any]:
+    """ContainerStatus; `first` is why one does not run that never has."""
     runs = sorted(there.runs_of(one.name), key=lambda run: (run.attempt, run.created_at))
     last = runs[-1] if runs else None
     health = known.health.get(last.id, Health()) if last is not None else Health()
     runs_now = last is not None and last.state is State.RUNNING
     through = init and not one.sidecar and _through(one, there, known)
-    state = _state(one, last, known, waiting)
+    state = _state(one, last, known, waiting, first)
     found: dict[str, Any] = {
         "name": one.name,
         "image": last.image if last is not None and last.image else one.image,
@@ -110,13 +115,13 @@ def _container(one: Container, there: Observed, known: Remembered, waiting: Wait
     return found
 
 
-def _state(one: Container, last: Run | None, known: Remembered, waiting: Waiting) -> dict[str, Any]:
+def _state(one: Container, last: Run | None, known: Remembered, waiting: Waiting, first: str) -> dict[str, Any]:
     if last is not None and last.state is State.RUNNING:
         return {"running": {"startedAt": _time(last.started_at)}}
     if one.name in waiting:
         return _waiting(*waiting[one.name])
     if last is None or last.state is State.CREATED:
-        return _waiting("ContainerCreating")
+        return _waiting(first)
     if last.state is State.UNKNOWN:
         return _waiting("ContainerStatusUnknown", last.message)
     return {"terminated": _terminated(last)}
@@ -138,6 +143,10 @@ def _terminated(run: Run) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in ("", None)}
 
 
-def _time(moment: int) -> str | None:
+def moment(at: int) -> str:
     """RFC 3339, to the second, as Kubernetes has it."""
-    return datetime.fromtimestamp(moment // NS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
+    return datetime.fromtimestamp(at // NS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _time(at: int) -> str | None:
+    return moment(at) if at else None

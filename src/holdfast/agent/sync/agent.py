@@ -22,7 +22,7 @@ from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.parts import Parts
 from holdfast.agent.sync.record import Record
 from holdfast.agent.sync.runtime import Runtime
-from holdfast.agent.sync.source import WRITTEN, Found, Source
+from holdfast.agent.sync.source import PASSING, Found, Source
 from holdfast.agent.sync.worker import Worker
 from holdfast.agent.volumes.manager import Manager
 from holdfast.agent.volumes.paths import Paths
@@ -51,8 +51,8 @@ class Agent:
     """To be made within the event loop."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self._paths = Paths(settings.root)
-        self._node = settings.node
         self.applied = settings.root / "applied"
         self._source = Source((*settings.manifests, self.applied))
         self._found = Found()
@@ -101,7 +101,8 @@ class Agent:
 
     @property
     def unread(self) -> dict[str, str]:
-        return dict(self._found.unread)
+        """Files and directories of manifests that cannot be read, and why."""
+        return {path: why for path, why in self._found.unread.items() if why not in PASSING}
 
     def look_soon(self) -> None:
         self._soon.set()
@@ -161,7 +162,7 @@ class Agent:
         found = await in_thread(self._source.look)
         for path, why in found.unread.items():
             if self._found.unread.get(path) != why:
-                log.log(logging.INFO if why == WRITTEN else logging.WARNING, "%s: %s", path, why)
+                log.log(logging.INFO if why in PASSING else logging.WARNING, "%s: %s", path, why)
         for path, warnings in found.warnings.items():
             if self._found.warnings.get(path) != warnings:
                 for text in warnings:
