@@ -65,7 +65,7 @@ def test_the_same_application(runtime: Node | Other) -> None:
         there.end(signal.SIGKILL)
         runtime.restart()
         there.start()
-        there.until(lambda: there.shown("web") == ["default", "web", "1/1", "Running"], "the agent to see it again")
+        there.until(lambda: there.shown("web") == ["default", "web", "2/2", "Running"], "the agent to see it again")
         assert (there.running("httpd"), there.running("refresh")) == (httpd, refresh)
         assert (runtime.pid(httpd), [one.id for one in there.runs("fill")]) == (pid, [fill.id])
 

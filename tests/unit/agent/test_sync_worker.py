@@ -352,7 +352,7 @@ async def test_hooks(one: Life) -> None:
     await one.until(lambda: len(one.cri.of("a")) >= 3, "it to be ended for its hook")
     one.cri.answer = lambda name, command: 0
     await one.until(lambda: one.cri.running("a") and not one.worker.record.hooks)
-    assert any("FailedPostStartHook" in event for event in one.worker.events)
+    assert any(event.reason == "FailedPostStartHook" for event in one.worker.events)
     await one.delete()
 
 
@@ -412,10 +412,10 @@ async def test_probes_by_http_and_tcp(one: Life) -> None:
     assert said[0] == b"GET /up HTTP/1.1\r\n"
     code = 500
     await one.until(lambda: not ready())
-    assert any("HTTP status 500 X" in event[2] for event in one.worker.events)
+    assert any("HTTP status 500 X" in event.message for event in one.worker.events)
     server.close()
     await server.wait_closed()
-    await one.until(lambda: any("readiness probe" in event[2] for event in one.worker.events))
+    await one.until(lambda: any("readiness probe" in event.message for event in one.worker.events))
     assert len(one.cri.of("a")) == 1
     await one.delete()
 

@@ -17,6 +17,8 @@ from holdfast.agent.pod.spec import Pod
 
 COMPLETED: Final = "Completed"
 ERROR: Final = "Error"
+CREATING: Final = "ContainerCreating"
+INITIALIZING: Final = "PodInitializing"
 
 
 Waiting = Mapping[str, tuple[str, str]]  # by container: why it does not run, in a word and in words
@@ -153,7 +155,7 @@ def _state(one: Container, pod: Pod, last: Run | None, waiting: Waiting) -> dict
     if one.name in waiting:
         return _waiting(*waiting[one.name])
     if last is None or last.state is State.CREATED:
-        return _waiting("PodInitializing" if pod.spec.init_containers else "ContainerCreating")
+        return _waiting(INITIALIZING if pod.spec.init_containers else CREATING)
     if last.state is State.UNKNOWN:
         return _waiting("ContainerStatusUnknown", last.message)
     return {"terminated": _terminated(last)}
@@ -175,6 +177,10 @@ def _terminated(run: Run) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in ("", None)}
 
 
-def _time(moment: int) -> str | None:
+def moment(at: int) -> str:
     """RFC 3339, to the second, as Kubernetes has it."""
-    return datetime.fromtimestamp(moment // NS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
+    return datetime.fromtimestamp(at // NS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _time(at: int) -> str | None:
+    return moment(at) if at else None

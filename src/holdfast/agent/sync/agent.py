@@ -26,7 +26,7 @@ from holdfast.agent.sync.parts import Parts
 from holdfast.agent.sync.record import Record
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.agent.sync.said import Said
-from holdfast.agent.sync.source import WRITTEN, Found, Source
+from holdfast.agent.sync.source import PASSING, Found, Source
 from holdfast.agent.sync.users import Users
 from holdfast.agent.sync.worker import Worker
 from holdfast.agent.volumes.manager import Manager
@@ -58,8 +58,8 @@ class Agent:
     """To be made within the event loop."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self._paths = Paths(settings.root)
-        self._node = settings.node
         self.applied = settings.root / "applied"
         self._directories = (*settings.manifests, self.applied)
         self._source = Source(self._directories)
@@ -134,7 +134,8 @@ class Agent:
 
     @property
     def unread(self) -> dict[str, str]:
-        return dict(self._found.unread)
+        """Files and directories of manifests that cannot be read, and why."""
+        return {path: why for path, why in self._found.unread.items() if why not in PASSING}
 
     def look_soon(self) -> None:
         self._soon.set()
@@ -252,7 +253,7 @@ class Agent:
             pods = [one.pod for one in self.workers.values() if not one.record.finished]
             try:
                 driver = await self._runtime.cgroup_driver()
-                for parent, found in limits.of_classes(pods, self._node.cgroup_root, driver).items():
+                for parent, found in limits.of_classes(pods, self.settings.node.cgroup_root, driver).items():
                     await in_thread(limits.change, parent, found)
                 said = ""
             except (HoldfastError, OSError) as exc:  # also: of a cgroup that has just gone
@@ -280,7 +281,7 @@ class Agent:
         found = await in_thread(self._source.look)
         for path, why in found.unread.items():
             if self._found.unread.get(path) != why:
-                log.log(logging.INFO if why == WRITTEN else logging.WARNING, "%s: %s", path, why)
+                log.log(logging.INFO if why in PASSING else logging.WARNING, "%s: %s", path, why)
         for path, warnings in found.warnings.items():
             if self._found.warnings.get(path) != warnings:
                 for text in warnings:
