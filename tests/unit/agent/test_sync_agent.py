@@ -20,6 +20,7 @@ from holdfast.agent.sync.agent import Agent, Settings, only_images
 from holdfast.agent.sync.api import Api
 from holdfast.agent.sync.convert import AGENT_ROOT, Node
 from holdfast.agent.sync.record import to_json
+from holdfast.linux import threads
 from holdfast.proto import agent_pb2 as pb
 from holdfast.proto import runtime_v1_pb2 as pb_runtime
 from holdfast.proto.agent_pb2_grpc import AgentStub
@@ -60,6 +61,9 @@ class There:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        working = threads._threads[asyncio.get_running_loop()]
+        while len(working._idle) < working.count:  # a thread goes on without its caller; a process does not
+            await asyncio.sleep(0.001)
 
     async def until(self, condition: Callable[[], Any], what: str = "the condition") -> Any:
         deadline = asyncio.get_running_loop().time() + SECONDS
