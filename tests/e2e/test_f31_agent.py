@@ -342,11 +342,8 @@ def test_f31_killed_at_every_point(stage: Stage) -> None:
     for operation in OPERATIONS:
         passed = stage.trace(operation)
         for one in combinations(operation, passed):
-            try:
-                was_hit = stage.kill_at(one)
-            except BaseException:
-                print(f"went wrong: {one}")
-                raise
+            print(one, flush=True)
+            was_hit = stage.kill_at(one)
             hits += was_hit
             missed += [] if was_hit else [str(one)]
     stage.see_down()

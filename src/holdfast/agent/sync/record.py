@@ -20,6 +20,7 @@ from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.spec import Pod
 from holdfast.agent.volumes.paths import Paths
 from holdfast.linux import files, spare
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged
 
 FILE: Final = "record.json"
@@ -141,6 +142,7 @@ def save(paths: Paths, record: Record) -> None:
     directory = paths.pod(record.pod.metadata.uid)
     files.make_private(directory)
     spare.write(directory / FILE, to_json(record))
+    crashpoint("agent.recorded")
 
 
 def load(path: Path) -> Record:
@@ -151,6 +153,7 @@ def load(path: Path) -> Record:
 def remove(paths: Paths, uid: str) -> None:
     """Idempotent; the last thing that is done for a pod."""
     spare.remove(paths.pod(uid) / FILE)
+    crashpoint("agent.forgotten")
     with contextlib.suppress(OSError):  # somebody else's is in it, or it is gone
         files.rmdir(paths.pod(uid))
 
