@@ -38,6 +38,7 @@ bench: setup  ## figures against containerd, as ratios
 	$(PYTHON) bench/lists.py
 	$(PYTHON) bench/recovery.py
 	$(PYTHON) bench/shim.py
+	$(PYTHON) bench/volumes.py
 
 soak: setup  ## the long tests
 	$(PYTEST) -q -m soak

@@ -200,7 +200,7 @@ class Agent:
     def left(self) -> list[str]:
         """What is left of pods that are gone."""
         left = [f"pod {one.id}" for one in self.node.pods()] + [f"container {one.id}" for one in self.node.containers()]
-        left += [f"mount {one.target}" for one in mount.mountinfo() if str(self.root) in one.target]
+        left += [f"mount {one.target}" for one in mount.mountinfo() if f"{self.root}/" in one.target]
         for place in (self.root / "pods", self.root / "trash", self.root / "images", self.logs):
             with contextlib.suppress(FileNotFoundError):
                 left += [os.fspath(path) for path in place.iterdir()]
@@ -221,6 +221,6 @@ def running_agent(one: Node | Other, root: Path | None = None, wrapper: Sequence
         for pod in one.pods():
             one.remove_pod(pod.id)
         for entry in sorted(mount.mountinfo(), key=lambda entry: entry.target, reverse=True):
-            if Path(entry.target).is_relative_to(found.root):
+            if found.root in Path(entry.target).parents:
                 mount.detach(entry.target)
         cgroup.remove(one.cgroup)

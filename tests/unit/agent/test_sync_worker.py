@@ -16,7 +16,7 @@ from holdfast.agent.plan.backoff import LONGEST
 from holdfast.agent.pod.containers import Probe
 from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import record
-from holdfast.linux import files
+from holdfast.linux import spare
 from holdfast.proto import runtime_v1_pb2 as pb
 
 UNAVAILABLE, INTERNAL = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL
@@ -294,7 +294,7 @@ async def test_what_cannot_be_written_down_is_not_done(one: Life, monkeypatch: p
 
     assert one.worker is not None
     with monkeypatch.context() as patched:
-        patched.setattr(files, "write_atomic", full)
+        patched.setattr(spare, "write", full)
         with pytest.raises(OSError, match="no space"):
             await one.worker.delete()
         assert not one.worker.record.deleted_at

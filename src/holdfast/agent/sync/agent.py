@@ -64,7 +64,7 @@ class Agent:
         self._directories = (*settings.manifests, self.applied)
         self._source = Source(self._directories)
         self._said: Said = {}  # as it is on disk
-        self._unsaid = ""  # why it is not as it should be
+        self._unsaid: int | None = None  # the errno with which it could not be brought up to date
         self._found = Found()
         self._facts = Facts(
             settings.node.name, host_addresses(), (), 1000 * (os.cpu_count() or 1), settings.node.memory
@@ -87,6 +87,7 @@ class Agent:
         self._looks = 0  # at the source
         self._damaged: dict[str, str] = {}  # by uid of pods of which there is a record: why it cannot be read
         self._orphans: dict[str, Orphan] | None = None  # None before the runtime has said what there is
+        self._refused: dict[str, int | None] = {}  # by uid: with which errno a record could not be written
         self._sweeping: set[str] = set()  # uids of which something is being removed
 
     async def run(self) -> None:
@@ -94,7 +95,8 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                await in_thread(files.make_private, self.applied)
+                for place in (self.applied, self._paths.pods, self._paths.trash):  # while there may be room for them
+                    await in_thread(files.make_private, place)
                 await in_thread(pod_files.sweep, self._paths)
                 await self._recall()
                 await self._remember(await in_thread(record.records, self._paths))
@@ -206,7 +208,7 @@ class Agent:
         """Remove the last files of a pod that neither a record nor the runtime knows of, and that has no volumes."""
         self._sweeping.add(uid)
         try:
-            await in_thread(pod_files.remove_pod, self._paths, uid)
+            await in_thread(pod_files.remove_rest, self._paths, uid)
         except OSError as exc:
             log.warning("cannot remove what is left of pod %s: %s", uid, exc)
         finally:
@@ -291,8 +293,9 @@ class Agent:
         for uid, (path, pod) in found.pods.items():
             try:
                 await self._admit(uid, path, pod)
+                self._refused.pop(uid, None)
             except OSError as exc:  # nothing was done then
-                log.warning("cannot write down pod %s: %s", uid, exc)
+                self._is_refused(uid, exc)
         for uid, worker in list(self.workers.items()):
             if not worker.record.deleted_at and found.has_no(uid, worker.record.source):
                 await self._delete(worker)
@@ -310,11 +313,11 @@ class Agent:
             return
         try:
             await in_thread(said.save, self._paths.root, now)
-            self._said, self._unsaid = now, ""
+            self._said, self._unsaid = now, None
         except OSError as exc:
-            if str(exc) != self._unsaid:
+            if exc.errno != self._unsaid:
                 log.warning("cannot write down what ConfigMaps and Secrets there are: %s", exc)
-            self._unsaid = str(exc)
+            self._unsaid = exc.errno
 
     async def _admit(self, uid: str, path: str, pod: Pod) -> None:
         worker = self.workers.get(uid)
@@ -337,8 +340,15 @@ class Agent:
     async def _delete(self, worker: Worker) -> None:
         try:
             await worker.delete()
+            self._refused.pop(worker.uid, None)
         except OSError as exc:
-            log.warning("cannot write down that pod %s is to go: %s", worker.uid, exc)
+            self._is_refused(worker.uid, exc)
+
+    def _is_refused(self, uid: str, exc: OSError) -> None:
+        """It is tried again at each look, and told once."""
+        if self._refused.get(uid) != exc.errno:
+            log.warning("cannot write down what is to become of pod %s: %s", uid, exc)
+        self._refused[uid] = exc.errno
 
 
 def only_images(before: Pod, after: Pod) -> bool:

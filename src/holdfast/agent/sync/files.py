@@ -13,17 +13,18 @@ from typing import Final
 
 from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.spec import Pod
-from holdfast.agent.sync import names
+from holdfast.agent.sync import names, record
 from holdfast.agent.sync.convert import HOSTS
 from holdfast.agent.volumes import journal
 from holdfast.agent.volumes.paths import Paths, listed
-from holdfast.linux import files
+from holdfast.linux import files, spare
 from holdfast.linux.files import write_atomic
 
 MESSAGE_LIMIT: Final = 4096  # bytes, a kubelet's
 LOG_LIMIT: Final = 2048
 LOG_LINES: Final = 80
 HOSTS_LIMIT: Final = 1 << 20
+RECORDS_SPARE: Final = spare.beside(Path(record.FILE)).name
 
 
 def write_hosts(paths: Paths, pod: Pod, addresses: Iterable[str]) -> Path:
@@ -87,12 +88,18 @@ def remove_pod(paths: Paths, uid: str, log_directory: str = "") -> None:
 
 
 def rests(paths: Paths) -> set[str]:
-    """Uids of which nothing is left but what `remove_pod` removes."""
+    """Uids of which nothing is left but what `remove_rest` removes."""
 
     def is_rest(directory: Path) -> bool:
-        return {path.name for path in listed(directory)} <= {"etc-hosts", "containers"}
+        return {path.name for path in listed(directory)} <= {"etc-hosts", "containers", RECORDS_SPARE}
 
     return {path.name for path in listed(paths.pods) if paths.is_pod(path.name) and path.is_dir() and is_rest(path)}
+
+
+def remove_rest(paths: Paths, uid: str) -> None:
+    """What a pod without a record has beside its volumes. Idempotent. Raises OSError."""
+    files.unlink(paths.pod(uid) / RECORDS_SPARE)
+    remove_pod(paths, uid)
 
 
 def sweep(paths: Paths) -> None:

@@ -1,7 +1,7 @@
 """What must survive of a pod, whatever ends: one file, `<root>/pods/UID/record.json`, written before it is acted on.
 
 Times are ns since the epoch. A record that cannot be read is not taken for a pod that is not there: it is said, and
-what the pod has is left alone.
+what the pod has is left alone. A disk that is full does not keep a pod from being ended (linux/spare.py).
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync.convert import digest_of
 from holdfast.agent.volumes.paths import Paths
-from holdfast.linux import files
+from holdfast.linux import files, spare
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged
 
 FILE: Final = "record.json"
@@ -162,7 +163,8 @@ def save(paths: Paths, record: Record) -> None:
     """On disk on return. Raises OSError."""
     directory = paths.pod(record.pod.metadata.uid)
     files.make_private(directory)
-    files.write_atomic(directory / FILE, to_json(record))
+    spare.write(directory / FILE, to_json(record))
+    crashpoint("agent.recorded")
 
 
 def load(path: Path) -> Record:
@@ -172,7 +174,8 @@ def load(path: Path) -> Record:
 
 def remove(paths: Paths, uid: str) -> None:
     """Idempotent; the last thing that is done for a pod."""
-    files.unlink(paths.pod(uid) / FILE)
+    spare.remove(paths.pod(uid) / FILE)
+    crashpoint("agent.forgotten")
     with contextlib.suppress(OSError):  # somebody else's is in it, or it is gone
         files.rmdir(paths.pod(uid))
 

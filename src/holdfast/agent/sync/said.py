@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.agent.pod.manifest import Data
-from holdfast.linux import files
+from holdfast.linux import files, spare
 from holdfast.model.errors import Damaged
 
 FILE: Final = "data.json"
@@ -25,7 +25,7 @@ Said = Mapping[str, tuple[Data, ...]]  # by file
 def save(root: Path, said: Said) -> None:
     """On disk on return. Raises OSError."""
     plain = {path: [_plain(one) for one in found] for path, found in said.items()}
-    files.write_atomic(root / FILE, json.dumps({"version": VERSION, "files": plain}).encode())
+    spare.write(root / FILE, json.dumps({"version": VERSION, "files": plain}).encode())
 
 
 def load(root: Path) -> Said:
