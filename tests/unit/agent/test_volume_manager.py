@@ -273,7 +273,7 @@ async def test_what_containers_are_given(tmp_path: Path, runtime: Runtime) -> No
         assert await volumes.mounts(one, main, {}) == [
             ContainerMount("work", "/w", paths["work"], propagation="Bidirectional"),
             ContainerMount("conf", "/c", paths["conf"], readonly=True),
-            ContainerMount("data", "/d", image="i:1", image_pull_policy="Always", image_sub_path="part"),
+            ContainerMount("data", "/d", readonly=True, image="i:1", image_pull_policy="Always", image_sub_path="part"),
             ContainerMount("work", "/r", paths["work"], readonly=True),
         ]
         (mount,) = main.volume_mounts[:1]
