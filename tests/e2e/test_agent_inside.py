@@ -145,7 +145,11 @@ def test_what_a_pod_shares_with_the_host(there: Agent) -> None:
     look = f"for n in net pid ipc uts; do readlink /proc/self/ns/$n; done; hostname; {FOREVER}"
     there.write_pods(
         apart={"hostname": "apart-1", "containers": [box("c", look), box("d", look)]},
-        shared={"shareProcessNamespace": True, "containers": [box("c", look), box("d", look)]},
+        shared={
+            "shareProcessNamespace": True,
+            "runtimeClassName": "runc",
+            "containers": [box("c", look), box("d", look)],
+        },
         host={"hostNetwork": True, "hostPID": True, "hostIPC": True, "containers": [box("c", look)]},
     )
 
@@ -159,6 +163,7 @@ def test_what_a_pod_shares_with_the_host(there: Agent) -> None:
     assert (c["net"], c["ipc"], c["uts"]) == (d["net"], d["ipc"], d["uts"])
     assert c["pid"] != d["pid"]
     c, d = seen("shared", "c"), seen("shared", "d")
+    assert {one.metadata.name: one.runtime_handler for one in there.node.pods()}["shared"] == "runc"
     assert c["pid"] == d["pid"] != own["pid"]
     c = seen("host", "c")
     assert {kind: c[kind] for kind in ("net", "pid", "ipc")} == {kind: own[kind] for kind in ("net", "pid", "ipc")}
