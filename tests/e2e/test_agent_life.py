@@ -267,7 +267,11 @@ def test_hooks_and_grace(there: Agent, diary: Diary) -> None:
             },
             terminationGracePeriodSeconds=30,
         ),
-        refused=hooked("refused", {"postStart": command("exit 6")}, "trap exit TERM; sleep 1000 & wait"),
+        refused=hooked(
+            "refused",
+            {"postStart": command("exit 6"), "preStop": command("echo bye >> /diary/refused")},
+            "trap exit TERM; sleep 1000 & wait",
+        ),
         late=hooked(
             "late",
             {"preStop": {"sleep": {"seconds": 600}}},
@@ -299,6 +303,7 @@ def test_hooks_and_grace(there: Agent, diary: Diary) -> None:
         there.until(lambda name=name: condition(there, name, "Ready").get("status") == "True", f"{name} to run")
     there.until(lambda: there.container("refused", "refused")["restartCount"] >= 1, "a hook that fails to end it")
     assert any(one.startswith("FailedPostStartHook: refused: ") for one in there.events("refused"))
+    assert diary.lines("refused")[0] == "bye"
     there.until(lambda: there.container("waiting", "waiting")["state"].get("running"), "a hook to hold it")
     assert not there.container("waiting", "waiting")["started"]
     assert not there.container("waiting", "waiting")["ready"]

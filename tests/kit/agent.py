@@ -151,7 +151,10 @@ class Agent:
         """Take pods' manifests away; nothing is left of them."""
         for name in names:
             (self.manifests / f"{name}.json").unlink()
-        self.until(lambda: not self.left(), "nothing to be left")
+        try:
+            self.until(lambda: not self.left(), "nothing to be left")
+        except AssertionError as exc:
+            raise AssertionError(f"left: {self.left()}\n{exc}") from exc
 
     def events(self, pod: str) -> list[str]:
         """ "Reason: message", the oldest first."""
