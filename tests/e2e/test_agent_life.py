@@ -3,7 +3,6 @@
 Each test runs several pods at once, and looks at what the agent says of them and at what they have done.
 """
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -11,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.agent import IMAGE, Agent, free_port, running_agent
+from kit.agent import FOREVER, Agent, box, free_port, running_agent
 from kit.node import Node, node
-
-FOREVER = "trap exit TERM; sleep 1000 & wait"
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +24,6 @@ def shared() -> Iterator[Node]:
 def there(shared: Node) -> Iterator[Agent]:
     with running_agent(shared) as one:
         yield one
-
-
-def box(name: str, script: str = FOREVER, **more: Any) -> dict[str, Any]:
-    """A container."""
-    return {"name": name, "image": IMAGE, "command": ["/bin/sh", "-c", script], **more}
 
 
 def command(script: str) -> dict[str, Any]:
@@ -67,24 +59,8 @@ def diary(there: Agent) -> Diary:
     return Diary(there.base / "diary")
 
 
-def ended(there: Agent, *names: str) -> None:
-    """Take pods' manifests away; nothing is left of them."""
-    for name in names:
-        (there.manifests / f"{name}.json").unlink()
-    there.until(lambda: not there.left(), "nothing to be left")
-
-
 def condition(there: Agent, pod: str, kind: str) -> dict[str, Any]:
     return next((one for one in there.status(pod).get("conditions", []) if one["type"] == kind), {})
-
-
-def phase(there: Agent, pod: str) -> str:
-    return str(there.status(pod).get("phase", ""))
-
-
-def waits(there: Agent, pod: str) -> str:
-    """Why its container c does not run yet."""
-    return str(there.container(pod, "c")["state"].get("waiting", {}).get("reason", ""))
 
 
 def test_how_containers_end_and_begin_again(there: Agent, diary: Diary) -> None:
@@ -114,7 +90,7 @@ def test_how_containers_end_and_begin_again(there: Agent, diary: Diary) -> None:
         },
     )
     for name, code in (("always", 3), ("failing", 4)):
-        there.until(lambda name=name: waits(there, name) == "CrashLoopBackOff", name)
+        there.until(lambda name=name: there.waits(name) == "CrashLoopBackOff", name)
         found = there.container(name, "c")
         assert found["state"]["waiting"]["message"] == (
             f"back-off 10s restarting failed container=c pod={name}_default({name}-0)"
@@ -123,26 +99,26 @@ def test_how_containers_end_and_begin_again(there: Agent, diary: Diary) -> None:
         last = found["lastState"]["terminated"]
         assert (last["exitCode"], last["reason"], last.get("message", "")) == (code, "Error", "because\n" * (code == 3))
         assert last["startedAt"] <= last["finishedAt"]
-        assert phase(there, name) == "Running"
+        assert there.phase(name) == "Running"
         assert there.shown(name) == ["default", name, "0/1", "CrashLoopBackOff"]
-    there.until(lambda: phase(there, "done") == "Succeeded", "a pod that is done")
+    there.until(lambda: there.phase("done") == "Succeeded", "a pod that is done")
     assert there.container("done", "c")["state"]["terminated"]["reason"] == "Completed"
     assert condition(there, "done", "Ready")["reason"] == "PodCompleted"
     assert there.shown("done")[2:] == ["0/1", "Completed"]
-    there.until(lambda: phase(there, "failed") == "Failed", "a pod that has failed")
+    there.until(lambda: there.phase("failed") == "Failed", "a pod that has failed")
     over = there.container("failed", "c")["state"]["terminated"]
     assert (over["exitCode"], over["message"]) == (5, "one\ntwo")
     assert there.container("failed", "c")["restartCount"] == 0
     assert condition(there, "failed", "Ready")["reason"] == "PodFailed"
     there.until(lambda: "terminated" in there.container("own", "c")["state"], "a container to be through")
-    assert (phase(there, "own"), bool(there.running("d"))) == ("Running", True)
-    there.until(lambda: phase(there, "ruled") == "Succeeded", "what a rule begins again")
+    assert (there.phase("own"), bool(there.running("d"))) == ("Running", True)
+    there.until(lambda: there.phase("ruled") == "Succeeded", "what a rule begins again")
     assert there.container("ruled", "c")["restartCount"] == 1
     assert there.container("ruled", "c")["lastState"]["terminated"]["exitCode"] == 42
-    there.until(lambda: phase(there, "greedy") == "Failed", "the memory to be all")
+    there.until(lambda: there.phase("greedy") == "Failed", "the memory to be all")
     over = there.container("greedy", "c")["state"]["terminated"]
     assert (over["exitCode"], over["reason"]) == (137, "OOMKilled")
-    ended(there, "always", "failing", "done", "failed", "own", "ruled", "greedy")
+    there.ended("always", "failing", "done", "failed", "own", "ruled", "greedy")
 
 
 def test_init_containers_and_sidecars(there: Agent, diary: Diary) -> None:
@@ -182,25 +158,25 @@ def test_init_containers_and_sidecars(there: Agent, diary: Diary) -> None:
     )
     there.until(lambda: diary.lines() == ["first", "near"], "the first sidecar")
     assert not there.container("order", "near")["started"]
-    assert phase(there, "order") == "Pending"
+    assert there.phase("order") == "Pending"
     initialized = condition(there, "order", "Initialized")
     assert initialized["message"] == "containers with incomplete status: [near second far]"
     assert there.container("order", "main")["state"] == {"waiting": {"reason": "PodInitializing"}}
     (diary.path / "gate").touch()
-    there.until(lambda: phase(there, "order") == "Running", "the main container")
+    there.until(lambda: there.phase("order") == "Running", "the main container")
     there.until(lambda: len(diary.lines()) == 5, "all to have begun")
     assert diary.lines()[:3] == ["first", "near", "second"]
     there.until(lambda: condition(there, "order", "Ready")["status"] == "True", "it to be ready")
     assert {one["status"] for one in there.status("order")["conditions"]} == {"True"}
     assert all(one["lastTransitionTime"] for one in there.status("order")["conditions"])
-    there.until(lambda: phase(there, "never") == "Failed", "a pod whose init container has failed")
+    there.until(lambda: there.phase("never") == "Failed", "a pod whose init container has failed")
     assert not there.runs("c") or there.container("never", "c")["containerID"] == ""
     there.until(lambda: there.shown("looping")[3:] == ["Init:CrashLoopBackOff"], "an init container that loops")
     assert there.container("looping", "i")["lastState"]["terminated"]["exitCode"] == 8
-    assert phase(there, "looping") == "Pending"
-    there.until(lambda: phase(there, "job") == "Succeeded", "a job that is done, whatever its sidecar ends with")
+    assert there.phase("looping") == "Pending"
+    there.until(lambda: there.phase("job") == "Succeeded", "a job that is done, whatever its sidecar ends with")
     assert there.container("job", "beside")["state"]["terminated"]["exitCode"] == 9
-    ended(there, "order", "never", "looping", "job")
+    there.ended("order", "never", "looping", "job")
     assert diary.lines()[-3:] == ["main ends", "far ends", "near ends"]
 
 
@@ -268,9 +244,9 @@ def test_probes(there: Agent, diary: Diary) -> None:
     assert there.container("web", "c")["restartCount"] == 0
     assert there.shown("web")[2:] == ["1/2", "Running"]
 
-    there.until(lambda: phase(there, "slow") == "Failed", "what does not start to be killed")
+    there.until(lambda: there.phase("slow") == "Failed", "what does not start to be killed")
     assert not any("readiness" in one for one in there.events("slow"))
-    ended(there, "living", "stubborn", "web", "slow")
+    there.ended("living", "stubborn", "web", "slow")
 
 
 def test_hooks_and_grace(there: Agent, diary: Diary) -> None:
@@ -291,7 +267,11 @@ def test_hooks_and_grace(there: Agent, diary: Diary) -> None:
             },
             terminationGracePeriodSeconds=30,
         ),
-        refused=hooked("refused", {"postStart": command("exit 6")}, "trap exit TERM; sleep 1000 & wait"),
+        refused=hooked(
+            "refused",
+            {"postStart": command("exit 6"), "preStop": command("echo bye >> /diary/refused")},
+            "trap exit TERM; sleep 1000 & wait",
+        ),
         late=hooked(
             "late",
             {"preStop": {"sleep": {"seconds": 600}}},
@@ -323,13 +303,14 @@ def test_hooks_and_grace(there: Agent, diary: Diary) -> None:
         there.until(lambda name=name: condition(there, name, "Ready").get("status") == "True", f"{name} to run")
     there.until(lambda: there.container("refused", "refused")["restartCount"] >= 1, "a hook that fails to end it")
     assert any(one.startswith("FailedPostStartHook: refused: ") for one in there.events("refused"))
+    assert diary.lines("refused")[0] == "bye"
     there.until(lambda: there.container("waiting", "waiting")["state"].get("running"), "a hook to hold it")
     assert not there.container("waiting", "waiting")["started"]
     assert not there.container("waiting", "waiting")["ready"]
     (diary.path / "go").touch()
     there.until(lambda: there.container("waiting", "waiting")["ready"], "the hook to be through")
     began = time.monotonic()
-    ended(there, *names, "refused", "waiting")
+    there.ended(*names, "refused", "waiting")
     assert time.monotonic() - began < 50, "a hook has not been counted in the grace period"
     assert diary.lines("said") == ["said postStart", "said preStop", "said TERM"]
     assert diary.lines("asleep") == ["asleep TERM"]
@@ -338,143 +319,17 @@ def test_hooks_and_grace(there: Agent, diary: Diary) -> None:
     assert diary.lines("other") == ["other USR1"]
 
 
-VARIABLES = [
-    {"name": "OWN", "value": "$(HELD) and $$(HELD)"},
-    *(
-        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
-        for name, path in [("POD", "metadata.name"), ("UID", "metadata.uid"), ("NODE", "spec.nodeName")]
-    ),
-    {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1m"}}},
-    {"name": "MEMORY", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
-    {"name": "KEY", "valueFrom": {"configMapKeyRef": {"name": "config", "key": "held"}}},
-    {"name": "PASS", "valueFrom": {"secretKeyRef": {"name": "secret", "key": "word"}}},
-    {"name": "NONE", "valueFrom": {"secretKeyRef": {"name": "none", "key": "word", "optional": True}}},
-]
-
-
-def test_what_a_container_is_told_and_may_do(there: Agent, diary: Diary) -> None:
-    """Variables, users, capabilities, a root that is read-only, sysctls: looked at from inside."""
-    there.write("data.yaml", "kind: ConfigMap\nmetadata: {name: config}\ndata: {held: fast}\n---\n"
-                             "kind: Secret\nmetadata: {name: secret}\nstringData: {word: sesame}\n")  # fmt: skip
-    limits = {"limits": {"cpu": "250m", "memory": "64Mi"}}
-    taken = [{"prefix": "C_", "configMapRef": {"name": "config"}}, {"configMapRef": {"name": "none", "optional": True}}]
-    held = [{"name": "HELD", "value": "held"}, *VARIABLES]
-    ids = "id -u; id -g; id -G; grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; "
-    strict = {
-        "runAsUser": 1234,
-        "runAsGroup": 2345,
-        "runAsNonRoot": True,
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    there.write_pods(
-        told={"containers": [box("c", f"env; {FOREVER}", env=held, envFrom=taken, resources=limits)]},
-        wanting={
-            "containers": [box("c", env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "no", "key": "k"}}}])]
-        },
-        strict={
-            "securityContext": {
-                "fsGroup": 3456,
-                "supplementalGroups": [4567],
-                "sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}],
-            },
-            "volumes": [{"name": "v", "emptyDir": {}}],
-            "containers": [
-                box(
-                    "c",
-                    f"{ids} stat -c %g:%a /v; touch /v/a; touch /a; cat /proc/sys/kernel/shm_rmid_forced; {FOREVER}",
-                    securityContext=strict,
-                    volumeMounts=[{"name": "v", "mountPath": "/v"}],
-                ),
-                box(
-                    "added",
-                    f"{ids} {FOREVER}",
-                    securityContext={"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "SYS_TIME"]}},
-                ),
-                box("free", f"{ids} {FOREVER}", securityContext={"privileged": True}),
-                box("loose", f"{ids} {FOREVER}", securityContext={"seccompProfile": {"type": "Unconfined"}}),
-            ],
-        },
-        root={"securityContext": {"runAsNonRoot": True}, "containers": [box("c")]},
-    )
-
-    def log(pod: str, name: str) -> list[str]:
-        path = there.logs / f"default_{pod}_{pod}-0" / name / "0.log"
-        return [line.split(" ", 3)[3] for line in path.read_text().splitlines()] if path.exists() else []
-
-    def whole(pod: str, name: str) -> list[str]:
-        there.until(lambda: there.container(pod, name).get("ready"), f"{name} of {pod}")
-        there.until(lambda: there.node.works(there.container(pod, name)["containerID"]), "it to work")
-        return log(pod, name)
-
-    seen = dict(line.split("=", 1) for line in there.until(lambda: whole("told", "c"), "its variables"))
-    assert seen["OWN"] == "held and $(HELD)"
-    assert (seen["POD"], seen["UID"], seen["NODE"]) == ("told", "told-0", os.uname().nodename)
-    assert (seen["CPU"], seen["MEMORY"], seen["KEY"], seen["PASS"]) == ("250", "64", "fast", "sesame")
-    assert (seen["C_held"], "NONE" in seen) == ("fast", False)
-
-    for name, words in (("wanting", "there is no Secret 'no'"), ("root", "runAsNonRoot: the image would run as root")):
-        there.until(lambda name=name: waits(there, name) == "CreateContainerConfigError", name)
-        assert words in there.container(name, "c")["state"]["waiting"]["message"]
-        assert phase(there, name) == "Pending"
-
-    there.until(lambda: len(whole("strict", "c")) >= 9, "what it may do")
-    lines = log("strict", "c")
-    assert lines[:3] == ["1234", "2345", "2345 3456 4567"]
-    assert lines[3:6] == ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]
-    assert lines[6].startswith("3456:2")
-    assert "Read-only file system" in lines[7]
-    assert lines[8] == "1"
-    there.until(lambda: all(len(whole("strict", name)) >= 6 for name in ("added", "free", "loose")), "the others")
-    caps = {name: int(log("strict", name)[3].split("\t")[1], 16) for name in ("added", "free", "loose")}
-    assert caps["added"] == 1 << 12 | 1 << 25
-    assert caps["free"] & 1 << 21, "CAP_SYS_ADMIN"
-    assert not caps["loose"] & 1 << 21
-    assert log("strict", "free")[5] == log("strict", "loose")[5] == "Seccomp:\t0"
-    ended(there, "told", "wanting", "strict", "root")
-
-
-def test_what_a_pod_shares_with_the_host(there: Agent) -> None:
-    """Namespaces: the host's, the pod's, or each container's own."""
-    own = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "pid", "ipc", "uts")}
-    look = f"for n in net pid ipc uts; do readlink /proc/self/ns/$n; done; hostname; {FOREVER}"
-    there.write_pods(
-        apart={"hostname": "apart-1", "containers": [box("c", look), box("d", look)]},
-        shared={"shareProcessNamespace": True, "containers": [box("c", look), box("d", look)]},
-        host={"hostNetwork": True, "hostPID": True, "hostIPC": True, "containers": [box("c", look)]},
-    )
-
-    def seen(pod: str, name: str) -> dict[str, str]:
-        path = there.logs / f"default_{pod}_{pod}-0" / name / "0.log"
-        there.until(lambda: path.exists() and len(path.read_text().splitlines()) == 5, f"{name} of {pod}")
-        words = [line.split(" ", 3)[3] for line in path.read_text().splitlines()]
-        return dict(zip(("net", "pid", "ipc", "uts", "name"), words, strict=True))
-
-    c, d = seen("apart", "c"), seen("apart", "d")
-    assert not set(c.values()) & set(own.values())
-    assert c["name"] == d["name"] == "apart-1"
-    assert (c["net"], c["ipc"], c["uts"]) == (d["net"], d["ipc"], d["uts"])
-    assert c["pid"] != d["pid"]
-    c, d = seen("shared", "c"), seen("shared", "d")
-    assert c["pid"] == d["pid"] != own["pid"]
-    c = seen("host", "c")
-    assert {kind: c[kind] for kind in ("net", "pid", "ipc")} == {kind: own[kind] for kind in ("net", "pid", "ipc")}
-    assert there.status("host")["podIP"] == there.status("host")["hostIP"]
-    ended(there, "apart", "shared", "host")
-
-
 def test_a_deadline(there: Agent) -> None:
     there.write_pods(short={"activeDeadlineSeconds": 2, "containers": [box("c")]})
-    there.until(lambda: phase(there, "short") == "Running", "it to run")
-    there.until(lambda: phase(there, "short") == "Failed", "its deadline to be over")
+    there.until(lambda: there.phase("short") == "Running", "it to run")
+    there.until(lambda: there.phase("short") == "Failed", "its deadline to be over")
     found = there.status("short")
     assert (found["reason"], bool(found["message"])) == ("DeadlineExceeded", True)
     assert "terminated" in there.container("short", "c")["state"]
     there.restart()
-    there.until(lambda: phase(there, "short") == "Failed", "the next agent to say the same")
+    there.until(lambda: there.phase("short") == "Failed", "the next agent to say the same")
     assert there.container("short", "c")["restartCount"] == 0
-    ended(there, "short")
+    there.ended("short")
 
 
 def test_nothing_is_forgotten(there: Agent, diary: Diary) -> None:
@@ -497,7 +352,7 @@ def test_nothing_is_forgotten(there: Agent, diary: Diary) -> None:
         },
     )
     there.until(lambda: there.container("loop", "c").get("restartCount") == 1, "the first crashes")
-    there.until(lambda: phase(there, "leaving") == "Running", "the other")
+    there.until(lambda: there.phase("leaving") == "Running", "the other")
     slow = there.running("slow")
     began = time.monotonic()
     (there.manifests / "leaving.json").unlink()
@@ -513,16 +368,16 @@ def test_nothing_is_forgotten(there: Agent, diary: Diary) -> None:
         there.until(lambda: there.status("loop"), "the agent to answer")
         found = there.container("loop", "c")
         counts.append(found["restartCount"])
-        if waits(there, "loop") == "CrashLoopBackOff":
+        if there.waits("loop") == "CrashLoopBackOff":
             last = there.container("loop", "c")["lastState"]["terminated"]
             assert (last["exitCode"], last["reason"], last["message"]) == (3, "Error", "why\n")
     there.until(lambda: there.told("loop") and not there.told("leaving"), "the end of the other")
     assert 7 < time.monotonic() - began < 45, "its grace began anew, or was not given"
     assert not [one for one in there.node.containers() if one.id == slow]
     there.until(lambda: there.container("loop", "c")["restartCount"] == 2, "the crash loop to go on")
-    there.until(lambda: waits(there, "loop") == "CrashLoopBackOff", "its next pause")
+    there.until(lambda: there.waits("loop") == "CrashLoopBackOff", "its next pause")
     assert "back-off 20s" in there.container("loop", "c")["state"]["waiting"]["message"]
     assert counts == sorted(counts)
     _, second, third = map(int, diary.lines())
     assert third - second >= 9, "its pause was forgotten"
-    ended(there, "loop")
+    there.ended("loop")

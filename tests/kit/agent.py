@@ -27,6 +27,12 @@ IMAGE = "test/busybox:1"
 LOOKS = 0.05  # seconds from one to the next: they make work for the agent
 NOTHING: dict[str, Any] = {"state": {}, "restartCount": 0, "ready": False}
 NAME = "io.kubernetes.container.name"
+FOREVER = "trap exit TERM; sleep 1000 & wait"
+
+
+def box(name: str, script: str = FOREVER, **more: Any) -> dict[str, Any]:
+    """A container."""
+    return {"name": name, "image": IMAGE, "command": ["/bin/sh", "-c", script], **more}
 
 
 def free_port() -> int:
@@ -175,6 +181,27 @@ class Agent:
         status = self.status(pod)
         every = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
         return next((one for one in every if one["name"] == name), NOTHING)
+
+    def phase(self, pod: str) -> str:
+        return str(self.status(pod).get("phase", ""))
+
+    def waits(self, pod: str) -> str:
+        """Why its container c does not run yet."""
+        return str(self.container(pod, "c")["state"].get("waiting", {}).get("reason", ""))
+
+    def lines(self, pod: str, name: str) -> list[str]:
+        """What a container's first run has written."""
+        path = self.logs / f"default_{pod}_{pod}-0" / name / "0.log"
+        return [line.split(" ", 3)[3] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def ended(self, *names: str) -> None:
+        """Take pods' manifests away; nothing is left of them."""
+        for name in names:
+            (self.manifests / f"{name}.json").unlink()
+        try:
+            self.until(lambda: not self.left(), "nothing to be left")
+        except AssertionError as exc:
+            raise AssertionError(f"left: {self.left()}\n{exc}") from exc
 
     def events(self, pod: str) -> list[str]:
         """ "Reason: message", the oldest first."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from holdfast.agent.plan.actions import Remembered, Turned
 from holdfast.agent.plan.backoff import Backoff
-from holdfast.agent.plan.observed import Observed, Run, State
+from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health
 from holdfast.agent.plan.probes import Run as Results
 from holdfast.agent.pod.decode import Refused, decode
@@ -60,6 +60,12 @@ class Record:
     kills: Mapping[str, Kill] = field(default_factory=dict)  # by id of a run
     users: int = 0  # the first of the host's ids that are its own
     turned: Mapping[str, Turned] = field(default_factory=dict)  # by condition
+    sandbox: Sandbox | None = None  # the last one that was seen
+
+    @property
+    def there(self) -> Observed:
+        """What was seen last: all that can be told before the runtime has been looked at."""
+        return Observed(() if self.sandbox is None else (self.sandbox,), tuple(self.runs.values()))
 
 
 def remembered(known: Record) -> Remembered:
@@ -108,6 +114,7 @@ def seen(record: Record, there: Observed) -> tuple[Record, Observed]:
     now = replace(
         record,
         runs=runs,
+        sandbox=there.current,
         backoffs=backoffs,
         health={key: one for key, one in record.health.items() if key in alive},
         kills={key: one for key, one in record.kills.items() if key in alive},
@@ -152,11 +159,16 @@ def from_json(data: bytes) -> Record:
             },
             "kills": {key: Kill(**one) for key, one in plain.pop("kills").items()},
             "turned": {key: Turned(**one) for key, one in plain.pop("turned", {}).items()},
+            "sandbox": _sandbox(plain.pop("sandbox", None)),
         }
         known = {one.name for one in fields(Record)}
         return Record(pod, **mapped, **{key: value for key, value in plain.items() if key in known})
     except (ValueError, KeyError, TypeError, AttributeError, Refused) as exc:
         raise Damaged(f"cannot read the record of a pod: {exc}") from exc
+
+
+def _sandbox(plain: dict[str, Any] | None) -> Sandbox | None:
+    return None if plain is None else Sandbox(**{**plain, "addresses": tuple(plain["addresses"])})
 
 
 def save(paths: Paths, record: Record) -> None:

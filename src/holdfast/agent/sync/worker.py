@@ -44,9 +44,7 @@ class Worker:
 
     def __init__(self, parts: Parts, admitted: Record) -> None:
         self.record = admitted
-        self.there = Observed(
-            (), tuple(admitted.runs.values())
-        )  # as the runtime has last said, with what is remembered
+        self.there = admitted.there  # as the runtime has last said, with what is remembered
         self.trouble = ""  # why it could not be looked at
         self.events: Events = ()
         self._parts = parts
@@ -347,7 +345,8 @@ class Worker:
             self._cut.discard(name)
         if why:
             self._say("FailedPostStartHook", f"{name}: {why}")
-            await self._parts.runtime.stop(run_id, self.pod.spec.termination_grace_period_seconds)
+            run, grace = Run(name, run_id, "", 0, State.RUNNING), self.pod.spec.termination_grace_period_seconds
+            await steps.stop(self._parts, self.pod, self.there, run, self._parts.clock() + grace * NS)
         await self._keep(lambda known: replace(known, hooks=_without(known.hooks, name)))
 
     async def _kill(self, kill: Kill) -> None:
@@ -378,8 +377,9 @@ class Worker:
         crashpoint("agent.leave")
         await steps.leave(self._parts, self.pod, there)
         crashpoint("agent.left")
-        await in_thread(record.remove, self._parts.paths, self.uid)
-        self._over = True
+        async with self._saving:  # what is seen meanwhile is not written down any more
+            await in_thread(record.remove, self._parts.paths, self.uid)
+            self._over = True
 
     # -- what is remembered
 
@@ -387,7 +387,7 @@ class Worker:
         """Change the record; it is on disk on return. Raises OSError: then nothing has changed."""
         async with self._saving:
             now = change(self.record)
-            if (data := to_json(now)) != self._saved:
+            if (data := to_json(now)) != self._saved and not self._over:
                 await in_thread(record.save, self._parts.paths, now)
                 self._saved = data
             self.record = change(self.record)  # a probe may have had a result meanwhile

@@ -257,7 +257,7 @@ class Manager:
             return ContainerMount(
                 volume.name,
                 one.mount_path,
-                readonly=True,
+                readonly=True,  # an image is nobody's to write to
                 image=volume.image.reference,
                 image_pull_policy=volume.image.pull_policy,
                 image_sub_path=part,
