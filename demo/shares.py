@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fuse import Mirror
+from loops import mounted
 
 from holdfast.linux import mount
 
@@ -71,8 +72,7 @@ def shares(place: Path) -> Iterator[dict[str, Path]]:
         with disk.open("wb") as file:
             file.truncate(SIZE)
         subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
-        subprocess.run(["mount", "-o", "loop", disk, found["ext4"]], check=True)
-        closing.callback(mount.detach, found["ext4"])
+        closing.enter_context(mounted(disk, found["ext4"]))
         (found["ext4"] / "lost+found").rmdir()
         behind = place / "behind"
         behind.mkdir()
