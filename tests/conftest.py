@@ -1,5 +1,6 @@
 """Nothing a test makes may outlive it: processes, mounts, namespaces, cgroups and loop devices are counted."""
 
+import contextlib
 import os
 import re
 import signal
@@ -53,7 +54,12 @@ def cgroups() -> set[str]:
 
 
 def loops() -> set[str]:
-    return {f"loop device {path.parent.parent.name}" for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+    """With what is in them, of which the path tells whose they are."""
+    found = set()
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it goes just now
+            found.add(f"loop device {path.parent.parent.name} of {path.read_text().strip()}")
+    return found
 
 
 def belongings() -> set[str]:
