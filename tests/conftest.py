@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-RUN = re.compile(r"hf-[a-z]+-(\d+)")  # the directories and cgroups of the kits bear the number of their test run
+RUN = re.compile(r"hf[-_][a-z]+[-_](\d+)")  # the directories and cgroups of the kits bear the number of their test run
 REPLACEABLE = ("(holdfastd)", "(hf-keeper)", "(hf-template)")
 MARK = f"HOLDFAST_TESTS={os.getpid()}"
 os.environ.update([MARK.split("=")])  # inherited by all that the tests start, but for what runs in containers

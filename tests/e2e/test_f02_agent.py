@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.agent import IMAGE, Agent, running_agent
+from kit.agent import IMAGE, Agent, Other, running_agent
+from kit.containerd import serving_cri
 from kit.hung import shim_of, stopped, unknown
 from kit.node import Node, node
 from shares import KINDS, MOUNT_ALL, digest, shares
@@ -46,20 +47,25 @@ spec:
 SCRIPT = "; ".join([*MOUNT_ALL.strip().splitlines(), "while ! test -e /work/gate; do sleep 0.01; done"])
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    """All of it is on a filesystem that hands on what is mounted in it, as the agent's root has to be."""
-    place = Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
+@contextlib.contextmanager
+def handing_on(place: Path) -> Iterator[Path]:
+    """A filesystem that hands on what is mounted in it, as the agent's root has to be on."""
     mount.mount("node", place, "tmpfs")
-    mount.set_propagation(place, mount.MS_SHARED)
-    base = place / f"{place.name}-n"
-    base.mkdir()
     try:
-        with node(base=base) as one:
-            yield one
+        mount.set_propagation(place, mount.MS_SHARED)
+        yield place
     finally:
         mount.unmount_tree(place)
         place.rmdir()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Node]:
+    with handing_on(Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))) as place:
+        base = place / f"{place.name}-n"
+        base.mkdir()
+        with node(base=base) as one:
+            yield one
 
 
 class Pod:
@@ -87,6 +93,10 @@ class Pod:
 
     def described(self) -> str:
         return self.there.cli("describe", "pod", "nas", check=False).stdout
+
+    def has_told(self, text: str) -> bool:
+        """Of all that was detached."""
+        return all(f"detached what was mounted in volume work: {self.volume}/{kind} (" in text for kind in KINDS)
 
     def is_whole(self) -> bool:
         """Nothing of it has been torn down, and nothing of others has changed."""
@@ -140,8 +150,7 @@ def test_f02_a_pod_whose_task_is_unknown_and_whose_manifest_goes(pod: Pod) -> No
         assert pod.is_whole()
         os.kill(shim, signal.SIGKILL)
         there.until(lambda: f"{there.root}/trash/" in pod.described(), "it to be said what cannot be deleted")
-        told = pod.described()
-        assert all(f"detached what was mounted in volume work: {pod.volume}/{kind} (" in told for kind in KINDS), told
+        assert pod.has_told(pod.described())
         assert pod.others_are_whole()
     there.until(lambda: not there.left(), "nothing to be left")
     assert pod.others_are_whole()
@@ -171,7 +180,7 @@ def test_f02_a_pod_whose_task_is_unknown_is_deleted_while_agent_and_daemon_die(p
         there.start()
         there.until(lambda: not there.left(), "nothing to be left")
     assert pod.others_are_whole()
-    assert all(f"detached what was mounted in volume work: {pod.volume}/{kind} (" in there.log() for kind in KINDS)
+    assert pod.has_told(there.log())
 
 
 def test_f02_a_pod_whose_shim_stands_still_while_it_runs(pod: Pod) -> None:
@@ -201,3 +210,20 @@ def test_f02_what_the_host_has_mounted_in_a_volume(pod: Pod) -> None:
     there.until(lambda: not there.left(), "nothing to be left")
     assert pod.others_are_whole()
     assert not pod.mounted()
+
+
+def test_f02_an_agent_beside_containerd(tmp_path: Path) -> None:
+    """Which takes nothing out of volumes: so the agent does."""
+    with (
+        serving_cri() as runtime,
+        handing_on(tmp_path),
+        running_agent(Other(runtime, tmp_path)) as there,
+        shares(there.base / "shares") as found,
+    ):
+        pod = Pod(there, found)
+        there.write("nas.yaml", pod.manifest)
+        pod.begin()
+        (there.manifests / "nas.yaml").unlink()
+        there.until(lambda: not there.left(), "nothing to be left")
+        assert pod.others_are_whole()
+        assert pod.has_told(there.log())
