@@ -74,8 +74,7 @@ class Pod:
     def __init__(self, there: Agent, found: dict[str, Path]) -> None:
         self.there, self.found = there, found
         self.known = {kind: digest(path) for kind, path in found.items()}
-        place = next(iter(found.values())).parent
-        self.manifest = MANIFEST.format(image=IMAGE, script=SCRIPT, shares=place)
+        self.manifest = MANIFEST.format(image=IMAGE, script=SCRIPT, shares=found["directory"].parent)
 
     def begin(self) -> None:
         """Once it is wanted: until all is mounted."""
@@ -202,16 +201,16 @@ def test_f02_a_pod_whose_shim_stands_still_while_it_runs(pod: Pod) -> None:
 
 
 def test_f02_what_the_host_has_mounted_in_a_volume(pod: Pod) -> None:
-    """By hand: in it, upon each other, and upon the volume itself, after the agent has looked last, too."""
+    """By hand, while no agent is there to see it: in the volume, one upon the other, and upon the volume itself."""
     there = pod.there
     there.write("nas.yaml", pod.manifest)
     pod.begin()
+    there.end(signal.SIGKILL)
     for number, kind in enumerate(("ext4", "tmpfs", "fuse")):
         (pod.volume / f"host-{number}").mkdir()
         mount.bind(pod.found[kind], pod.volume / f"host-{number}")
     mount.bind(pod.found["ext4"], pod.volume / "host-1")
     mount.bind(pod.found["tmpfs"], pod.volume)
-    there.end(signal.SIGKILL)
     (there.manifests / "nas.yaml").unlink()
     there.start()
     there.until(lambda: not there.left(), "nothing to be left")
