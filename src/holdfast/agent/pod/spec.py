@@ -11,6 +11,7 @@ from holdfast.agent.pod.decode import key_of
 from holdfast.agent.pod.quantity import Quantity
 
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")  # of pods: it is a directory's name
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _VARIABLE: Final = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 NO_CLUSTER: Final = "there is no cluster"
@@ -630,6 +631,10 @@ class Metadata:
     creation_timestamp: str | None = None
     resource_version: str = ""
     generation: int = 0
+
+    def __post_init__(self) -> None:
+        if self.uid and not UID.fullmatch(self.uid):
+            raise ValueError(f".uid: {self.uid!r} is no uid: letters, digits and -, at most 128 of them")
 
 
 @dataclass(frozen=True, slots=True)
