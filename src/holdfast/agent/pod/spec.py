@@ -11,7 +11,6 @@ from holdfast.agent.pod.decode import key_of
 from holdfast.agent.pod.quantity import Quantity
 
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")  # of pods: it is a directory's name
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _VARIABLE: Final = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 NO_CLUSTER: Final = "there is no cluster"
@@ -612,6 +611,9 @@ class PodSpec:
             raise ValueError(".hostUsers: false is not supported here: nobody gives out ranges of users yet")
         if self.share_process_namespace and self.host_pid:
             raise ValueError(".shareProcessNamespace: goes with no hostPID")
+
+
+UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")  # of pods: it is a directory's name
 
 
 @dataclass(frozen=True, slots=True)
