@@ -40,7 +40,7 @@ def get(port: int) -> bytes:
 
 
 class Agent:
-    """`inject` is its crash points' directory."""
+    """`inject` is its crash points' directory, `flags` what it is started with besides its places."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -50,11 +50,13 @@ class Agent:
         for place in (self.manifests, self.inject):
             place.mkdir()
         self.cgroup = f"{node.cgroup}/agent"
+        self.flags: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        places = ["--root", self.root, "--manifests", self.manifests, "--log-root", self.logs]
-        command = [BIN / "holdfast", "--socket", self.node.socket, "agent", *places, "--cgroup-root", self.cgroup]
+        places: list[object] = ["--root", self.root, "--manifests", self.manifests, "--log-root", self.logs]
+        places += ["--cgroup-root", self.cgroup, *self.flags]
+        command = [BIN / "holdfast", "--socket", self.node.socket, "agent", *places]
         environment = {**os.environ, "HOLDFAST_INJECT": str(self.inject)}
         with open(self.base / "log", "ab") as log:
             self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)

@@ -10,10 +10,11 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from holdfast.agent.plan.observed import Run
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.spec import Container, Pod
@@ -21,6 +22,7 @@ from holdfast.agent.sync import names, record
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.parts import Parts
 from holdfast.agent.sync.record import Record
+from holdfast.agent.sync.rotation import Limits, Rotation
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.agent.sync.source import PASSING, Found, Source
 from holdfast.agent.sync.worker import Worker
@@ -45,6 +47,7 @@ class Settings:
     root: Path
     manifests: tuple[Path, ...]
     node: Node
+    logs: Limits = field(default_factory=Limits)
 
 
 class Agent:
@@ -79,6 +82,8 @@ class Agent:
                 await self._remember()
                 group.create_task(self.volumes.run(), name="volumes")
                 group.create_task(self._listen(), name="events of the runtime")
+                rotation = Rotation(self._runtime, self.settings.node, self.settings.logs)
+                group.create_task(rotation.run(self._logged), name="logs")
                 while True:
                     self._soon.clear()
                     await self._look()
@@ -143,6 +148,9 @@ class Agent:
             for worker in self.workers.values():
                 if uid in ("", worker.uid):
                     worker.wake()
+
+    def _logged(self) -> list[tuple[Pod, tuple[Run, ...]]]:
+        return [(one.pod, one.there.runs) for one in self.workers.values()]
 
     def _want(self) -> None:
         """Tell the volume manager. Whatever has volumes has a record; one that cannot be read may want them.

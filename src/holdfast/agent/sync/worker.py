@@ -163,7 +163,7 @@ class Worker:
         container = steps.container_of(self.pod, run.name)
         if container is None:
             return run.id, ""
-        where = Path(convert.log_directory(self.pod, self._parts.node), run.name, f"{run.attempt}.log")
+        where = Path(convert.log_path(self.pod, self._parts.node, run.name, run.attempt))
         paths = self._parts.paths
         return run.id, await in_thread(files.last_words, paths, self.pod, container, run.attempt, run.code, where)
 
@@ -262,7 +262,7 @@ class Worker:
         if (before := there.current) is not None:
             self._say("SandboxChanged", "Pod sandbox changed, another one was made", warning=False)
             await self._backed_off("backoffs", POD, before.created_at)
-        await steps.collect(self._parts, there)
+        await steps.collect(self._parts, self.pod, there)
 
     async def _start(self, start: Start, there: Observed) -> None:
         name, sandbox = start.name, there.current
@@ -283,7 +283,7 @@ class Worker:
         crashpoint("agent.started")
         self._say("Started", f"Started container {name}", warning=False)
         await self._post_start(name, run_id)
-        await steps.collect(self._parts, there)
+        await steps.collect(self._parts, self.pod, there)
 
     async def _pull(self, container: Container, sandbox: pb.PodSandboxConfig) -> pb.Image:
         name = container.name
