@@ -127,6 +127,10 @@ class There:
                 assert not self._task.done(), self._task.result()
                 await asyncio.sleep(0.005)
 
+    def is_small(self) -> bool:
+        """The log was rotated."""
+        return self.writer.path.exists() and self.writer.path.stat().st_size < 100
+
     def older(self) -> list[str]:
         """Names without what the clock says of them."""
         names = sorted(one.name for one in self.writer.path.parent.iterdir() if one != self.writer.path)
@@ -149,9 +153,9 @@ async def there(tmp_path: Path) -> AsyncIterator[There]:
 
 async def test_a_log_that_grows(there: There) -> None:
     there.begin()
-    for times in range(1, 4):
+    for _ in range(3):
         there.writer.write(50)
-        await there.until(lambda times=times: len(there.older()) == times and there.writer.path.exists())
+        await there.until(there.is_small)
     assert there.older() == [".gz", ".gz", "plain"]
     assert there.writer.read() == list(range(150))
     calls = len(there.cri.calls)
@@ -163,7 +167,7 @@ async def test_only_so_many_files(there: There) -> None:
     there.begin(files=3)
     for _ in range(4):
         there.writer.write(50)
-        await there.until(lambda: there.writer.path.exists() and there.writer.path.stat().st_size < 100)
+        await there.until(there.is_small)
     assert there.older() == [".gz", "plain"]
     assert there.writer.read() == list(range(100, 200)), "the last ones"
 
@@ -178,7 +182,7 @@ async def test_a_runtime_that_fails_to_reopen(there: There, done: bool) -> None:
     there.begin()
     await there.until(lambda: there.cri.asked("ReopenContainerLog") >= 1 and there.writer.path.exists())
     there.writer.write(50)
-    await there.until(lambda: there.cri.asked("ReopenContainerLog") >= 2 and there.writer.path.stat().st_size < 100)
+    await there.until(lambda: there.cri.asked("ReopenContainerLog") >= 2 and there.is_small())
     assert there.writer.read() == list(range(100))
 
 
@@ -194,7 +198,7 @@ async def test_an_agent_that_dies_between_two_steps(there: There, monkeypatch: p
 
     there.begin()
     there.writer.write(50)
-    await there.until(lambda: there.older() == ["plain"] and there.writer.path.exists())
+    await there.until(there.is_small)
     monkeypatch.setattr(rotation, "crashpoint", die)
     there.writer.write(50)
     await there.until(lambda: hit)
@@ -203,7 +207,7 @@ async def test_an_agent_that_dies_between_two_steps(there: There, monkeypatch: p
     monkeypatch.setattr(rotation, "crashpoint", lambda name: None)
     there.begin()
     there.writer.write(50)
-    await there.until(lambda: there.writer.path.exists() and there.writer.path.stat().st_size < 100)
+    await there.until(there.is_small)
     assert there.writer.read() == list(range(200))
 
 
@@ -239,5 +243,5 @@ async def test_a_disk_that_does_not_take_it_is_said_once(
         await there.until(lambda: "No space left" in caplog.text)
         await asyncio.sleep(0.1)
         assert caplog.text.count("cannot rotate") == 1
-    await there.until(lambda: there.older() == ["plain"] and there.writer.path.exists())
+    await there.until(there.is_small)
     assert there.writer.read() == list(range(50))
