@@ -188,9 +188,10 @@ class Rotation:
             await self._look_at(path, run)
             self._said.pop(run.id, None)
         except (HoldfastError, OSError) as exc:
-            if self._said.get(run.id) != str(exc):
-                log.warning("cannot rotate %s: %s", path, exc)
-            self._said[run.id] = str(exc)
+            why = getattr(exc, "strerror", None) or str(exc)
+            if self._said.get(run.id) != why:
+                log.warning("cannot rotate %s: %s", path, why)
+            self._said[run.id] = why
 
     async def _look_at(self, path: Path, run: Run) -> None:
         found = await in_thread(look, path)
