@@ -33,6 +33,11 @@ import click
 @click.option("--cgroup-root", default="/holdfast-agent", show_default=True, help="Cgroup below which the pods' are.")
 @click.option("--node-name", default="", help="What pods are told this machine is called. [default: its host name]")
 @click.option(
+    "--metrics-address",
+    default="",
+    help="Where metrics are served over http, e.g. 127.0.0.1:9114. [default: nowhere]",
+)
+@click.option(
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
 )
 @click.pass_context

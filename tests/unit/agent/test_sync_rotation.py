@@ -20,6 +20,7 @@ from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.rotation import Found, Limits, Rotation, excess, look, next_suffix, put_back, remove, sort
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.linux import files
+from holdfast.model.tally import Counter
 from holdfast.proto import runtime_v1_pb2 as pb
 
 OLD = (".20260101-000000.gz", ".20260101-000001.gz", ".20260101-000002")
@@ -108,7 +109,8 @@ class There:
 
     def begin(self, **limits: Any) -> None:
         self.runtime = Runtime(str(self.cri.socket), "/a")
-        one = Rotation(self.runtime, self.node, Limits(**{"size": 100, "files": 99, "seconds": 0.01, **limits}))
+        own = Limits(**{"size": 100, "files": 99, "seconds": 0.01, **limits})
+        one = Rotation(self.runtime, self.node, own, Counter("rotations_total", "", ("result",)))
         run = Run("a", "c", "s", 0, self.state)
         self._task = asyncio.get_running_loop().create_task(one.run(lambda: [(POD, (run,))]))
 

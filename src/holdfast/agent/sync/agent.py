@@ -20,13 +20,13 @@ from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.spec import Container, Pod
 from holdfast.agent.sync import names, record
 from holdfast.agent.sync.convert import Node
+from holdfast.agent.sync.measures import CountedManager, Measures
 from holdfast.agent.sync.parts import Parts
 from holdfast.agent.sync.record import Record
 from holdfast.agent.sync.rotation import Limits, Rotation
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.agent.sync.source import PASSING, Found, Source
 from holdfast.agent.sync.worker import Worker
-from holdfast.agent.volumes.manager import Manager
 from holdfast.agent.volumes.paths import Paths
 from holdfast.linux import files
 from holdfast.linux.threads import in_thread
@@ -48,6 +48,7 @@ class Settings:
     manifests: tuple[Path, ...]
     node: Node
     logs: Limits = field(default_factory=Limits)
+    metrics_address: str = ""
 
 
 class Agent:
@@ -63,10 +64,12 @@ class Agent:
             settings.node.name, host_addresses(), (), 1000 * (os.cpu_count() or 1), settings.node.memory
         )
         self._runtime = Runtime(settings.socket, settings.node.cgroup_root)
-        self.volumes = Manager(settings.root, self._runtime.proven_dead, self._facts_of)
+        self.measures = Measures()
+        self.volumes = CountedManager(settings.root, self._runtime.proven_dead, self._facts_of, self.measures)
         self._parts = Parts(
-            self._runtime, self.volumes, self._paths, settings.node, self._facts_of, lambda _: self._want()
-        )
+            self._runtime, self.volumes, self._paths, settings.node, self._facts_of, lambda _: self._want(),
+            self.measures.counted,
+        )  # fmt: skip
         self.workers: dict[str, Worker] = {}
         self._soon = asyncio.Event()
         self._gone: set[str] = set()  # pods that have ended since the last look at the source began
@@ -82,11 +85,13 @@ class Agent:
                 await self._remember()
                 group.create_task(self.volumes.run(), name="volumes")
                 group.create_task(self._listen(), name="events of the runtime")
-                rotation = Rotation(self._runtime, self.settings.node, self.settings.logs)
+                rotations = self.measures.counted.rotations
+                rotation = Rotation(self._runtime, self.settings.node, self.settings.logs, rotations)
                 group.create_task(rotation.run(self._logged), name="logs")
                 while True:
                     self._soon.clear()
                     await self._look()
+                    self._count()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK):
                             await self._soon.wait()
@@ -148,6 +153,12 @@ class Agent:
             for worker in self.workers.values():
                 if uid in ("", worker.uid):
                     worker.wake()
+
+    def _count(self) -> None:
+        if self.settings.metrics_address:
+            workers = list(self.workers.values())
+            backing_off = sum(one.backing_off() for one in workers)
+            self.measures.look([one.status() for one in workers], backing_off, self.volumes.kept, len(self.unread))
 
     def _logged(self) -> list[tuple[Pod, tuple[Run, ...]]]:
         return [(one.pod, one.there.runs) for one in self.workers.values()]

@@ -32,6 +32,7 @@ from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.linux.threads import in_thread
 from holdfast.model.errors import HoldfastError
+from holdfast.model.tally import OK, Counter
 
 log = logging.getLogger(__name__)
 
@@ -153,10 +154,13 @@ def remove(path: Path) -> None:
 class Rotation:
     """One pod's logs are looked at by one task at a time: a runtime that does not answer for one holds up no other."""
 
-    def __init__(self, runtime: Runtime, node: Node, limits: Limits, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, runtime: Runtime, node: Node, limits: Limits, rotations: Counter, clock: Callable[[], float] = time.time
+    ) -> None:
         self._runtime = runtime
         self._node = node
         self._limits = limits
+        self._rotations = rotations
         self._clock = clock
         self._busy: set[str] = set()
         self._said: dict[str, str] = {}
@@ -188,6 +192,7 @@ class Rotation:
             await self._look_at(path, run)
             self._said.pop(run.id, None)
         except (HoldfastError, OSError) as exc:
+            self._rotations.add("failed")
             why = getattr(exc, "strerror", None) or str(exc)
             if self._said.get(run.id) != why:
                 log.warning("cannot rotate %s: %s", path, why)
@@ -211,6 +216,7 @@ class Rotation:
         crashpoint("agent.log.renamed")
         await self._reopen(path, run, suffix)
         crashpoint("agent.log.reopened")
+        self._rotations.add(OK)
 
     async def _reopen(self, path: Path, run: Run, newest: str) -> None:
         try:

@@ -98,6 +98,13 @@ class Worker:
         message = self.trouble or self.record.why or (self._held[POD].message if POD in self._held else "")
         return found | ({"message": message} if message else {})
 
+    def backing_off(self) -> int:
+        """How many containers, their images, and the sandbox wait to be tried again."""
+        now, known = self._parts.clock(), self.record
+        dues = [*self._waits.items(), *((key, one.until) for key, one in self._held.items())]
+        dues += [(key, one.due) for key, one in known.pulls.items()]
+        return len({key for key, due in dues if due > now})
+
     # -- the loop
 
     async def run(self) -> None:
@@ -119,12 +126,13 @@ class Worker:
         """Returns the seconds after which there is more to do."""
         busy = set(self._doing)
         try:
-            there = await self._parts.runtime.observe(self.uid)
-            await self._look(there)
-            now = self._parts.clock()
-            actions = plan(self.pod, self.there, self._remembered(), now)
-            if actions.finished and not self.record.finished and not self.record.deleted_at:
-                await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
+            with self._parts.counted.syncs.one():
+                there = await self._parts.runtime.observe(self.uid)
+                await self._look(there)
+                now = self._parts.clock()
+                actions = plan(self.pod, self.there, self._remembered(), now)
+                if actions.finished and not self.record.finished and not self.record.deleted_at:
+                    await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
             self.trouble = ""
         except (HoldfastError, OSError) as exc:  # also: nothing is done that is not on disk
             if self.trouble != str(exc):
@@ -282,6 +290,7 @@ class Worker:
             raise
         crashpoint("agent.started")
         self._say("Started", f"Started container {name}", warning=False)
+        self._parts.counted.restarts.add(by=int(start.attempt > 0))
         await self._post_start(name, run_id)
         await steps.collect(self._parts, self.pod, there)
 
