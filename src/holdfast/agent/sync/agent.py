@@ -12,13 +12,13 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from holdfast.agent.plan.observed import Run
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.spec import Container, Pod
-from holdfast.agent.sync import names, record
+from holdfast.agent.sync import applied, names, record
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.measures import CountedManager, Measures
 from holdfast.agent.sync.parts import Parts
@@ -113,6 +113,11 @@ class Agent:
     def unread(self) -> dict[str, str]:
         """Files and directories of manifests that cannot be read, and why."""
         return {path: why for path, why in self._found.unread.items() if why not in PASSING}
+
+    def shown(self, worker: Worker) -> dict[str, Any]:
+        """A v1 Pod with its status."""
+        node, host = self.settings.node.name, self._facts.host_addresses
+        return applied.shown(worker.record, worker.status(), node, host)
 
     def look_soon(self) -> None:
         self._soon.set()
