@@ -42,9 +42,19 @@ import click
 )
 @click.pass_context
 def agent_command(ctx: click.Context, /, **options: object) -> None:
-    """Run the pods of a directory of manifests, without Kubernetes.
+    """Run the pods of a directory of manifests, and those that are applied, without Kubernetes.
 
-    It is a client of the runtime at --socket. It ends by SIGTERM; pods run on, and the next one knows them.
+    It is a client of the CRI runtime at --socket, Holdfast or another one. It ends by SIGTERM or SIGINT; pods run on,
+    whatever ends it, and the next one knows them. One runs for each --root at a time.
+
+    Manifests are files *.yaml, *.yml and *.json with Pods, ConfigMaps and Secrets. One that cannot be read takes
+    nothing back of what it said before; one that is removed ends its pods. What was applied is in --root.
+
+    Metrics are for whoever can reach their address: there is neither TLS nor authentication.
+
+    \b
+    holdfast agent --manifests /srv/pods --metrics-address 127.0.0.1:9114
+    holdfast --socket /run/containerd/containerd.sock agent
     """
     given = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     own = [sys.executable, "-P", "-m", "holdfast.agent", "--socket", ctx.find_root().obj["socket"]]
