@@ -34,8 +34,7 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Node | Other]:
 
 
 def status(there: Agent) -> dict[str, Any]:
-    (pod,) = json.loads(there.cli("get", "pods", "web", "-o", "json").stdout)["items"]
-    found: dict[str, Any] = pod["status"]
+    found: dict[str, Any] = json.loads(there.cli("get", "pods", "web", "-o", "json").stdout)["status"]
     return found
 
 

@@ -86,7 +86,7 @@ class Other:
 
 
 class Agent:
-    """`inject` is its crash points' directory; `wrapper` is what it is started by."""
+    """`inject` is its crash points' directory; `wrapper` is what starts it, `flags` what it is told besides its places."""
 
     def __init__(self, node: Node | Other, root: Path | None = None, wrapper: Sequence[str] = ()) -> None:
         self.node = node
@@ -98,20 +98,13 @@ class Agent:
         for place in (self.manifests, self.inject):
             place.mkdir()
         self.cgroup = f"{node.cgroup}/agent"
+        self.flags: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        places = ["--root", self.root, "--manifests", self.manifests, "--log-root", self.logs]
-        command = [
-            *self.wrapper,
-            BIN / "holdfast",
-            "--socket",
-            self.node.socket,
-            "agent",
-            *places,
-            "--cgroup-root",
-            self.cgroup,
-        ]
+        places: list[object] = ["--root", self.root, "--manifests", self.manifests, "--log-root", self.logs]
+        places += ["--cgroup-root", self.cgroup, *self.flags]
+        command = [*self.wrapper, BIN / "holdfast", "--socket", self.node.socket, "agent", *places]
         environment = {**os.environ, "HOLDFAST_INJECT": str(self.inject)}
         with open(self.base / "log", "ab") as log:
             self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)

@@ -35,8 +35,8 @@ MAY: dict[str, set[str]] = {
     "streaming": {"model", "wsproto", "h11"},
     "cri": {"lifecycle", "images", "oci", "model", "proto", *EDGE},
     "agent": {
-        "oci.cgroup_files", "oci.unit_properties", "systemd", "proto", "config", "model", "linux", "logs", "yaml",
-        *EDGE,
+        "oci.cgroup_files", "oci.unit_properties", "systemd", "proto", "config", "model", "linux", "logs", "metrics",
+        "yaml", *EDGE,
     },
     "cli": {"proto", "streaming", "config", "model", "linux", "click", "rich", "yaml", "h11", *EDGE},
     "workers": {"systemd", "streaming", "ttrpc", "linux", "model", "zstandard", *MESSAGES},

@@ -56,8 +56,7 @@ def described(one: pb.AgentPod, pod: Object, now: int | None = None) -> Iterator
     yield "Conditions:"
     rows = [(found["type"], found["status"]) for found in pod["status"].get("conditions", [])]
     yield from (f"  {line}" for line in table([("Type", "Status"), *rows]))
-    yield from aligned(_volumes(pod, one.volumes))
-    yield from aligned([(0, "QoS Class", str(pod["status"].get("qosClass", NONE)))])
+    yield from aligned([*_volumes(pod, one.volumes), (0, "QoS Class", str(pod["status"].get("qosClass", NONE)))])
     yield from _events(one.events, time.time_ns() if now is None else now)
 
 
@@ -74,7 +73,7 @@ def _head(one: pb.AgentPod, pod: Object) -> Iterator[Line]:
     meta, status = pod["metadata"], pod["status"]
     yield 0, "Name", meta["name"]
     yield 0, "Namespace", one.namespace
-    yield 0, "Node", pod["spec"].get("nodeName", NONE)
+    yield 0, "Node", "/".join(filter(None, (pod["spec"].get("nodeName", NONE), status.get("hostIP"))))
     yield 0, "Start Time", _time(status.get("startTime"))
     yield from _pairs("Labels", meta.get("labels", {}), "=")
     yield from _pairs("Annotations", meta.get("annotations", {}), ": ")
@@ -89,9 +88,11 @@ def _head(one: pb.AgentPod, pod: Object) -> Iterator[Line]:
         if status.get(key):
             yield 0, key.capitalize(), str(status[key])
     yield 0, "IP", status.get("podIP", "")
-    if status.get("podIPs"):
-        yield 0, "IPs:", None
-        yield from ((2, "IP", found["ip"]) for found in status["podIPs"])
+    if not status.get("podIPs"):
+        yield 0, "IPs", NONE
+        return
+    yield 0, "IPs:", None
+    yield from ((2, "IP", found["ip"]) for found in status["podIPs"])
 
 
 def _pairs(title: str, found: Mapping[str, str], between: str) -> Iterator[Line]:
@@ -105,7 +106,7 @@ def _pairs(title: str, found: Mapping[str, str], between: str) -> Iterator[Line]
 def _container(spec: Object, found: Object) -> Iterator[Line]:
     yield 2, f"{found['name']}:", None
     yield 4, "Container ID", found.get("containerID", "")
-    yield 4, "Image", found["image"]
+    yield 4, "Image", spec.get("image", found["image"])
     yield 4, "Image ID", found.get("imageID", "")
     ports = spec.get("ports", [])
     many = "s" if len(ports) > 1 else ""
@@ -241,7 +242,7 @@ def _events(events: Iterable[pb.PodEvent], now: int) -> Iterator[str]:
         return
     titles = ("Type", "Reason", "Age", "From", "Message")
     yield "Events:"
-    yield from (f"  {line}" for line in table([titles, tuple("-" * len(title) for title in titles), *rows]))
+    yield from (f"  {line}" for line in table([titles, tuple("-" * len(title) for title in titles), *rows], gap=2))
 
 
 def _time(text: str | None) -> str:

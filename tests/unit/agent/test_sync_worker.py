@@ -171,6 +171,10 @@ async def test_a_runtime_that_is_away_changes_nothing(one: Life) -> None:
 
 async def test_who_crashes_waits_longer_each_time_and_is_said_to(one: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     one.cri.at_start = lambda name: 1
+    logs = Path(one.node.log_root, "n_p_u", "a")
+    logs.mkdir(parents=True)
+    for name in ("0.log", "0.log.20260101-000000", "1.log"):
+        (logs / name).touch()
     await one.begin(pod_of(A))
     assert one.worker is not None
     await one.until(lambda: one.word("a") == "CrashLoopBackOff")
@@ -179,6 +183,7 @@ async def test_who_crashes_waits_longer_each_time_and_is_said_to(one: Life, monk
     assert pauses >= 40_000_000
     assert pauses <= LONGEST
     assert len(one.cri.of("a")) <= 4, "what has ended is not kept for ever"
+    await one.until(lambda: not list(logs.iterdir()), "logs to go with their runs")
     await one.die()
     starts = one.cri.asked("StartContainer")
     again = await one.begin(pod_of(A))

@@ -152,6 +152,7 @@ UID:          u
 Source:       /m/p.yaml
 Status:       Running
 IP:           10.0.0.2
+IPs:          <none>
 Containers:
   c:
     Container ID:  id
@@ -205,10 +206,10 @@ Volumes:
   detached what was mounted
 QoS Class:  <none>
 Events:
-  Type      Reason      Age                 From             Message
-  ----      ------      ---                 ----             -------
-  Warning   Unhealthy   30s (x3 over 60s)   holdfast-agent   no
-  Normal    Killing     10s                 holdfast-agent   it was deleted"""
+  Type     Reason     Age                From            Message
+  ----     ------     ---                ----            -------
+  Warning  Unhealthy  30s (x3 over 60s)  holdfast-agent  no
+  Normal   Killing    10s                holdfast-agent  it was deleted"""
 
 
 def test_amounts() -> None:

@@ -10,26 +10,28 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from holdfast.agent.plan.observed import Run
 from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.spec import Pod
+from holdfast.agent.sync import applied, limits, names, orphans, record, said
 from holdfast.agent.sync import files as pod_files
-from holdfast.agent.sync import limits, names, orphans, record, said
 from holdfast.agent.sync.convert import Node
+from holdfast.agent.sync.measures import CountedManager, Measures
 from holdfast.agent.sync.orphans import Orphan
 from holdfast.agent.sync.parts import Parts
 from holdfast.agent.sync.record import Record
+from holdfast.agent.sync.rotation import Limits, Rotation
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.agent.sync.said import Said
 from holdfast.agent.sync.source import PASSING, Found, Source
 from holdfast.agent.sync.users import Users
 from holdfast.agent.sync.worker import Worker
-from holdfast.agent.volumes.manager import Manager
 from holdfast.agent.volumes.paths import Paths
 from holdfast.linux import files
 from holdfast.linux.threads import in_thread
@@ -52,6 +54,8 @@ class Settings:
     manifests: tuple[Path, ...]
     node: Node
     cgroup_driver: str = ""  # "" is as the runtime says
+    logs: Limits = field(default_factory=Limits)
+    metrics_address: str = ""
 
 
 class Agent:
@@ -70,7 +74,8 @@ class Agent:
             settings.node.name, host_addresses(), (), 1000 * (os.cpu_count() or 1), settings.node.memory
         )
         self._runtime = Runtime(settings.socket, settings.node.cgroup_root, settings.cgroup_driver)
-        self.volumes = Manager(settings.root, self._proven_dead, self._facts_of)
+        self.measures = Measures()
+        self.volumes = CountedManager(settings.root, self._proven_dead, self._facts_of, self.measures)
         self._users = Users()
         self._parts = Parts(
             self._runtime,
@@ -80,6 +85,7 @@ class Agent:
             self._facts_of,
             lambda _: self._want(),
             self._users,
+            self.measures.counted,
         )
         self.workers: dict[str, Worker] = {}
         self._soon = asyncio.Event()
@@ -104,9 +110,13 @@ class Agent:
                 group.create_task(self._listen(), name="events of the runtime")
                 group.create_task(self._seek(), name="orphans")
                 group.create_task(self._weigh(), name="weights of the classes")
+                rotations = self.measures.counted.rotations
+                rotation = Rotation(self._runtime, self.settings.node, self.settings.logs, rotations)
+                group.create_task(rotation.run(self._logged), name="logs")
                 while True:
                     self._soon.clear()
                     await self._look()
+                    self._count()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK):
                             await self._soon.wait()
@@ -138,6 +148,11 @@ class Agent:
     def unread(self) -> dict[str, str]:
         """Files and directories of manifests that cannot be read, and why."""
         return {path: why for path, why in self._found.unread.items() if why not in PASSING}
+
+    def shown(self, worker: Worker) -> dict[str, Any]:
+        """A v1 Pod with its status."""
+        node, host = self.settings.node.name, self._facts.host_addresses
+        return applied.shown(worker.record, worker.status(), node, host)
 
     def look_soon(self) -> None:
         self._soon.set()
@@ -262,6 +277,15 @@ class Agent:
                 if (text := str(exc)) != said:
                     log.info("cannot weigh the classes of pods: %s", said := text)
             await asyncio.sleep(LOOK)
+
+    def _count(self) -> None:
+        if self.settings.metrics_address:
+            workers = list(self.workers.values())
+            backing_off = sum(one.backing_off() for one in workers)
+            self.measures.look([one.status() for one in workers], backing_off, self.volumes.kept, len(self.unread))
+
+    def _logged(self) -> list[tuple[Pod, tuple[Run, ...]]]:
+        return [(one.pod, one.there.runs) for one in self.workers.values()]
 
     def _want(self) -> None:
         """Tell the volume manager. Whatever has volumes has a record, or is an orphan, which is never proven dead.

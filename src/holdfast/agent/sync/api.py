@@ -107,7 +107,7 @@ class Api(AgentServicer):
             name=meta.name,
             uid=meta.uid,
             source=worker.record.source,
-            json=json.dumps(applied.shown(worker.record, worker.status(), self._agent.settings.node.name)),
+            json=json.dumps(self._agent.shown(worker)),
             events=[pb.PodEvent(**asdict(one)) for one in worker.events],
             volumes=self._agent.volumes.told(meta.uid),
             deleted_at=worker.record.deleted_at,

@@ -13,6 +13,7 @@ from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.agent.sync.users import Users
 from holdfast.agent.volumes.paths import Paths
+from holdfast.model.tally import Counter, Measure, Timed
 
 PAUSE: Final = 2_000_000_000  # ns until a step that could not be taken is tried again
 
@@ -67,6 +68,18 @@ class Volumes(Protocol):
         """Words for people."""
 
 
+class Counted:
+    """What workers count."""
+
+    def __init__(self) -> None:
+        self.syncs = Timed("holdfast_agent_sync", "syncs of pods")
+        self.restarts = Counter("holdfast_agent_restarts_total", "Containers that were started again.")
+        self.rotations = Counter(
+            "holdfast_agent_log_rotations_total", "Logs that were rotated, by result.", ("result",)
+        )
+        self.measures: list[Measure] = [*self.syncs.measures, self.restarts, self.rotations]
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """`leaving` is told of a pod whose volumes nobody wants any more: it is proven dead."""
@@ -78,4 +91,5 @@ class Parts:
     facts: Callable[[Pod], Facts]  # but for the pod's own addresses
     leaving: Callable[[str], None]
     users: Users = field(default_factory=Users)
+    counted: Counted = field(default_factory=Counted)
     clock: Callable[[], int] = time.time_ns

@@ -102,6 +102,13 @@ class Worker:
         message = self.trouble or (self._held[POD].message if POD in self._held else "")
         return found | held.over(self.record) | ({"message": message} if message else {})
 
+    def backing_off(self) -> int:
+        """How many containers, their images, and the sandbox wait to be tried again."""
+        now, known = self._parts.clock(), self.record
+        dues = [*self._waits.items(), *((key, one.until) for key, one in self._held.items())]
+        dues += [(key, one.due) for key, one in known.pulls.items()]
+        return len({key for key, due in dues if due > now})
+
     # -- the loop
 
     async def run(self) -> None:
@@ -123,14 +130,15 @@ class Worker:
         """Returns the seconds after which there is more to do."""
         busy = set(self._doing)
         try:
-            there = await self._parts.runtime.observe(self.uid)
-            await self._look(there)
-            now = self._parts.clock()
-            actions = plan(self.pod, self.there, record.remembered(self.record), now)
-            if actions.finished and not self.record.finished and not self.record.deleted_at:
-                await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
-            turned = status.turned(self.pod, self.there, record.remembered(self.record), now)
-            await self._keep(lambda known: replace(known, turned=turned))
+            with self._parts.counted.syncs.one():
+                there = await self._parts.runtime.observe(self.uid)
+                await self._look(there)
+                now = self._parts.clock()
+                actions = plan(self.pod, self.there, record.remembered(self.record), now)
+                if actions.finished and not self.record.finished and not self.record.deleted_at:
+                    await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
+                turned = status.turned(self.pod, self.there, record.remembered(self.record), now)
+                await self._keep(lambda known: replace(known, turned=turned))
             self.trouble = ""
         except (HoldfastError, OSError) as exc:  # also: nothing is done that is not on disk
             if self.trouble != str(exc):
@@ -171,7 +179,7 @@ class Worker:
         container = steps.container_of(self.pod, run.name)
         if container is None:
             return run.id, ""
-        where = Path(convert.log_directory(self.pod, self._parts.node), run.name, f"{run.attempt}.log")
+        where = Path(convert.log_path(self.pod, self._parts.node, run.name, run.attempt))
         paths = self._parts.paths
         return run.id, await in_thread(files.last_words, paths, self.pod, container, run.attempt, run.code, where)
 
@@ -271,7 +279,7 @@ class Worker:
         if (before := there.current) is not None:
             self._say("SandboxChanged", "Pod sandbox changed, another one was made", warning=False)
             await self._backed_off("backoffs", POD, before.created_at)
-        await steps.collect(self._parts, there)
+        await steps.collect(self._parts, self.pod, there)
 
     async def _users(self) -> int:
         """The first of the ids that are the pod's own; they are its own on disk first."""
@@ -303,8 +311,9 @@ class Worker:
             raise
         crashpoint("agent.started")
         self._say("Started", f"Started container {name}", warning=False)
+        self._parts.counted.restarts.add(by=int(start.attempt > 0))
         await self._post_start(name, run_id)
-        await steps.collect(self._parts, there)
+        await steps.collect(self._parts, self.pod, there)
 
     async def _pull(self, container: Container, sandbox: pb.PodSandboxConfig) -> pb.Image:
         name = container.name
