@@ -173,7 +173,7 @@ def test_a_reboot(shared: Node) -> None:
         there.until(lambda: words(there, "d") == ["first", "main"] * 2, "what was on disk to be kept")
         there.until(lambda: words(there, "l") == ["main"] * 2, "what has a limit, too")
         there.until(lambda: words(there, "m") == ["main"], "what was in memory to be fresh")
-        (pod,) = json.loads(there.cli("get", "pods", "boots", "-o", "json").stdout)["items"]
+        pod = json.loads(there.cli("get", "pods", "boots", "-o", "json").stdout)
         found = [*pod["status"]["initContainerStatuses"], *pod["status"]["containerStatuses"]]
         assert {one["name"]: one["restartCount"] for one in found} == {"first": 1, "beside": 1, "main": 1}
         (main,) = pod["status"]["containerStatuses"]

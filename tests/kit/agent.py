@@ -86,7 +86,7 @@ class Other:
 
 
 class Agent:
-    """`inject` is its crash points' directory; `wrapper` is what starts it, `flags` what it is told besides its places."""
+    """`inject` is its crash points' directory; `wrapper` starts it, `flags` are what it is told besides its places."""
 
     def __init__(self, node: Node | Other, root: Path | None = None, wrapper: Sequence[str] = ()) -> None:
         self.node = node
