@@ -5,7 +5,7 @@ pkg/kubelet/qos (oom_score_adj) for the numbers.
 """
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from holdfast.agent.pod.quantity import Quantity
 from holdfast.agent.pod.spec import Container, Pod
@@ -94,6 +94,13 @@ def class_path(kind: Class, root: str) -> str:
 
 def cgroup_path(pod: Pod, root: str) -> str:
     return f"{class_path(class_of(pod), root)}/pod{pod.metadata.uid}"
+
+
+def cgroup_paths(uid: str, root: str) -> list[str]:
+    """Wherever the cgroup of a pod may be: it was made as its class and the driver were then."""
+    classes: tuple[Class, ...] = get_args(Class)
+    paths = [f"{class_path(kind, root)}/pod{uid}" for kind in classes]
+    return [*paths, *(cgroups.slice_path(cgroups.as_slice(path)) for path in paths)]
 
 
 def parent(path: str, driver: str) -> str:
