@@ -184,6 +184,7 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
                 labels=request.config.labels,
                 network=pb.PodSandboxNetworkStatus(ip="127.0.0.1"),
             )
+            one.linux.namespaces.options.CopyFrom(request.config.linux.security_context.namespace_options)
             self.sandboxes[one.id] = one
         return pb.RunPodSandboxResponse(pod_sandbox_id=one.id)
 
@@ -232,6 +233,9 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
         async with self._asked("CreateContainer", f"{config.metadata.name} {config.metadata.attempt}", context):
             if self.sandboxes[request.pod_sandbox_id].state != pb.SANDBOX_READY:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the sandbox is not ready")
+            users = self.sandboxes[request.pod_sandbox_id].linux.namespaces.options.userns_options
+            asked = config.linux.security_context.namespace_options.userns_options
+            assert asked == users, "its users are not its pod's"
             for one in self.containers.values():
                 if one.metadata == config.metadata and self.sandbox_of[one.id] == request.pod_sandbox_id:
                     await context.abort(grpc.StatusCode.ALREADY_EXISTS, "the name is reserved")
