@@ -292,6 +292,10 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
             code = self.answer(name, tuple(request.cmd))
         return pb.ExecSyncResponse(exit_code=code, stderr=b"said")
 
+    async def RuntimeConfig(self, request: Any, context: Any) -> Any:
+        async with self._asked("RuntimeConfig", "", context):
+            return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
+
     async def ImageStatus(self, request: Any, context: Any) -> Any:
         wanted = request.image.image.removeprefix("id:")
         async with self._asked("ImageStatus", wanted, context):

@@ -21,6 +21,7 @@ MOST_SHARES: Final = 262_144
 OOM_GUARANTEED: Final = -997
 OOM_BEST_EFFORT: Final = 1000
 NOTHING: Final = Quantity(0)
+HUGE_PAGES: Final = "hugepages-"  # and a size, as a resource
 
 
 def class_of(pod: Pod) -> Class:
@@ -61,6 +62,11 @@ def _whole(pod: Pod, amount: Callable[[Container], Quantity]) -> Quantity:
             beside += amount(one).milli
         most = max(most, beside + (0 if one.sidecar else amount(one).milli))
     return Quantity(max(mains + beside, most))
+
+
+def page_size(resource: str) -> str:
+    """As cgroups have it: that of "hugepages-2Mi" is "2MB"."""
+    return resource.removeprefix(HUGE_PAGES).removesuffix("i") + "B"
 
 
 def shares(cpu: Quantity) -> int:

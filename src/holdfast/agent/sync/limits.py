@@ -28,6 +28,9 @@ def of_pod(pod: Pod) -> pb.LinuxContainerResources:
         found.cpu_period, found.cpu_quota = qos.CPU_PERIOD, qos.quota(cpu)
     if (memory := qos.limit(pod, "memory")) and memory.whole:
         found.memory_limit_in_bytes = memory.whole
+    every = (*pod.spec.init_containers, *pod.spec.containers)
+    for name in sorted({name for one in every for name in one.resources.limits if name.startswith(qos.HUGE_PAGES)}):
+        found.hugepage_limits.add(page_size=qos.page_size(name), limit=qos.total(pod, name).whole)
     return found
 
 
