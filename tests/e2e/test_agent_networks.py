@@ -52,6 +52,7 @@ kind: Pod
 metadata: {{name: server, uid: server}}
 spec:
   hostname: within
+  hostUsers: false
   terminationGracePeriodSeconds: 1
   hostAliases: [{{ip: 10.1.2.3, hostnames: [one.test, two.test]}}]
   dnsPolicy: None

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("root", "manifests"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--node-name", default="")
-    parser.add_argument("--cgroup-driver", default="", choices=("", *DRIVERS))
+    parser.add_argument("--cgroup-driver", default="", choices=DRIVERS)
     return parser
 
 

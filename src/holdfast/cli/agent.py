@@ -15,8 +15,7 @@ from holdfast.model.cgroups import DRIVERS
 @click.option("--cgroup-root", default="/holdfast-agent", show_default=True, help="Cgroup below which the pods' are.")
 @click.option(
     "--cgroup-driver",
-    default="",
-    type=click.Choice(["", *DRIVERS]),
+    type=click.Choice(DRIVERS),
     help="Whether systemd makes cgroups. [default: as the runtime says; cgroupfs for one that does not]",
 )
 @click.option("--node-name", default="", help="What pods are told this machine is called. [default: its host name]")
@@ -24,11 +23,11 @@ from holdfast.model.cgroups import DRIVERS
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
 )
 @click.pass_context
-def agent_command(ctx: click.Context, /, **options: str) -> None:
+def agent_command(ctx: click.Context, /, **options: str | None) -> None:
     """Run the pods of a directory of manifests, without Kubernetes.
 
     It is a client of the runtime at --socket. It ends by SIGTERM; pods run on, and the next one knows them.
     """
-    given = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
+    given = [part for key, value in options.items() if value for part in (f"--{key.replace('_', '-')}", value)]
     own = [sys.executable, "-P", "-m", "holdfast.agent", "--socket", ctx.find_root().obj["socket"]]
     os.execv(sys.executable, [*own, *given])
