@@ -1,5 +1,6 @@
 """Nothing a test makes may outlive it: processes, mounts, namespaces, cgroups and loop devices are counted."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-RUN = re.compile(r"hf-[a-z]+-(\d+)")  # the directories and cgroups of the kits bear the number of their test run
+RUN = re.compile(r"hf[-_][a-z]+[-_](\d+)")  # the directories and cgroups of the kits bear the number of their test run
 REPLACEABLE = ("(holdfastd)", "(hf-keeper)", "(hf-template)")
 MARK = f"HOLDFAST_TESTS={os.getpid()}"
 os.environ.update([MARK.split("=")])  # inherited by all that the tests start, but for what runs in containers
@@ -53,7 +54,12 @@ def cgroups() -> set[str]:
 
 
 def loops() -> set[str]:
-    return {f"loop device {path.parent.parent.name}" for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+    """With what is in them, of which the path tells whose they are."""
+    found = set()
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it goes just now
+            found.add(f"loop device {path.parent.parent.name} of {path.read_text().strip()}")
+    return found
 
 
 def belongings() -> set[str]:

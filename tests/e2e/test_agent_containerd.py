@@ -7,82 +7,24 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
-from image import build_busybox_image
-from kit.agent import IMAGE, Agent, application, free_port, get, running_agent
-from kit.containerd import RUNTIME, Containerd
-from kit.node import node
-
-from holdfast.proto import runtime_v1_pb2 as pb
+from kit.agent import Agent, Other, application, free_port, get, running_agent
+from kit.containerd import RUNTIME, serving_cri
+from kit.node import Node, node
 
 RUNC = "io.containerd.runc.v2"
 
 
-class Node(Protocol):
-    """As much of one as an agent and this test need."""
-
-    base: Path
-    socket: Path
-    cgroup: str
-
-    def import_image(self, archive: Path) -> Any: ...
-    def containers(self) -> list[pb.Container]: ...
-    def pods(self) -> list[pb.PodSandbox]: ...
-    def remove_pod(self, pod_id: str) -> None: ...
-    def pid(self, container_id: str) -> int: ...
-    def exec(self, container_id: str, command: list[str]) -> pb.ExecSyncResponse: ...
-    def restart(self) -> Any: ...
-
-
-class Other:
-    """A node of containerd."""
-
-    def __init__(self, runtime: Containerd) -> None:
-        self._runtime = runtime
-        self.base, self.socket, self.cgroup = runtime.base, runtime.socket, runtime.cgroup
-
-    def import_image(self, archive: Path) -> None:
-        self._runtime.ctr("--namespace", "k8s.io", "images", "import", str(archive))
-
-    def containers(self) -> list[pb.Container]:
-        return list(self._runtime.call("ListContainers", pb.ListContainersRequest()).containers)
-
-    def pods(self) -> list[pb.PodSandbox]:
-        return list(self._runtime.call("ListPodSandbox", pb.ListPodSandboxRequest()).items)
-
-    def remove_pod(self, pod_id: str) -> None:
-        self._runtime.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod_id))
-        self._runtime.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
-
-    def pid(self, container_id: str) -> int:
-        request = pb.ContainerStatusRequest(container_id=container_id, verbose=True)
-        return int(json.loads(self._runtime.call("ContainerStatus", request).info["info"])["pid"])
-
-    def exec(self, container_id: str, command: list[str]) -> pb.ExecSyncResponse:
-        request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=20)
-        found: pb.ExecSyncResponse = self._runtime.call("ExecSync", request)
-        return found
-
-    def restart(self) -> None:
-        self._runtime.restart()
-
-
 @pytest.fixture(params=["holdfast", "containerd", "containerd-with-our-shim"])
-def runtime(request: pytest.FixtureRequest) -> Iterator[Node]:
+def runtime(request: pytest.FixtureRequest) -> Iterator[Node | Other]:
     if request.param == "holdfast":
         with node() as one:
             yield one
         return
-    other = Containerd(cri=True, shim=RUNC if request.param == "containerd" else RUNTIME)
-    try:
-        other.start()
-        other.load("k8s.io")
+    with serving_cri(RUNC if request.param == "containerd" else RUNTIME) as other:
         yield Other(other)
-    finally:
-        other.stop()
 
 
 def status(there: Agent) -> dict[str, Any]:
@@ -101,10 +43,9 @@ def restarts(there: Agent) -> dict[str, int]:
     return {one["name"]: one["restartCount"] for one in every}
 
 
-def test_the_same_application(runtime: Node) -> None:
-    runtime.import_image(build_busybox_image(runtime.base, IMAGE))
+def test_the_same_application(runtime: Node | Other) -> None:
     port = free_port()
-    with running_agent(runtime) as there:  # type: ignore[arg-type]
+    with running_agent(runtime) as there:
         there.write("web.yaml", application(port))
         there.until(lambda: get(port) == b"hello\n", "the application to answer")
         there.until(lambda: ready(there) == "True", "its probe to say so")

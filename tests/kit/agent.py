@@ -1,6 +1,7 @@
 """A real `holdfast agent` beside a real daemon, started and killed as its users would."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from image import build_busybox_image
 
 from holdfast.linux import cgroup, mount
 from holdfast.proto import runtime_v1_pb2 as pb
+from kit.containerd import Containerd
 from kit.node import BIN, SECONDS, Node, until
 from kit.pods import APPLICATION
 
@@ -45,10 +47,43 @@ def get(port: int) -> bytes:
     return b""
 
 
+class Other:
+    """As much of a node as an agent needs, of a containerd; the agent has its place at `base`."""
+
+    def __init__(self, runtime: Containerd, base: Path | None = None) -> None:
+        self._runtime = runtime
+        self.base, self.socket, self.cgroup = base or runtime.base, runtime.socket, runtime.cgroup
+
+    def import_image(self, archive: Path) -> None:
+        self._runtime.ctr("--namespace", "k8s.io", "images", "import", str(archive))
+
+    def containers(self) -> list[pb.Container]:
+        return list(self._runtime.call("ListContainers", pb.ListContainersRequest()).containers)
+
+    def pods(self) -> list[pb.PodSandbox]:
+        return list(self._runtime.call("ListPodSandbox", pb.ListPodSandboxRequest()).items)
+
+    def remove_pod(self, pod_id: str) -> None:
+        self._runtime.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+        self._runtime.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+
+    def pid(self, container_id: str) -> int:
+        request = pb.ContainerStatusRequest(container_id=container_id, verbose=True)
+        return int(json.loads(self._runtime.call("ContainerStatus", request).info["info"])["pid"])
+
+    def exec(self, container_id: str, command: list[str]) -> pb.ExecSyncResponse:
+        request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=20)
+        found: pb.ExecSyncResponse = self._runtime.call("ExecSync", request)
+        return found
+
+    def restart(self) -> None:
+        self._runtime.restart()
+
+
 class Agent:
     """`inject` is its crash points' directory; `wrapper` is what it is started by."""
 
-    def __init__(self, node: Node, wrapper: Sequence[str] = ()) -> None:
+    def __init__(self, node: Node | Other, wrapper: Sequence[str] = ()) -> None:
         self.node = node
         self.wrapper = wrapper
         self.base = Path(tempfile.mkdtemp(prefix="agent-", dir=node.base))
@@ -133,7 +168,7 @@ class Agent:
 
 
 @contextlib.contextmanager
-def running_agent(one: Node, wrapper: Sequence[str] = ()) -> Iterator[Agent]:
+def running_agent(one: Node | Other, wrapper: Sequence[str] = ()) -> Iterator[Agent]:
     """A started agent; at the end nothing of its pods is left, however the test has left them."""
     one.import_image(build_busybox_image(one.base, IMAGE))
     found = Agent(one, wrapper)

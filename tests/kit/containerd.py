@@ -219,3 +219,15 @@ class Events:
             if start:
                 found.append((topic.split()[-1], json.loads(start + content)))
         return found
+
+
+@contextlib.contextmanager
+def serving_cri(shim: str = RUNTIME) -> Iterator[Containerd]:
+    """A started one that serves the CRI, with its images."""
+    one = Containerd(cri=True, shim=shim)
+    try:
+        one.start()
+        one.load("k8s.io")
+        yield one
+    finally:
+        one.stop()

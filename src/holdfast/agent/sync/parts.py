@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -57,6 +58,9 @@ class Volumes(Protocol):
 
     async def gone(self, uid: str, seconds: float = 0.0) -> list[str]:
         """Empty once nothing of the pod's volumes is left, else why not."""
+
+    def watched(self, uid: str) -> AbstractAsyncContextManager[None]:
+        """While a pod's sandboxes are stopped: what the runtime takes out of its volumes then is told."""
 
     def told(self, uid: str) -> list[str]:
         """Words for people."""

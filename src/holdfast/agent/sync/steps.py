@@ -62,8 +62,9 @@ async def sandbox_config(parts: Parts, pod: Pod, attempt: int, users: int) -> pb
 
 async def make_sandbox(parts: Parts, pod: Pod, attempt: int, stops: Iterable[str], users: int) -> None:
     """A new sandbox, once those before it are stopped and nothing of the pod lives that the runtime has forgotten."""
-    for sandbox_id in stops:
-        await parts.runtime.stop_pod(sandbox_id)
+    async with parts.volumes.watched(pod.metadata.uid):
+        for sandbox_id in stops:
+            await parts.runtime.stop_pod(sandbox_id)
     if why := await parts.runtime.is_populated(pod.metadata.uid):
         raise Trouble(SANDBOX, f"something of it lives on: {why}")
     await volumes(parts.volumes.ready(pod.metadata.uid, VOLUMES))
@@ -226,13 +227,14 @@ async def collect(parts: Parts, there: Observed) -> None:
             await parts.runtime.remove_pod(sandbox.id)
 
 
-async def end_sandboxes(parts: Parts, there: Observed, stops: Collection[str]) -> None:
+async def end_sandboxes(parts: Parts, uid: str, there: Observed, stops: Collection[str]) -> None:
     """Of sandboxes in which no run lives: those that never ran go, and the sandboxes are stopped."""
     for run in there.runs:
         if run.state is State.CREATED and run.sandbox in stops:
             await parts.runtime.remove(run.id)
-    for sandbox_id in stops:
-        await parts.runtime.stop_pod(sandbox_id)
+    async with parts.volumes.watched(uid):
+        for sandbox_id in stops:
+            await parts.runtime.stop_pod(sandbox_id)
 
 
 async def leave(parts: Parts, pod: Pod, there: Observed) -> None:

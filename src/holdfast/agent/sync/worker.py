@@ -355,12 +355,12 @@ class Worker:
             self._killing.pop(run.name, None)
 
     async def _end_sandboxes(self, there: Observed, stops: list[str]) -> None:
-        await steps.end_sandboxes(self._parts, there, stops)
+        await steps.end_sandboxes(self._parts, self.uid, there, stops)
         self._stopped.update(stops)
 
     async def _leave(self, there: Observed) -> None:
         if not self.record.leaving:
-            await steps.end_sandboxes(self._parts, there, [one.id for one in there.sandboxes])
+            await steps.end_sandboxes(self._parts, self.uid, there, [one.id for one in there.sandboxes])
             if why := await self._parts.runtime.why_alive(self.uid):
                 raise Trouble(steps.STOPPING, why)
             await self._keep(lambda known: replace(known, leaving=True))
