@@ -12,16 +12,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 from image import build_busybox_image
 
 from holdfast.linux import cgroup, mount
+from holdfast.proto import agent_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.agent_pb2_grpc import AgentStub
 from kit.containerd import Containerd
 from kit.node import BIN, SECONDS, Node, until
 from kit.pods import APPLICATION
 
 IMAGE = "test/busybox:1"
+LOOKS = 0.05  # seconds from one to the next: they make work for the agent
+NOTHING: dict[str, Any] = {"state": {}, "restartCount": 0, "ready": False}
 NAME = "io.kubernetes.container.name"
+FOREVER = "trap exit TERM; sleep 1000 & wait"
+
+
+def box(name: str, script: str = FOREVER, **more: Any) -> dict[str, Any]:
+    """A container."""
+    return {"name": name, "image": IMAGE, "command": ["/bin/sh", "-c", script], **more}
 
 
 def free_port() -> int:
@@ -124,7 +135,7 @@ class Agent:
 
     def until(self, condition: Any, what: str = "the condition", seconds: float = 60.0) -> Any:
         try:
-            return until(condition, what, seconds)
+            return until(condition, what, seconds, LOOKS)
         except AssertionError as exc:
             raise AssertionError(f"{exc}\n{self.log()[-4000:]}") from exc
 
@@ -140,6 +151,56 @@ class Agent:
         environment = {**os.environ, "HOLDFAST_AGENT": str(self.root / "agent.sock")}
         command = [BIN / "holdfast", *arguments]
         return subprocess.run(command, check=check, capture_output=True, text=True, timeout=SECONDS, env=environment)
+
+    def write_pods(self, **specs: dict[str, Any]) -> None:
+        """A manifest for each pod, by name; what ends is given a second to, if its spec does not say otherwise."""
+        for name, spec in specs.items():
+            spec = {"terminationGracePeriodSeconds": 1, **spec}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "uid": f"{name}-0"}, "spec": spec}
+            self.write(f"{name}.json", json.dumps(pod))
+
+    def told(self, name: str) -> agent_pb2.AgentPod | None:
+        """What the agent says of a pod; None when it has none of that name, or does not answer."""
+        with grpc.insecure_channel(f"unix:{self.root}/agent.sock") as channel:
+            try:
+                found = AgentStub(channel).ListPods(agent_pb2.ListPodsRequest(name=name), timeout=SECONDS).pods
+            except grpc.RpcError:
+                return None
+        return found[0] if found else None
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Of a pod; {} when there is none."""
+        found = self.told(name)
+        return json.loads(found.json)["status"] if found is not None else {}
+
+    def container(self, pod: str, name: str) -> dict[str, Any]:
+        """The status of a container, init containers among them; of one that is not there it says nothing."""
+        status = self.status(pod)
+        every = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+        return next((one for one in every if one["name"] == name), NOTHING)
+
+    def phase(self, pod: str) -> str:
+        return str(self.status(pod).get("phase", ""))
+
+    def waits(self, pod: str) -> str:
+        """Why its container c does not run yet."""
+        return str(self.container(pod, "c")["state"].get("waiting", {}).get("reason", ""))
+
+    def lines(self, pod: str, name: str) -> list[str]:
+        """What a container's first run has written."""
+        path = self.logs / f"default_{pod}_{pod}-0" / name / "0.log"
+        return [line.split(" ", 3)[3] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def ended(self, *names: str) -> None:
+        """Take pods' manifests away; nothing is left of them."""
+        for name in names:
+            (self.manifests / f"{name}.json").unlink()
+        self.until(lambda: not self.left(), "nothing to be left")
+
+    def events(self, pod: str) -> list[str]:
+        """ "Reason: message", the oldest first."""
+        found = self.told(pod)
+        return [f"{one.reason}: {one.message}" for one in found.events] if found is not None else []
 
     def shown(self, pod: str) -> list[str]:
         """Namespace, name, how many are ready, and status."""

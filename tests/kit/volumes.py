@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 from holdfast.linux import files
 
 

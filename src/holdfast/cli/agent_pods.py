@@ -154,7 +154,7 @@ def word(pod: dict[str, Any], deleted_at: int = 0) -> str:
         if "terminated" in state and state["terminated"]["exitCode"] == 0:
             continue
         reason = _reason(state)
-        return f"Init:{reason}" if reason not in ("", "ContainerCreating") else f"Init:{number}/{len(inits)}"
+        return f"Init:{reason}" if reason not in ("", "PodInitializing") else f"Init:{number}/{len(inits)}"
     reasons = [_reason(one["state"]) for one in status.get("containerStatuses", [])]
     return next((one for one in reasons if one not in ("", "Completed")), "") or (
         "Completed" if status["phase"] == "Succeeded" else str(status["phase"])

@@ -12,7 +12,9 @@ from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health, Kind
 from holdfast.agent.plan.probes import Run as Results
-from holdfast.agent.pod.spec import Container, Count, ExecAction, Metadata, Name, Pod, PodSpec, Probe, Subdomain
+from holdfast.agent.pod.containers import Container, ExecAction, Probe
+from holdfast.agent.pod.scalars import Count, Name, Subdomain
+from holdfast.agent.pod.spec import Metadata, Pod, PodSpec
 
 READY = Sandbox("s", 0, True)
 RUNNING, EXITED, UNKNOWN, CREATED = State.RUNNING, State.EXITED, State.UNKNOWN, State.CREATED

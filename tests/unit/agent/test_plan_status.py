@@ -10,7 +10,9 @@ from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health
 from holdfast.agent.plan.probes import Run as Results
 from holdfast.agent.plan.status import Waiting, status
-from holdfast.agent.pod.spec import Container, ExecAction, Metadata, Name, Pod, PodSpec, Probe, Subdomain
+from holdfast.agent.pod.containers import Container, ExecAction, Probe
+from holdfast.agent.pod.scalars import Name, Subdomain
+from holdfast.agent.pod.spec import Metadata, Pod, PodSpec
 
 READY = Sandbox("s", 0, True, addresses=("10.0.0.7", "fd00::7"))
 PROBE = Probe(exec=ExecAction(("true",)))
@@ -43,7 +45,7 @@ def test_at_the_beginning() -> None:
     assert found["initContainerStatuses"][0]["state"] == {
         "waiting": {"reason": "ErrImagePull", "message": "no such image"}
     }
-    assert found["containerStatuses"][0]["state"] == {"waiting": {"reason": "ContainerCreating"}}
+    assert found["containerStatuses"][0]["state"] == {"waiting": {"reason": "PodInitializing"}}
 
 
 def test_running_and_ready() -> None:

@@ -39,7 +39,7 @@ recorded = st.builds(
     st.dictionaries(words, st.builds(Health, verdicts, verdicts, verdicts), max_size=2),
     st.dictionaries(words, st.integers(0, 9), max_size=2),
     st.dictionaries(words, st.builds(Kill, times, st.integers(0, 99)), max_size=2),
-    st.integers(0, 2**31),
+    users=st.integers(0, 2**31),
 )
 SANDBOX = Sandbox("s", 0, True)
 

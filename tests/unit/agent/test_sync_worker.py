@@ -13,7 +13,8 @@ import pytest_asyncio
 from kit.workers import Life, life, pod_of
 
 from holdfast.agent.plan.backoff import LONGEST
-from holdfast.agent.pod.spec import Pod, Probe
+from holdfast.agent.pod.containers import Probe
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import record
 from holdfast.linux import files
 from holdfast.proto import runtime_v1_pb2 as pb

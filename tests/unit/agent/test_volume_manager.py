@@ -12,7 +12,8 @@ import pytest
 
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.manifest import Data, parse
-from holdfast.agent.pod.spec import HostPath, Pod
+from holdfast.agent.pod.spec import Pod
+from holdfast.agent.pod.volumes import HostPath
 from holdfast.agent.volumes import executor, hostpath, manager, operations, plan
 from holdfast.agent.volumes.manager import ContainerMount, Manager, NotReady
 from holdfast.agent.volumes.operations import Kept

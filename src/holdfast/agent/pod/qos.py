@@ -7,8 +7,9 @@ pkg/kubelet/qos (oom_score_adj) for the numbers.
 from collections.abc import Callable
 from typing import Final, Literal, get_args
 
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.quantity import Quantity
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.spec import Pod
 from holdfast.model import cgroups
 
 Class = Literal["Guaranteed", "Burstable", "BestEffort"]

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.env import Facts
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import limits, names, record
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.parts import Parts

@@ -8,20 +8,15 @@ import ipaddress
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from holdfast.agent.pod import qos
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.encode import digest, encode
 from holdfast.agent.pod.env import Missing, expand
-from holdfast.agent.pod.spec import (
-    Capabilities,
-    Container,
-    Pod,
-    PodSpec,
-    Port,
-    SeccompProfile,
-    SelinuxOptions,
-)
+from holdfast.agent.pod.scalars import Port
+from holdfast.agent.pod.security import Capabilities, SeccompProfile, SelinuxOptions
+from holdfast.agent.pod.spec import Pod, PodSpec
 from holdfast.agent.sync import names
 from holdfast.model.cgroups import CGROUPFS
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -225,6 +220,7 @@ def container_config(
         stdin=container.stdin,
         stdin_once=container.stdin_once,
         tty=container.tty,
+        stop_signal=_signal(container.lifecycle.stop_signal),
         linux=pb.LinuxContainerConfig(
             resources=resources(pod, container, node), security_context=_security(pod.spec, container, node, users)
         ),
@@ -248,6 +244,11 @@ def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]
     if container.ports:
         found[PORTS] = json.dumps(encode(container.ports), sort_keys=True)
     return found
+
+
+def _signal(name: str | None) -> Any:
+    """As the CRI has it; the image's for none."""
+    return pb.Signal.Value(name.replace("+", "PLUS").replace("-", "MINUS")) if name else pb.RUNTIME_DEFAULT
 
 
 def resources(pod: Pod, container: Container, node: Node) -> pb.LinuxContainerResources:

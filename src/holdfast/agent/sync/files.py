@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import names
 from holdfast.agent.sync.convert import HOSTS
 from holdfast.agent.volumes.paths import Paths
@@ -19,6 +20,7 @@ from holdfast.linux.files import write_atomic
 
 MESSAGE_LIMIT: Final = 4096  # bytes, a kubelet's
 LOG_LIMIT: Final = 2048
+LOG_LINES: Final = 80
 HOSTS_LIMIT: Final = 1 << 20
 
 
@@ -53,7 +55,7 @@ def last_words(paths: Paths, pod: Pod, container: Container, attempt: int, code:
     """What a container that has ended leaves to be said; of one that failed the end of its log, if it is to be that."""
     said = _tail(message_path(paths, pod.metadata.uid, container.name, attempt), MESSAGE_LIMIT)
     if not said and code and container.termination_message_policy == "FallbackToLogsOnError":
-        lines = _tail(log, LOG_LIMIT).splitlines()
+        lines = _tail(log, LOG_LIMIT).splitlines()[-LOG_LINES:]
         said = "\n".join(line.split(" ", 3)[-1] for line in lines)
     return said
 

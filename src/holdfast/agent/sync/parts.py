@@ -6,8 +6,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.env import Facts
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.agent.sync.users import Users

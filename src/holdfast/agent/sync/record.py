@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from holdfast.agent.plan.actions import Remembered, Turned
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health
@@ -18,6 +19,7 @@ from holdfast.agent.plan.probes import Run as Results
 from holdfast.agent.pod.decode import Refused, decode
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.spec import Pod
+from holdfast.agent.sync.convert import digest_of
 from holdfast.agent.volumes.paths import Paths
 from holdfast.linux import files
 from holdfast.model.errors import Damaged
@@ -55,7 +57,25 @@ class Record:
     health: Mapping[str, Health] = field(default_factory=dict)  # by id of a run: what its probes have come to
     hooks: Mapping[str, int] = field(default_factory=dict)  # by container: the attempt whose postStart is not through
     kills: Mapping[str, Kill] = field(default_factory=dict)  # by id of a run
+    turned: Mapping[str, Turned] = field(default_factory=dict)  # by condition
     users: int = 0  # the first of the host's ids that are its own
+
+
+def remembered(known: Record) -> Remembered:
+    """What plans are made from."""
+    spec = known.pod.spec
+    digests = {str(one.name): digest_of(one) for one in (*spec.init_containers, *spec.containers)}
+    return Remembered(
+        known.begun_at,
+        known.deleted_at,
+        known.grace,
+        known.backoffs,
+        known.health,
+        digests,
+        known.finished,
+        known.hooks,
+        known.turned,
+    )
 
 
 def seen(record: Record, there: Observed) -> tuple[Record, Observed]:
@@ -130,6 +150,7 @@ def from_json(data: bytes) -> Record:
                 for key, one in plain.pop("health").items()
             },
             "kills": {key: Kill(**one) for key, one in plain.pop("kills").items()},
+            "turned": {key: Turned(**one) for key, one in plain.pop("turned", {}).items()},
         }
         known = {one.name for one in fields(Record)}
         return Record(pod, **mapped, **{key: value for key, value in plain.items() if key in known})

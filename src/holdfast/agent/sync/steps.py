@@ -16,8 +16,9 @@ from typing import Final, TypeVar
 from holdfast.agent.plan.actions import Start
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.pod import env
+from holdfast.agent.pod.containers import Container, Handler, pull_policy
 from holdfast.agent.pod.logins import logins
-from holdfast.agent.pod.spec import Container, Handler, Pod, pull_policy
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import convert, files, hooks, images, limits
 from holdfast.agent.sync.parts import Mounted, Parts, Trouble
 from holdfast.linux.files import mkdir
@@ -189,17 +190,22 @@ async def stop(parts: Parts, pod: Pod, there: Observed, run: Run, until: int) ->
     """End a run by `until`, in ns since the epoch: its preStop hook first, then the signal, then SIGKILL."""
     container = container_of(pod, run.name)
     hook = container.lifecycle.pre_stop if container is not None else None
-    left = max((until - parts.clock()) // NS, 0)
+    left = _seconds(until - parts.clock())
     if container is not None and hook is not None and run.state is State.RUNNING and left:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left):
                 if why := await _hook(parts, pod, there, run.id, container, hook, left):
                     log.warning("the preStop hook of %s has failed: %s", run.id[:13], why)
-        left = max((until - parts.clock()) // NS, LEAST_GRACE)
+        left = max(_seconds(until - parts.clock()), LEAST_GRACE)
     await parts.runtime.stop(run.id, left)
     with contextlib.suppress(NotFound):
         if (await parts.runtime.container(run.id)).state != pb.CONTAINER_EXITED:
             raise Trouble(STOPPING, f"the stop of {run.name} was answered, and it has not ended")
+
+
+def _seconds(nanoseconds: int) -> int:
+    """Whole ones, rounded up: the last one that was promised is given."""
+    return max(-(-nanoseconds // NS), 0)
 
 
 async def _hook(

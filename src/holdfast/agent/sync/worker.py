@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.agent.plan import status
-from holdfast.agent.plan.actions import Actions, Kill, Remembered, Start, plan
+from holdfast.agent.plan.actions import Actions, Kill, Start, plan
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health, Kind
 from holdfast.agent.pod import qos
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import convert, files, held, images, record, steps
 from holdfast.agent.sync.held import Held
 from holdfast.agent.sync.parts import Parts, Trouble
@@ -43,7 +44,9 @@ class Worker:
 
     def __init__(self, parts: Parts, admitted: Record) -> None:
         self.record = admitted
-        self.there = Observed()  # as the runtime has last said, with what is remembered
+        self.there = Observed(
+            (), tuple(admitted.runs.values())
+        )  # as the runtime has last said, with what is remembered
         self.trouble = ""  # why it could not be looked at
         self.events: list[tuple[int, str, str]] = []  # when, a word, and words
         self._parts = parts
@@ -94,9 +97,12 @@ class Worker:
     def status(self) -> dict[str, Any]:
         """PodStatus, as Kubernetes shows it."""
         waiting = held.waiting(self.record, self._held, self._waits, self._parts.clock())
-        found = status.status(self.pod, self.there, self._remembered(), qos.class_of(self.pod), waiting)
-        message = self.trouble or self.record.why or (self._held[POD].message if POD in self._held else "")
-        return found | ({"message": message} if message else {})
+        hosts = self._parts.facts(self.pod).host_addresses
+        found = status.status(
+            self.pod, self.there, record.remembered(self.record), qos.class_of(self.pod), waiting, hosts
+        )
+        message = self.trouble or (self._held[POD].message if POD in self._held else "")
+        return found | held.over(self.record) | ({"message": message} if message else {})
 
     # -- the loop
 
@@ -122,9 +128,11 @@ class Worker:
             there = await self._parts.runtime.observe(self.uid)
             await self._look(there)
             now = self._parts.clock()
-            actions = plan(self.pod, self.there, self._remembered(), now)
+            actions = plan(self.pod, self.there, record.remembered(self.record), now)
             if actions.finished and not self.record.finished and not self.record.deleted_at:
                 await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
+            turned = status.turned(self.pod, self.there, record.remembered(self.record), now)
+            await self._keep(lambda known: replace(known, turned=turned))
             self.trouble = ""
         except (HoldfastError, OSError) as exc:  # also: nothing is done that is not on disk
             if self.trouble != str(exc):
@@ -133,7 +141,7 @@ class Worker:
             return RETRY
         address = steps.address_of(self.there, self.pod, self._parts.facts(self.pod))
         ending = bool(self.record.deleted_at or self.record.finished)
-        self._prober.follow(self.pod, self.there, self._health, address, ending=ending)
+        self._prober.follow(self.pod, self.there, self._health, address, hooks=self.record.hooks, ending=ending)
         self._waits = {one.name: one.until for one in actions.waits}
         self._act(actions, there, busy, now)
         dues = [*(one.until for one in self._held.values()), *self._pauses(), actions.due]
@@ -381,13 +389,6 @@ class Worker:
                 await in_thread(record.save, self._parts.paths, now)
                 self._saved = data
             self.record = change(self.record)  # a probe may have had a result meanwhile
-
-    def _remembered(self) -> Remembered:
-        known, spec = self.record, self.pod.spec
-        digests = {str(one.name): convert.digest_of(one) for one in (*spec.init_containers, *spec.containers)}
-        return Remembered(
-            known.begun_at, known.deleted_at, known.grace, known.backoffs, known.health, digests, known.finished
-        )
 
     def _pauses(self) -> list[int]:
         """When images, and the sandbox, are due again."""

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from holdfast.agent.pod.containers import Container, VolumeMount
 from holdfast.agent.pod.env import Facts, expand
-from holdfast.agent.pod.spec import Container, Pod, Volume, VolumeMount
+from holdfast.agent.pod.spec import Pod
+from holdfast.agent.pod.volumes import Volume
 from holdfast.agent.volumes import plan, subpath, world
 from holdfast.agent.volumes.executor import Executor
 from holdfast.agent.volumes.paths import Key, Paths
@@ -253,7 +255,7 @@ class Manager:
             return ContainerMount(
                 volume.name,
                 one.mount_path,
-                readonly=True,
+                readonly=True,  # an image is nobody's to write to
                 image=volume.image.reference,
                 image_pull_policy=volume.image.pull_policy,
                 image_sub_path=part,
