@@ -115,7 +115,8 @@ class Pod:
 def pod(shared: Node) -> Iterator[Pod]:
     with running_agent(shared) as there, shares(there.base / "shares") as found:
         yield Pod(there, found)
-        there.node.answers() or there.node.start()
+        if shared.process is not None and shared.process.poll() is not None:
+            shared.start()
 
 
 def set_flags(path: Path, flags: int) -> None:

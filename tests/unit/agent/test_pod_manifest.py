@@ -95,6 +95,7 @@ def test_what_is_refused_is_refused_by_its_path(text: str, container: str, said:
         ("[1]", "document 1: document: [1] is not a mapping"),
         ("kind: Pod\napiVersion: v1\nmetadata: {name: a}", "document 1: spec: is missing"),
         ("kind: Pod\napiVersion: v1\nmetadata: {}\nspec: {containers: []}", "metadata.name: is missing"),
+        ("kind: Pod\napiVersion: v1\nmetadata: {name: a, uid: ../../x}", "metadata.uid: '../../x' is no uid"),
         ("a: [", "it is not YAML"),
         ("kind: Secret\nmetadata: {name: a}\ndata: {a: '*'}", "data.a: is not base64"),
         ("kind: ConfigMap\nmetadata: {name: a}\ndata: {a: 1}", "data.a: 1 is not a text; put it into quotes"),

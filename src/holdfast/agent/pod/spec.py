@@ -109,6 +109,9 @@ class PodSpec:
             raise ValueError(".shareProcessNamespace: goes with no hostPID")
 
 
+UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")  # of pods: it is a directory's name
+
+
 @dataclass(frozen=True, slots=True)
 class Metadata:
     UNSUPPORTED: ClassVar = {
@@ -133,6 +136,10 @@ class Metadata:
     uid: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.uid and not UID.fullmatch(self.uid):
+            raise ValueError(f".uid: {self.uid!r} is no uid: letters, digits and -, at most 128 of them")
 
 
 @dataclass(frozen=True, slots=True)
