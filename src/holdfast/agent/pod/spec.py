@@ -5,6 +5,7 @@ fields. `UNSUPPORTED` names what is known and not honoured. Defaults are those o
 here.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal
 
