@@ -216,9 +216,12 @@ def test_f02_a_shim_that_stands_still_while_its_container_runs(life: Node, volum
 
 
 def test_what_a_kubelet_has_mounted_for_a_volume_in_memory_is_its_own(life: Node, volume: Volume) -> None:
-    """It is the kubelet's to unmount; what lies upon it or in it is not."""
+    """It is the kubelet's to unmount, as are the parts of it that containers get; what lies upon it or in it is not."""
     known = fill(volume.share)
     mount.mount("tmpfs", volume.path, "tmpfs")
+    part = volume.kubelet / "pods" / volume.uid / "volume-subpaths/work/main/0"
+    part.mkdir(parents=True)
+    mount.bind(volume.path, part)
     (volume.path / "in").mkdir()
     mount.bind(volume.share, volume.path / "in")
     mount.bind(volume.share, volume.path)
