@@ -3,11 +3,9 @@
 Agent and runtime may die: nothing of it is lost, run twice, or left.
 """
 
-import json
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from kit.agent import Agent, Other, application, free_port, get, running_agent
@@ -27,20 +25,12 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Node | Other]:
         yield Other(other)
 
 
-def status(there: Agent) -> dict[str, Any]:
-    (pod,) = json.loads(there.cli("get", "pods", "web", "-o", "json").stdout)["items"]
-    found: dict[str, Any] = pod["status"]
-    return found
-
-
 def ready(there: Agent) -> str:
-    return next(one["status"] for one in status(there)["conditions"] if one["type"] == "Ready")
+    return next(one["status"] for one in there.status("web")["conditions"] if one["type"] == "Ready")
 
 
-def restarts(there: Agent) -> dict[str, int]:
-    found = status(there)
-    every = [*found["initContainerStatuses"], *found["containerStatuses"]]
-    return {one["name"]: one["restartCount"] for one in every}
+def restarts(there: Agent) -> list[int]:
+    return [there.container("web", name).get("restartCount", 0) for name in ("fill", "refresh", "httpd")]
 
 
 def test_the_same_application(runtime: Node | Other) -> None:
@@ -58,7 +48,7 @@ def test_the_same_application(runtime: Node | Other) -> None:
         there.end(signal.SIGKILL)
         runtime.restart()
         there.start()
-        there.until(lambda: there.shown("web") == ["default", "web", "1/1", "Running"], "the agent to see it again")
+        there.until(lambda: there.shown("web") == ["default", "web", "2/2", "Running"], "the agent to see it again")
         assert (there.running("httpd"), there.running("refresh")) == (httpd, refresh)
         assert (runtime.pid(httpd), [one.id for one in there.runs("fill")]) == (pid, [fill.id])
 
@@ -67,7 +57,7 @@ def test_the_same_application(runtime: Node | Other) -> None:
         runtime.restart()
         there.start()
         there.until(lambda: there.running("refresh") not in ("", refresh), "the sidecar to be back")
-        there.until(lambda: restarts(there) == {"fill": 0, "refresh": 1, "httpd": 0}, "it to be told")
+        there.until(lambda: restarts(there) == [0, 1, 0], "it to be told")
 
         os.kill(pid, signal.SIGSTOP)
         there.until(lambda: ready(there) == "False", "it not to be ready while it does not answer")
@@ -77,8 +67,7 @@ def test_the_same_application(runtime: Node | Other) -> None:
         os.kill(pid, signal.SIGKILL)
         there.until(lambda: there.running("httpd") not in ("", httpd), "what was killed to be restarted")
         there.until(lambda: get(port) == b"hello\n", "what was filled in to be there still")
-        terminated = status(there)["containerStatuses"][0]["lastState"]["terminated"]
-        assert terminated["exitCode"] == 137
+        assert there.container("web", "httpd")["lastState"]["terminated"]["exitCode"] == 137
 
         (there.manifests / "web.yaml").unlink()
         there.until(lambda: there.shown("web")[-1:] != ["Running"], "its end to begin")

@@ -42,14 +42,8 @@ def free_port() -> int:
 
 
 def application(port: int) -> str:
-    """With the images and in the network that there are here; the sidecar ends when it is asked to."""
-    text = APPLICATION.replace("docker.io/library/busybox:1.36", IMAGE)
-    text = text.replace("docker.io/library/busybox@sha256:aaaa", IMAGE)
-    text = text.replace("containerPort: 8080, hostPort: 18080", f"containerPort: {port}")
-    text = text.replace("8080", str(port))
-    text = text.replace("while sleep 5; do date > /www/date; done", "trap exit TERM; while sleep 0.1; do :; done")
-    more = "hostNetwork: true\n  terminationGracePeriodSeconds: 1"
-    return text.replace("spec:\n  initContainers", f"spec:\n  {more}\n  initContainers")
+    """The docs' example, with the image that there is here, at a port that is free."""
+    return APPLICATION.replace("docker.io/library/busybox:1.36", IMAGE).replace("8080", str(port))
 
 
 def get(port: int) -> bytes:
@@ -92,7 +86,7 @@ class Other:
 
 
 class Agent:
-    """`inject` is its crash points' directory; `wrapper` is what it is started by."""
+    """`inject` is its crash points' directory, `wrapper` what it is started by, `flags` what with beside its places."""
 
     def __init__(self, node: Node | Other, wrapper: Sequence[str] = ()) -> None:
         self.node = node
@@ -103,20 +97,13 @@ class Agent:
         for place in (self.manifests, self.inject):
             place.mkdir()
         self.cgroup = f"{node.cgroup}/agent"
+        self.flags: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        places = ["--root", self.root, "--manifests", self.manifests, "--log-root", self.logs]
-        command = [
-            *self.wrapper,
-            BIN / "holdfast",
-            "--socket",
-            self.node.socket,
-            "agent",
-            *places,
-            "--cgroup-root",
-            self.cgroup,
-        ]
+        places: list[object] = ["--root", self.root, "--manifests", self.manifests, "--log-root", self.logs]
+        places += ["--cgroup-root", self.cgroup, *self.flags]
+        command = [*self.wrapper, BIN / "holdfast", "--socket", self.node.socket, "agent", *places]
         environment = {**os.environ, "HOLDFAST_INJECT": str(self.inject)}
         with open(self.base / "log", "ab") as log:
             self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
@@ -141,6 +128,11 @@ class Agent:
 
     # -- pods
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the command line."""
+        return {**os.environ, "HOLDFAST_AGENT": str(self.root / "agent.sock"), "HOLDFAST_SOCKET": str(self.node.socket)}
+
     def write(self, file: str, text: str) -> None:
         """A manifest, at once as a whole."""
         temporary = self.manifests / f".{file}"
@@ -148,9 +140,12 @@ class Agent:
         temporary.rename(self.manifests / file)
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "HOLDFAST_AGENT": str(self.root / "agent.sock")}
         command = [BIN / "holdfast", *arguments]
-        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=SECONDS, env=environment)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=SECONDS, env=self.environment
+        )
+        assert not check or done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done
 
     def write_pods(self, **specs: dict[str, Any]) -> None:
         """A manifest for each pod, by name; what ends is given a second to, if its spec does not say otherwise."""
@@ -204,8 +199,8 @@ class Agent:
 
     def shown(self, pod: str) -> list[str]:
         """Namespace, name, how many are ready, and status."""
-        rows = self.cli("get", "pods", pod, check=False).stdout.splitlines()
-        return rows[1].split()[:4] if len(rows) > 1 else []
+        rows = [line.split() for line in self.cli("get", "pods", "-A", check=False).stdout.splitlines()]
+        return next((row[:4] for row in rows if row[1] == pod), [])
 
     def runs(self, name: str) -> list[pb.Container]:
         """Of a container of a pod, the oldest first."""

@@ -49,6 +49,7 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
         self.answer: Callable[[str, tuple[str, ...]], int] = lambda name, command: 0  # the code of a command
         self.at_stop: Callable[[str, int], int | None] = lambda name, grace: 0  # the code; None: it does not end
         self.at_start: Callable[[str], int | None] = lambda name: None  # the code with which it ends at once
+        self.at_reopen: Callable[[str], None] = lambda name: None
         self._watchers: list[asyncio.Queue[pb.ContainerEventResponse]] = []
         self._server: Any = None
 
@@ -284,6 +285,14 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
             self.containers.pop(request.container_id, None)
             self.sandbox_of.pop(request.container_id, None)
         return pb.RemoveContainerResponse()
+
+    async def ReopenContainerLog(self, request: Any, context: Any) -> Any:
+        one = self.containers[request.container_id]
+        async with self._asked("ReopenContainerLog", one.metadata.name, context):
+            if one.state != pb.CONTAINER_RUNNING:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it does not run")
+            self.at_reopen(one.metadata.name)
+        return pb.ReopenContainerLogResponse()
 
     async def ExecSync(self, request: Any, context: Any) -> Any:
         name = self.containers[request.container_id].metadata.name

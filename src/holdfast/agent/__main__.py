@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 from holdfast import logs
+from holdfast.agent.pod.quantity import Quantity
 from holdfast.agent.sync.agent import Agent, Settings, node_of
 from holdfast.agent.sync.api import SOCKET, Api
+from holdfast.agent.sync.rotation import Limits
 from holdfast.linux import files, systemd
 from holdfast.model.cgroups import DRIVERS
 
@@ -45,12 +47,24 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--node-name", default="")
     parser.add_argument("--cgroup-driver", default="", choices=DRIVERS)
+    parser.add_argument("--container-log-max-size", required=True, type=_bytes)
+    parser.add_argument("--container-log-max-files", required=True, type=int)
+    parser.add_argument("--container-log-monitor-interval", required=True, type=float)
     return parser
+
+
+def _bytes(text: str) -> int:
+    """Raises ValueError."""
+    return Quantity.parse(text).whole
 
 
 async def _serve(options: argparse.Namespace) -> None:
     node = node_of(options.node_name, options.log_root, options.cgroup_root)
-    agent = Agent(Settings(options.socket, options.root, (options.manifests,), node, options.cgroup_driver))
+    logs_of_containers = Limits(
+        options.container_log_max_size, options.container_log_max_files, options.container_log_monitor_interval
+    )
+    driver, places = options.cgroup_driver, (options.manifests,)
+    agent = Agent(Settings(options.socket, options.root, places, node, logs_of_containers, driver))
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None

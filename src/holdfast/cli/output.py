@@ -51,9 +51,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(width=10_000, highlight=False).print(drawn)  # an id that was cut is of no use
 
 
-def lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's lines, as plain text."""
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+def lines(rows: Sequence[Sequence[str]], widths: Sequence[int] = ()) -> list[str]:
+    """A table's lines, as plain text; columns are as wide as they need to be if nobody says how wide."""
+    widths = widths or [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 

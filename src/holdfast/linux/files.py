@@ -161,6 +161,12 @@ def rename(source: Path_, target: Path_) -> None:
     os.rename(source, target)
 
 
+def link(source: Path_, target: Path_) -> None:
+    """link(2): another name. Raises FileExistsError if it is one already."""
+    fault("link", target)
+    os.link(source, target, follow_symlinks=False)
+
+
 def unlink(path: Path_) -> None:
     """unlink(2). Idempotent."""
     fault("unlink", path)

@@ -31,7 +31,8 @@ def test_an_application() -> None:
     (httpd,) = one.spec.containers
     assert [fill.sidecar, refresh.sidecar] == [False, True]
     assert (fill.pull_policy, httpd.pull_policy) == ("IfNotPresent", "IfNotPresent")
-    assert httpd.ports[0].host_port == 18080
+    assert httpd.ports[0].container_port == 8080
+    assert one.spec.host_network
     assert httpd.readiness_probe is not None
     assert httpd.readiness_probe.http_get is not None
     assert (httpd.readiness_probe.http_get.port, httpd.readiness_probe.period_seconds) == ("http", 1)

@@ -25,7 +25,8 @@ def container(pod: Pod, number: int = 0, **more: str) -> pb.ContainerConfig:
 
 
 def test_an_application_as_a_kubelet_would_word_it() -> None:
-    (pod,) = parse(APPLICATION.encode(), "web.yaml").pods
+    own = APPLICATION.replace("  hostNetwork: true", "").replace("Port: 8080", "Port: 8080, hostPort: 18080")
+    (pod,) = parse(own.encode(), "web.yaml").pods
     uid = pod.metadata.uid
     sandbox = convert.sandbox_config(pod, 2, NODE)
     assert (sandbox.metadata.name, sandbox.metadata.namespace, sandbox.metadata.attempt) == ("web", "default", 2)
@@ -41,10 +42,7 @@ def test_an_application_as_a_kubelet_would_word_it() -> None:
     assert found.annotations["io.kubernetes.container.restartCount"] == "3"
     assert found.annotations["io.kubernetes.container.hash"] == convert.digest_of(pod.spec.containers[0])
     assert found.log_path == "httpd/3.log"
-    assert (found.image.image, found.image.user_specified_image) == (
-        "sha256:1",
-        "docker.io/library/busybox@sha256:aaaa",
-    )
+    assert (found.image.image, found.image.user_specified_image) == ("sha256:1", "docker.io/library/busybox:1.36")
     resources = found.linux.resources
     assert (resources.cpu_shares, resources.memory_limit_in_bytes, resources.cpu_quota) == (51, 64 << 20, 0)
     assert 2 < resources.oom_score_adj < 1000

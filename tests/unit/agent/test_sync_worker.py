@@ -170,6 +170,10 @@ async def test_a_runtime_that_is_away_changes_nothing(one: Life) -> None:
 
 async def test_who_crashes_waits_longer_each_time_and_is_said_to(one: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     one.cri.at_start = lambda name: 1
+    logs = Path(one.node.log_root, "n_p_u", "a")
+    logs.mkdir(parents=True)
+    for name in ("0.log", "0.log.20260101-000000", "1.log"):
+        (logs / name).touch()
     await one.begin(pod_of(A))
     assert one.worker is not None
     await one.until(lambda: one.word("a") == "CrashLoopBackOff")
@@ -178,6 +182,7 @@ async def test_who_crashes_waits_longer_each_time_and_is_said_to(one: Life, monk
     assert pauses >= 40_000_000
     assert pauses <= LONGEST
     assert len(one.cri.of("a")) <= 4, "what has ended is not kept for ever"
+    await one.until(lambda: not list(logs.iterdir()), "logs to go with their runs")
     await one.die()
     starts = one.cri.asked("StartContainer")
     again = await one.begin(pod_of(A))
@@ -352,7 +357,7 @@ async def test_hooks(one: Life) -> None:
     await one.until(lambda: len(one.cri.of("a")) >= 3, "it to be ended for its hook")
     one.cri.answer = lambda name, command: 0
     await one.until(lambda: one.cri.running("a") and not one.worker.record.hooks)
-    assert any("FailedPostStartHook" in event for event in one.worker.events)
+    assert any(event.reason == "FailedPostStartHook" for event in one.worker.events)
     await one.delete()
 
 
@@ -412,10 +417,10 @@ async def test_probes_by_http_and_tcp(one: Life) -> None:
     assert said[0] == b"GET /up HTTP/1.1\r\n"
     code = 500
     await one.until(lambda: not ready())
-    assert any("HTTP status 500 X" in event[2] for event in one.worker.events)
+    assert any("HTTP status 500 X" in event.message for event in one.worker.events)
     server.close()
     await server.wait_closed()
-    await one.until(lambda: any("readiness probe" in event[2] for event in one.worker.events))
+    await one.until(lambda: any("readiness probe" in event.message for event in one.worker.events))
     assert len(one.cri.of("a")) == 1
     await one.delete()
 

@@ -17,6 +17,8 @@ from holdfast.agent.pod.spec import Pod
 
 COMPLETED: Final = "Completed"
 ERROR: Final = "Error"
+CREATING: Final = "ContainerCreating"
+INITIALIZING: Final = "PodInitializing"
 
 
 Waiting = Mapping[str, tuple[str, str]]  # by container: why it does not run, in a word and in words
@@ -175,6 +177,10 @@ def _terminated(run: Run) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in ("", None)}
 
 
-def _time(moment: int) -> str | None:
+def moment(at: int) -> str:
     """RFC 3339, to the second, as Kubernetes has it."""
-    return datetime.fromtimestamp(moment // NS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
+    return datetime.fromtimestamp(at // NS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _time(at: int) -> str | None:
+    return moment(at) if at else None

@@ -10,10 +10,11 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from holdfast.agent.plan.observed import Run
 from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.env import Facts
@@ -22,8 +23,9 @@ from holdfast.agent.sync import limits, names, record
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.parts import Parts
 from holdfast.agent.sync.record import Record
+from holdfast.agent.sync.rotation import Limits, Rotation
 from holdfast.agent.sync.runtime import Runtime
-from holdfast.agent.sync.source import WRITTEN, Found, Source
+from holdfast.agent.sync.source import PASSING, Found, Source
 from holdfast.agent.sync.users import Users
 from holdfast.agent.sync.worker import Worker
 from holdfast.agent.volumes.manager import Manager
@@ -47,6 +49,7 @@ class Settings:
     root: Path
     manifests: tuple[Path, ...]
     node: Node
+    logs: Limits = field(default_factory=Limits)
     cgroup_driver: str = ""  # "" is as the runtime says
 
 
@@ -54,8 +57,8 @@ class Agent:
     """To be made within the event loop."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self._paths = Paths(settings.root)
-        self._node = settings.node
         self.applied = settings.root / "applied"
         self._source = Source((*settings.manifests, self.applied))
         self._found = Found()
@@ -90,6 +93,8 @@ class Agent:
                 group.create_task(self.volumes.run(), name="volumes")
                 group.create_task(self._listen(), name="events of the runtime")
                 group.create_task(self._weigh(), name="weights of the classes")
+                rotation = Rotation(self._runtime, self.settings.node, self.settings.logs)
+                group.create_task(rotation.run(self._logged), name="logs")
                 while True:
                     self._soon.clear()
                     await self._look()
@@ -112,7 +117,8 @@ class Agent:
 
     @property
     def unread(self) -> dict[str, str]:
-        return dict(self._found.unread)
+        """Files and directories of manifests that cannot be read, and why."""
+        return {path: why for path, why in self._found.unread.items() if why not in PASSING}
 
     def look_soon(self) -> None:
         self._soon.set()
@@ -165,13 +171,16 @@ class Agent:
             pods = [one.pod for one in self.workers.values() if not one.record.finished]
             try:
                 driver = await self._runtime.cgroup_driver()
-                for parent, found in limits.of_classes(pods, self._node.cgroup_root, driver).items():
+                for parent, found in limits.of_classes(pods, self.settings.node.cgroup_root, driver).items():
                     await in_thread(limits.change, parent, found)
                 said = ""
             except (HoldfastError, OSError) as exc:  # also: of a cgroup that has just gone
                 if (text := str(exc)) != said:
                     log.info("cannot weigh the classes of pods: %s", said := text)
             await asyncio.sleep(LOOK)
+
+    def _logged(self) -> list[tuple[Pod, tuple[Run, ...]]]:
+        return [(one.pod, one.there.runs) for one in self.workers.values()]
 
     def _want(self) -> None:
         """Tell the volume manager. Whatever has volumes has a record; one that cannot be read may want them.
@@ -191,7 +200,7 @@ class Agent:
         found = await in_thread(self._source.look)
         for path, why in found.unread.items():
             if self._found.unread.get(path) != why:
-                log.log(logging.INFO if why == WRITTEN else logging.WARNING, "%s: %s", path, why)
+                log.log(logging.INFO if why in PASSING else logging.WARNING, "%s: %s", path, why)
         for path, warnings in found.warnings.items():
             if self._found.warnings.get(path) != warnings:
                 for text in warnings:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,11 +51,12 @@ class Api(AgentServicer):
                 if not applied.is_applied(self._agent.applied, worker.record.source):
                     return await self._is_elsewhere(worker, context)
         try:
-            names = await in_thread(applied.store, self._agent.applied, manifest)
+            done = await in_thread(applied.store, self._agent.applied, manifest)
         except OSError as exc:
             return await context.abort(grpc.StatusCode.UNAVAILABLE, str(exc))
         self._agent.look_soon()
-        return pb.ApplyReply(applied=names, warnings=manifest.warnings)
+        names, whats = [name for name, _ in done], [what for _, what in done]
+        return pb.ApplyReply(applied=names, warnings=manifest.warnings, done=whats)
 
     async def Delete(self, request: pb.DeleteRequest, context: Any) -> Any:
         workers = self._agent.named(request.namespace, request.name) if request.kind == "pod" else []
@@ -91,7 +93,8 @@ class Api(AgentServicer):
 
     def _listed(self, request: pb.ListPodsRequest) -> pb.ListPodsReply:
         found = self._agent.named(request.namespace, request.name)
-        return pb.ListPodsReply(pods=[self._shown(one) for one in found], unread=self._agent.unread)
+        pods, settings = [self._shown(one) for one in found], self._agent.settings
+        return pb.ListPodsReply(pods=pods, unread=self._agent.unread, runtime=settings.socket)
 
     def _shown(self, worker: Worker) -> pb.AgentPod:
         meta = worker.pod.metadata
@@ -100,8 +103,8 @@ class Api(AgentServicer):
             name=meta.name,
             uid=meta.uid,
             source=worker.record.source,
-            json=json.dumps(applied.whole(worker.pod, worker.status())),
-            events=[pb.PodEvent(at=at, reason=reason, message=message) for at, reason, message in worker.events],
+            json=json.dumps(applied.shown(worker.record, worker.status(), self._agent.settings.node.name)),
+            events=[pb.PodEvent(**asdict(one)) for one in worker.events],
             volumes=self._agent.volumes.told(meta.uid),
             deleted_at=worker.record.deleted_at,
         )

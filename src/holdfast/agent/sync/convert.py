@@ -69,6 +69,14 @@ def log_directory(pod: Pod, node: Node) -> str:
     return f"{node.log_root}/{meta.namespace}_{meta.name}_{meta.uid}"
 
 
+def log_path(pod: Pod, node: Node, container: str, attempt: int) -> str:
+    return f"{log_directory(pod, node)}/{log_name(container, attempt)}"
+
+
+def log_name(container: str, attempt: int) -> str:
+    return f"{container}/{attempt}.log"
+
+
 def digest_of(container: Container) -> str:
     """Of what a container is to be made from; short enough for an annotation that people read."""
     return digest(container)[:16]
@@ -216,7 +224,7 @@ def container_config(
         mounts=mounts,
         labels={**of_pod(pod), CONTAINER_NAME: container.name},
         annotations=_annotations(pod, container, attempt),
-        log_path=f"{container.name}/{attempt}.log",
+        log_path=log_name(container.name, attempt),
         stdin=container.stdin,
         stdin_once=container.stdin_once,
         tty=container.tty,

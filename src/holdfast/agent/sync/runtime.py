@@ -258,6 +258,10 @@ class Runtime:
         except NotFound:
             return
 
+    async def reopen_log(self, container_id: str) -> None:
+        """Of one that runs: from the answer on it writes to the file that has the log's name, made if there is none."""
+        await self._call(self._runtime.ReopenContainerLog, pb.ReopenContainerLogRequest(container_id=container_id))
+
     async def execute(self, container_id: str, command: Iterable[str], seconds: int) -> pb.ExecSyncResponse:
         """Raises DeadlineExceeded when it was the command that took too long; Unavailable when it was the runtime."""
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=seconds)

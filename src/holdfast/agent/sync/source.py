@@ -19,6 +19,8 @@ from holdfast.linux import files
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 WRITTEN: Final = "it is being written"
+MISSED: Final = "it is not there any more"
+PASSING: Final = (WRITTEN, MISSED)  # what the next look will know more of
 NOTHING: Final = Manifest()
 Stamp = tuple[int, int, int, int]
 
@@ -85,7 +87,7 @@ class Source:
         if self._files[path].stamp is None:
             del self._files[path]
         else:
-            self._files[path] = replace(self._files[path], stamp=None, taken=None, why="it is not there any more")
+            self._files[path] = replace(self._files[path], stamp=None, taken=None, why=MISSED)
 
     def _take(self, path: str, stamp: Stamp) -> None:
         known = self._files.setdefault(path, _File(why=WRITTEN))

@@ -19,7 +19,7 @@ from holdfast.agent.pod import env
 from holdfast.agent.pod.containers import Container, Handler, pull_policy
 from holdfast.agent.pod.logins import logins
 from holdfast.agent.pod.spec import Pod
-from holdfast.agent.sync import convert, files, hooks, images, limits
+from holdfast.agent.sync import convert, files, hooks, images, limits, rotation
 from holdfast.agent.sync.parts import Mounted, Parts, Trouble
 from holdfast.linux.files import mkdir
 from holdfast.linux.threads import in_thread
@@ -218,14 +218,19 @@ async def _hook(
         return str(exc)
 
 
-async def collect(parts: Parts, there: Observed) -> None:
-    """Remove runs that have ended, but for the last ones of each container, and sandboxes before the last two."""
+async def collect(parts: Parts, pod: Pod, there: Observed) -> None:
+    """Remove runs that have ended, but for the last ones of each container, and sandboxes before the last two.
+
+    A run's log goes first: there is nobody else who knows of it.
+    """
     sandboxes = sorted(there.sandboxes, key=lambda one: (one.attempt, one.created_at))
     old = [one for one in sandboxes[:-2] if not one.ready]
     for name in {one.name for one in there.runs}:
         runs = sorted(there.runs_of(name), key=lambda one: (one.attempt, one.created_at))
         for run in runs[: -KEPT - 1]:
             if run.state is State.EXITED:
+                path = convert.log_path(pod, parts.node, run.name, run.attempt)
+                await in_thread(rotation.remove, Path(path))
                 await parts.runtime.remove(run.id)
     for sandbox in old:
         if not any(run.alive for run in there.runs if run.sandbox == sandbox.id):

@@ -15,6 +15,7 @@ from typing import Any, Final
 from holdfast.agent.plan import status
 from holdfast.agent.plan.actions import Actions, Kill, Start, plan
 from holdfast.agent.plan.backoff import Backoff
+from holdfast.agent.plan.events import Events, happened
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health, Kind
 from holdfast.agent.pod import qos
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 NS: Final = 1_000_000_000
 RESYNC: Final = 20.0  # seconds after which it looks again, whatever was told
 RETRY: Final = 1.0  # seconds until a look or a record that has failed is tried again
-EVENTS: Final = 100
 POD: Final = ""  # the key of steps that concern the pod as a whole; the others' are the containers' names
 
 
@@ -48,7 +48,7 @@ class Worker:
             (), tuple(admitted.runs.values())
         )  # as the runtime has last said, with what is remembered
         self.trouble = ""  # why it could not be looked at
-        self.events: list[tuple[int, str, str]] = []  # when, a word, and words
+        self.events: Events = ()
         self._parts = parts
         self._saved = b""
         self._saving = asyncio.Lock()
@@ -173,7 +173,7 @@ class Worker:
         container = steps.container_of(self.pod, run.name)
         if container is None:
             return run.id, ""
-        where = Path(convert.log_directory(self.pod, self._parts.node), run.name, f"{run.attempt}.log")
+        where = Path(convert.log_path(self.pod, self._parts.node, run.name, run.attempt))
         paths = self._parts.paths
         return run.id, await in_thread(files.last_words, paths, self.pod, container, run.attempt, run.code, where)
 
@@ -271,8 +271,9 @@ class Worker:
         await steps.make_sandbox(self._parts, self.pod, attempt, stops, users)
         crashpoint("agent.sandbox.made")
         if (before := there.current) is not None:
+            self._say("SandboxChanged", "Pod sandbox changed, another one was made", warning=False)
             await self._backed_off("backoffs", POD, before.created_at)
-        await steps.collect(self._parts, there)
+        await steps.collect(self._parts, self.pod, there)
 
     async def _users(self) -> int:
         """The first of the ids that are the pod's own; they are its own on disk first."""
@@ -303,8 +304,9 @@ class Worker:
                 exc.pause = self.record.backoffs[name].pause
             raise
         crashpoint("agent.started")
+        self._say("Started", f"Started container {name}", warning=False)
         await self._post_start(name, run_id)
-        await steps.collect(self._parts, there)
+        await steps.collect(self._parts, self.pod, there)
 
     async def _pull(self, container: Container, sandbox: pb.PodSandboxConfig) -> pb.Image:
         name = container.name
@@ -354,7 +356,7 @@ class Worker:
         if begun is None or kill.grace < begun.grace:
             one = begun = record.Kill(self.record.deleted_at or self._parts.clock(), kill.grace)
             await self._keep(lambda known: replace(known, kills={**known.kills, run.id: one}))
-            self._say("Killing", f"{run.name}: {kill.why}")
+            self._say("Killing", f"Stopping container {run.name}: {kill.why}", warning=False)
         crashpoint("agent.kill")
         self._killing[run.name] = begun.grace
         try:
@@ -399,8 +401,8 @@ class Worker:
     def _name(self) -> str:
         return f"pod {self.pod.metadata.namespace}/{self.pod.metadata.name}"
 
-    def _say(self, reason: str, message: str) -> None:
-        self.events = [*self.events[1 - EVENTS :], (self._parts.clock(), reason, message)]
+    def _say(self, reason: str, message: str, *, warning: bool = True) -> None:
+        self.events = happened(self.events, reason, message, self._parts.clock(), warning=warning)
         log.info("%s: %s: %s", self._name, reason, message)
 
 
