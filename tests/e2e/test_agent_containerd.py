@@ -59,10 +59,10 @@ def test_the_same_application(runtime: Node | Other) -> None:
         there.until(lambda: there.running("refresh") not in ("", refresh), "the sidecar to be back")
         there.until(lambda: restarts(there) == [0, 1, 0], "it to be told")
 
-        os.kill(pid, signal.SIGSTOP)
+        runtime.exec(httpd, ["/bin/sh", "-c", "killall -STOP httpd"])
         there.until(lambda: ready(there) == "False", "it not to be ready while it does not answer")
         runtime.restart()
-        os.kill(pid, signal.SIGCONT)
+        runtime.exec(httpd, ["/bin/sh", "-c", "killall -CONT httpd"])
         there.until(lambda: ready(there) == "True", "it to be ready again")
         os.kill(pid, signal.SIGKILL)
         there.until(lambda: there.running("httpd") not in ("", httpd), "what was killed to be restarted")
