@@ -54,6 +54,8 @@ def test_the_same_manifest_by_containerd(containerd: Containerd) -> None:
         there.write("web.yaml", application(port))
         there.until(lambda: get(port) == b"hello\n", "the application to answer")
         httpd, refresh = there.running("httpd"), there.until(lambda: there.running("refresh"))
+        assert there.cli("--socket", "/none", "exec", "web", "--", "cat", "/www/index.html").stdout == "hello\n"
+        there.until(lambda: "response:200" in there.cli("--socket", "/none", "logs", "web").stderr, "its log")
         there.end(signal.SIGKILL)
         containerd.restart()
         there.start()
