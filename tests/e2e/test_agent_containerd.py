@@ -44,6 +44,8 @@ def test_the_same_application(runtime: Node | Other) -> None:
         pid = runtime.pid(httpd)
         told = runtime.exec(httpd, ["/bin/sh", "-c", "echo $NODE; cat /etc/web/httpd.conf"]).stdout
         assert told == f"{os.uname().nodename}\nH:/www\n".encode()
+        assert there.cli("--socket", "/none", "exec", "web", "--", "cat", "/www/index.html").stdout == "hello\n"
+        there.until(lambda: "response:200" in there.cli("--socket", "/none", "logs", "web").stderr, "its log")
 
         there.end(signal.SIGKILL)
         runtime.restart()
