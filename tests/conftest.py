@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 RUN = re.compile(r"hf[-_][a-z]+[-_](\d+)")  # the directories and cgroups of the kits bear the number of their test run
 TEMPORARY = re.compile(r"/pytest-of-[^/]+/pytest-\d+/")  # and tests' own directories the one that pytest gives it
+SETTLE_SECONDS = 10.0  # the kernel lets go of a loop device a moment after its filesystem was unmounted
 REPLACEABLE = ("(holdfastd)", "(hf-keeper)", "(hf-template)")
 MARK = f"HOLDFAST_TESTS={os.getpid()}"
 os.environ.update([MARK.split("=")])  # inherited by all that the tests start, but for what runs in containers
@@ -74,11 +76,20 @@ def belongings(temporary: Path) -> set[str]:
     return {one for one in processes() | mounts() | cgroups() | loops() if not is_another_runs(one)}
 
 
+def left_behind(before: set[str], temporary: Path) -> list[str]:
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        left = sorted(belongings(temporary) - before)
+        if not any(one.startswith("loop device") for one in left) or time.monotonic() > deadline:
+            return left
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_at_the_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = belongings(tmp_path_factory.getbasetemp())
     yield
-    left = sorted(belongings(tmp_path_factory.getbasetemp()) - before)
+    left = left_behind(before, tmp_path_factory.getbasetemp())
     assert not left, f"left behind: {left}"
 
 
@@ -91,5 +102,5 @@ def nothing_is_left(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     before = belongings(tmp_path_factory.getbasetemp())
     yield
     # A daemon that a module shares, or its keeper, may have been replaced; that none is left is checked at the end.
-    left = sorted(one for one in belongings(tmp_path_factory.getbasetemp()) - before if not one.endswith(REPLACEABLE))
+    left = [one for one in left_behind(before, tmp_path_factory.getbasetemp()) if not one.endswith(REPLACEABLE)]
     assert not left, f"left behind: {left}"

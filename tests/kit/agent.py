@@ -240,7 +240,6 @@ def running_agent(one: Node | Other, root: Path | None = None, wrapper: Sequence
             found.end()
         for pod in one.pods():
             one.remove_pod(pod.id)
-        for entry in sorted(mount.mountinfo(), key=lambda entry: entry.target, reverse=True):
-            if found.root in Path(entry.target).parents:
-                mount.detach(entry.target)
+        while entries := [entry for entry in mount.mountinfo() if found.root in Path(entry.target).parents]:
+            mount.detach(entries[-1].target)  # the latest first: it may hide others
         cgroup.remove(one.cgroup)

@@ -64,6 +64,7 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._paths = Paths(settings.root)
+        self._node = replace(settings.node, root=os.fspath(settings.root))
         self.applied = settings.root / "applied"
         self._directories = (*settings.manifests, self.applied)
         self._source = Source(self._directories)
@@ -81,7 +82,7 @@ class Agent:
             self._runtime,
             self.volumes,
             self._paths,
-            settings.node,
+            self._node,
             self._facts_of,
             lambda _: self._want(),
             self._users,
@@ -196,7 +197,7 @@ class Agent:
         rests: set[str] = set()
         while True:
             with contextlib.suppress(HoldfastError, OSError):  # it is looked again
-                found = orphans.find(await self._runtime.made_here(), self.workers, self._damaged)
+                found = orphans.find(await self._runtime.made_here(self._node.root), self.workers, self._damaged)
                 for uid in found.keys() & before.keys():
                     if found[uid].is_unused and uid not in self._sweeping:
                         self._sweeping.add(uid)  # nobody is admitted by that uid meanwhile

@@ -34,7 +34,8 @@ PRE_STOP: Final = "io.kubernetes.container.preStopHandler"
 PORTS: Final = "io.kubernetes.container.ports"
 CONFIG_SOURCE: Final = "kubernetes.io/config.source"
 AGENT: Final = "holdfast-agent"  # the source: what no agent has made no agent touches
-AGENT_ROOT: Final = "holdfast.io/agent"  # which agent: the cgroup that its pods are below
+AGENT_CGROUP: Final = "holdfast.io/agent-cgroup"  # which agent: what its pods' cgroups are below
+AGENT_ROOT: Final = "holdfast.io/agent-root"  # and where its records are, of which there is one agent at a time
 
 HOSTS: Final = "/etc/hosts"
 USERS: Final = 65536  # of a pod that has its own
@@ -63,6 +64,7 @@ class Node:
     memory: int = 0  # bytes
     dns: pb.DNSConfig = field(default_factory=pb.DNSConfig)  # what it resolves names by itself
     seccomp_root: str = "/var/lib/kubelet/seccomp"  # of Localhost profiles
+    root: str = ""  # the agent's
 
 
 def log_directory(pod: Pod, node: Node) -> str:
@@ -101,7 +103,12 @@ def sandbox_config(pod: Pod, attempt: int, node: Node, driver: str = CGROUPFS, u
         dns_config=names.dns(spec, node.dns),
         port_mappings=_ports(spec),
         labels={**meta.labels, **of_pod(pod)},
-        annotations={**meta.annotations, CONFIG_SOURCE: AGENT, AGENT_ROOT: node.cgroup_root},
+        annotations={
+            **meta.annotations,
+            CONFIG_SOURCE: AGENT,
+            AGENT_CGROUP: node.cgroup_root,
+            AGENT_ROOT: node.root,
+        },
         linux=pb.LinuxPodSandboxConfig(
             cgroup_parent=qos.parent(qos.cgroup_path(pod, node.cgroup_root), driver),
             security_context=_sandbox_security(spec, node, users),

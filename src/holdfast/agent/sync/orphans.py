@@ -15,7 +15,7 @@ UNREADABLE: Final = "RecordUnreadable"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A sandbox that an agent has made; `is_unused`: there is no container in it, of whatever state."""
+    """A sandbox that an agent has made; `is_unused`: by this agent's root, and there is no container in it."""
 
     id: str
     uid: str

@@ -14,7 +14,7 @@ import grpc.aio
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.pod import qos
 from holdfast.agent.pod.logins import Login
-from holdfast.agent.sync.convert import AGENT_ROOT, CONTAINER_NAME, HASH, POD_UID
+from holdfast.agent.sync.convert import AGENT_CGROUP, AGENT_ROOT, CONTAINER_NAME, HASH, POD_UID
 from holdfast.agent.sync.orphans import Made
 from holdfast.linux import cgroup
 from holdfast.linux.threads import in_thread
@@ -169,12 +169,18 @@ class Runtime:
     async def _containers(self) -> list[pb.Container]:
         return list((await self._call(self._runtime.ListContainers, pb.ListContainersRequest())).containers)
 
-    async def made_here(self) -> list[Made]:
-        """All sandboxes that an agent of this cgroup root has made."""
-        found = [one for one in await self._pods() if one.annotations.get(AGENT_ROOT) == self._cgroup_root]
+    async def made_here(self, root: str) -> list[Made]:
+        """All sandboxes that an agent of this cgroup root has made, whichever root it had."""
+        found = [one for one in await self._pods() if one.annotations.get(AGENT_CGROUP) == self._cgroup_root]
         used = {one.pod_sandbox_id for one in await self._containers()} if found else set()
         return [
-            Made(one.id, one.metadata.uid, one.metadata.namespace, one.metadata.name, one.id not in used)
+            Made(
+                one.id,
+                one.metadata.uid,
+                one.metadata.namespace,
+                one.metadata.name,
+                is_unused=one.id not in used and one.annotations.get(AGENT_ROOT) == root,
+            )
             for one in found
         ]
 
