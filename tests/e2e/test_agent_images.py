@@ -4,7 +4,6 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from image import build_busybox_image
@@ -44,11 +43,7 @@ terminationGracePeriodSeconds: 1, containers: [{{name: {name}, image: '{image}'{
 
 def waiting(there: Agent, name: str) -> dict[str, str]:
     """Why the container of a pod does not run: reason and message."""
-    found = json.loads(there.cli("get", "pods", name, "-o", "json", check=False).stdout or "{}")
-    for one in found.get("items", []):
-        state: dict[str, Any] = one["status"]["containerStatuses"][0]["state"]
-        return dict(state.get("waiting", {}))
-    return {}
+    return dict(there.container(name, name)["state"].get("waiting", {}))
 
 
 def said(there: Agent, name: str) -> bytes:

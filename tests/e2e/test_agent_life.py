@@ -225,7 +225,7 @@ def test_probes(there: Agent, diary: Diary) -> None:
     there.node.exec(living, ["rm", "/tmp/well"])
     there.until(lambda: there.container("living", "c")["restartCount"] == 1, "another run")
     assert any(one.startswith("Unhealthy: liveness probe of c failed: ") for one in there.events("living"))
-    assert "Killing: c: its liveness probe has failed" in there.events("living")
+    assert "Killing: Stopping container c: its liveness probe has failed" in there.events("living")
     there.until(lambda: there.container("stubborn", "c")["restartCount"] >= 1, "the probe's own grace to be over")
     assert there.container("stubborn", "c")["lastState"]["terminated"]["exitCode"] == 137
 

@@ -79,12 +79,13 @@ def numbers(place: Path, name: str = "0.log") -> list[int]:
 
 def test_no_line_is_lost_by_whom_ever_is_killed(there: Agent) -> None:
     """The agent at each step of a rotation, and the daemon; somebody who follows the log sees it whole."""
-    limits(there, "8Ki", 1000)
     place = begin(there, COUNT)
     with (there.base / "followed").open("wb") as seen:
         follow = [BIN / "holdfast", "logs", "-f", "pod/count"]
         following = subprocess.Popen(follow, stdout=seen, env=there.environment)
         try:
+            there.until(lambda: (there.base / "followed").stat().st_size, "it to be followed")
+            limits(there, "8Ki", 1000)  # who follows sees what is rotated from now on, and not what was before
             for point in POINTS:
                 (there.inject / f"agent.log.{point}").write_text("1")
                 there.until(lambda point=point: (there.inject / f"agent.log.{point}.hit").exists(), f"log.{point}")
@@ -96,7 +97,7 @@ def test_no_line_is_lost_by_whom_ever_is_killed(there: Agent) -> None:
             before = len(list(place.iterdir()))
             there.until(lambda: len(list(place.iterdir())) > before, "another rotation")
             last = stop(there)
-            there.until(lambda: len(there.runs("main")) > 1, "it to run again")
+            there.until(lambda: len(there.runs("main")) > 1 and (place / "0.log").exists(), "it to run again")
             assert numbers(place) == list(range(1, last + 1))
             assert following.wait(SECONDS) == 0
         finally:
@@ -129,6 +130,7 @@ def test_only_so_many_files(there: Agent) -> None:
     for _ in range(30):
         assert len([one for one in place.iterdir() if one.suffix != ".tmp"]) <= 4, "one more while it is packed"
     last = stop(there)
+    there.until(lambda: not there.running("main") and (place / "0.log").exists(), "its end")
     kept = numbers(place)
     assert kept == list(range(kept[0], last + 1)), "what is kept has no gap"
     (there.manifests / "count.yaml").unlink()

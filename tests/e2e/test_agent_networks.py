@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kit import tls
@@ -26,13 +25,8 @@ def there(net: Network) -> Iterator[Agent]:
         yield one
 
 
-def status(there: Agent, pod: str) -> dict[str, Any]:
-    found = json.loads(there.cli("get", "pods", pod, "-o", "json", check=False).stdout or "{}").get("items", [])
-    return found[0].get("status", {}) if found else {}
-
-
 def condition(there: Agent, pod: str, kind: str) -> str:
-    return next((one["status"] for one in status(there, pod).get("conditions", []) if one["type"] == kind), "")
+    return next((one["status"] for one in there.status(pod).get("conditions", []) if one["type"] == kind), "")
 
 
 def inside(there: Agent, name: str, command: str) -> str:
@@ -52,6 +46,7 @@ kind: Pod
 metadata: {{name: server, uid: server}}
 spec:
   hostname: within
+  hostUsers: false
   terminationGracePeriodSeconds: 1
   hostAliases: [{{ip: 10.1.2.3, hostnames: [one.test, two.test]}}]
   dnsPolicy: None
@@ -70,7 +65,7 @@ spec:
 def test_a_pod_has_an_address_of_its_own(there: Agent, net: Network) -> None:
     there.write("server.yaml", SERVER)
     there.until(lambda: condition(there, "server", "Ready") == "True", "the pod to be ready")
-    found = status(there, "server")
+    found = there.status("server")
     v4, v6 = [one["ip"] for one in found["podIPs"]]
     assert (found["podIP"], v4[:8], v6[:6]) == (v4, "10.88.0.", "fd00:8")
     assert f" {v4} " in there.cli("get", "pods", "-o", "wide").stdout
@@ -148,10 +143,9 @@ spec:
 
 def test_a_probe_by_https_takes_any_certificate(there: Agent, net: Network, tmp_path: Path) -> None:
     there.write("secured.yaml", secured(tmp_path))
-    ready = lambda: {one["name"]: one["ready"] for one in status(there, "secured").get("containerStatuses", [])}  # noqa: E731
-    there.until(lambda: ready().get("tls"), "the server to be ready")
+    there.until(lambda: there.container("secured", "tls").get("ready"), "the server to be ready")
     there.until(lambda: "readiness probe of plain failed" in there.cli("describe", "pod", "secured").stdout)
-    assert not ready()["plain"], "what is secured is no plain HTTP"
+    assert not there.container("secured", "plain")["ready"], "what is secured is no plain HTTP"
     there.until(lambda: len(there.runs("deaf")) > 1, "whom nobody reaches to be restarted")
     assert len(there.runs("tls")) == 1
     delete(there, net, "secured")

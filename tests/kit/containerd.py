@@ -222,9 +222,9 @@ class Events:
 
 
 @contextlib.contextmanager
-def serving_cri() -> Iterator[Containerd]:
+def serving_cri(shim: str = RUNTIME) -> Iterator[Containerd]:
     """A started one that serves the CRI, with its images."""
-    one = Containerd(cri=True)
+    one = Containerd(cri=True, shim=shim)
     try:
         one.start()
         one.load("k8s.io")

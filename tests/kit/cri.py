@@ -191,6 +191,7 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
                 annotations=request.config.annotations,
                 network=pb.PodSandboxNetworkStatus(ip="127.0.0.1"),
             )
+            one.linux.namespaces.options.CopyFrom(request.config.linux.security_context.namespace_options)
             self.sandboxes[one.id] = one
         return pb.RunPodSandboxResponse(pod_sandbox_id=one.id)
 
@@ -239,6 +240,9 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
         async with self._asked("CreateContainer", f"{config.metadata.name} {config.metadata.attempt}", context):
             if self.sandboxes[request.pod_sandbox_id].state != pb.SANDBOX_READY:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the sandbox is not ready")
+            users = self.sandboxes[request.pod_sandbox_id].linux.namespaces.options.userns_options
+            asked = config.linux.security_context.namespace_options.userns_options
+            assert asked == users, "its users are not its pod's"
             for one in self.containers.values():
                 if one.metadata == config.metadata and self.sandbox_of[one.id] == request.pod_sandbox_id:
                     await context.abort(grpc.StatusCode.ALREADY_EXISTS, "the name is reserved")
@@ -302,6 +306,10 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
         async with self._asked("ExecSync", f"{name} {' '.join(request.cmd)}", context):
             code = self.answer(name, tuple(request.cmd))
         return pb.ExecSyncResponse(exit_code=code, stderr=b"said")
+
+    async def RuntimeConfig(self, request: Any, context: Any) -> Any:
+        async with self._asked("RuntimeConfig", "", context):
+            return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
 
     async def ImageStatus(self, request: Any, context: Any) -> Any:
         wanted = request.image.image.removeprefix("id:")

@@ -22,6 +22,7 @@ PodSpec: activeDeadlineSeconds affinity automountServiceAccountToken containers 
     terminationGracePeriodSeconds tolerations topologySpreadConstraints volumes
 PodDNSConfig: nameservers options searches
 PodDNSConfigOption: name value
+LocalObjectReference: name
 HostAlias: hostnames ip
 PodSecurityContext: appArmorProfile fsGroup fsGroupChangePolicy runAsGroup runAsNonRoot runAsUser seLinuxChangePolicy
     seLinuxOptions seccompProfile supplementalGroups supplementalGroupsPolicy sysctls windowsOptions
@@ -86,6 +87,7 @@ KINDS: dict[str, type] = {
     "PodSpec": spec.PodSpec,
     "PodDNSConfig": spec.DnsConfig,
     "PodDNSConfigOption": spec.DnsOption,
+    "LocalObjectReference": spec.LocalRef,
     "HostAlias": spec.HostAlias,
     "PodSecurityContext": security.PodSecurityContext,
     "Sysctl": security.Sysctl,

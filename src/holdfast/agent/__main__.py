@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("root", "manifests"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--node-name", default="")
-    parser.add_argument("--cgroup-driver", default="", choices=("", *DRIVERS))
+    parser.add_argument("--cgroup-driver", default="", choices=DRIVERS)
     parser.add_argument("--metrics-address", default="", type=address)
     parser.add_argument("--container-log-max-size", required=True, type=size)
     parser.add_argument("--container-log-max-files", required=True, type=int)

@@ -35,8 +35,7 @@ from holdfast.model.cgroups import DRIVERS
 @click.option("--cgroup-root", default="/holdfast-agent", show_default=True, help="Cgroup below which the pods' are.")
 @click.option(
     "--cgroup-driver",
-    default="",
-    type=click.Choice(["", *DRIVERS]),
+    type=click.Choice(DRIVERS),
     help="Whether systemd makes cgroups. [default: as the runtime says; cgroupfs for one that does not]",
 )
 @click.option("--node-name", default="", help="What pods are told this machine is called. [default: its host name]")
@@ -64,6 +63,7 @@ def agent_command(ctx: click.Context, /, **options: object) -> None:
     holdfast agent --manifests /srv/pods --metrics-address 127.0.0.1:9114
     holdfast --socket /run/containerd/containerd.sock agent
     """
-    given = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    told = {f"--{key.replace('_', '-')}": str(value) for key, value in options.items() if value is not None}
+    given = [part for option in told.items() for part in option]
     own = [sys.executable, "-P", "-m", "holdfast.agent", "--socket", ctx.find_root().obj["socket"]]
     os.execv(sys.executable, [*own, *given])

@@ -15,13 +15,14 @@ import pytest_asyncio
 from kit.cri import UID, Scripted
 from kit.workers import SECONDS, Cgroups, hurry
 
-from holdfast.agent.sync import agent, orphans, said
+from holdfast.agent.sync import agent, orphans, said, users
 from holdfast.agent.sync.agent import Agent, Settings, only_images
 from holdfast.agent.sync.api import Api
 from holdfast.agent.sync.convert import AGENT_ROOT, Node
 from holdfast.agent.sync.record import to_json
 from holdfast.linux import threads
 from holdfast.proto import agent_pb2 as pb
+from holdfast.proto import runtime_v1_pb2 as cri
 from holdfast.proto import runtime_v1_pb2 as pb_runtime
 from holdfast.proto.agent_pb2_grpc import AgentStub
 
@@ -325,3 +326,38 @@ def test_what_may_be_changed_of_a_pod_that_runs() -> None:
     assert not only_images(before, pod_of("{name: a, image: 'i:1', args: [x]}"))
     assert not only_images(before, pod_of("{name: a, image: 'i:1'}, {name: b, image: 'i:1'}"))
     assert not only_images(before, pod_of("{name: a, image: 'i:1'}", "hostNetwork: true"))
+
+
+def first_of(there: There, uid: str) -> int:
+    """The first of the ids that a pod has of its own, as its sandbox that runs was told."""
+    for one in there.cri.sandboxes.values():
+        if one.metadata.uid == uid and one.state == cri.SANDBOX_READY:
+            (found,) = one.linux.namespaces.options.userns_options.uids
+            return int(found.host_id)
+    return 0
+
+
+async def test_pods_with_users_of_their_own_never_have_the_same(there: There) -> None:
+    own = POD.replace("spec: {", "spec: {hostUsers: false, ").replace("metadata: {", "metadata: {uid: %s, ")
+    there.write("a.yaml", own % ("a", "a", "a") + MAP)
+    await there.until(lambda: there.cri.running("a"))
+    assert first_of(there, "a") == users.FIRST
+    (config,) = there.cri.configs.values()
+    assert {one.uidMappings[0].host_id for one in config.mounts} == {users.FIRST}
+    await there.die()
+    (there.root / "pods" / "a" / "record.json").write_text("{")
+    there.write("0.yaml", own % ("b", "b", "b"))
+    await there.begin()
+    await there.until(lambda: there.cri.running("b"), "another one, though the record of the first cannot be read")
+    assert first_of(there, "b") == users.FIRST + 65536
+    there.cri.exit("a", 1)
+    await there.until(lambda: len(there.cri.of("a")) == 2 and there.cri.running("a"), "the first to be restarted")
+    there.cri.lose_sandbox()
+    await there.until(lambda: there.cri.running("a") and first_of(there, "a"), "another sandbox")
+    assert first_of(there, "a") == users.FIRST, "its own for as long as it is there"
+    (there.manifests / "a.yaml").unlink()
+    (there.manifests / "0.yaml").unlink()
+    await there.until(lambda: not there.left(), "nothing to be left")
+    there.write("c.yaml", own % ("c", "c", "c") + MAP)
+    await there.until(lambda: there.cri.running("c"))
+    assert first_of(there, "c") == users.FIRST, "what is released is given out again"

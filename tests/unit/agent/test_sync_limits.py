@@ -11,6 +11,7 @@ HALF = "{name: a, image: i, resources: {requests: {cpu: 500m}, limits: {cpu: 1, 
 OTHER = "{name: b, image: i, resources: {limits: {cpu: 500m, memory: 32Mi}}}"
 OPEN = "{name: c, image: i}"
 SIDECAR = "{name: s, image: i, restartPolicy: Always, resources: {limits: {cpu: 250m, memory: 16Mi}}}"
+HUGE = "{name: h, image: i, resources: {limits: {cpu: 1, memory: 1Mi, hugepages-2Mi: 4Mi}}}"
 GREEDY = "{name: g, image: i, resources: {limits: {cpu: 4, memory: 8Mi}}}"
 
 
@@ -22,6 +23,8 @@ GREEDY = "{name: g, image: i, resources: {limits: {cpu: 4, memory: 8Mi}}}"
         (f"{HALF}, {OTHER}", "",
          {"cpu.shares": "1024", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "150000",
           "memory.limit_in_bytes": str(96 << 20)}),
+        (f"{HUGE}, {OPEN}", HUGE.replace("h,", "x,").replace("4Mi", "6Mi"),
+         {"cpu.shares": "1024", "hugetlb.2MB.limit_in_bytes": str(6 << 20)}),
         (OTHER, f"{SIDECAR}, {GREEDY}",
          {"cpu.shares": "4352", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "425000",
           "memory.limit_in_bytes": str(48 << 20)}),

@@ -26,7 +26,7 @@ B = "{name: b, image: 'i:1'}"
 WHOLE = pod_of(
     "{name: a, image: 'i:1', volumeMounts: [{name: v, mountPath: /v}], lifecycle: {postStart: {exec: {command: [hi]}},"
     "preStop: {exec: {command: [bye]}}}}," + B,
-    "volumes: [{name: v, emptyDir: {}}], terminationGracePeriodSeconds: 5",
+    "volumes: [{name: v, emptyDir: {}}], terminationGracePeriodSeconds: 5, hostUsers: false",
     "{name: i, image: 'i:1'}, {name: s, image: 'i:1', restartPolicy: Always}",
 )  # fmt: skip
 
@@ -74,7 +74,7 @@ async def test_a_pod_from_the_first_to_the_last(tmp_path: Path, monkeypatch: pyt
         status = await one.until(lambda: (found := one.worker.status())["phase"] == "Running" and found)
         assert [condition["status"] for condition in status["conditions"]] == ["True"] * 5
         assert status["podIP"] == "127.0.0.1"
-        order = [call for call in one.cri.calls if call.startswith(("Run", "Start"))]
+        order = [call for call in one.cri.calls if call.startswith(("RunPod", "Start"))]
         assert order[:3] == ["RunPodSandbox 0", "StartContainer i 0", "StartContainer s 0"]
         (config,) = [found for found in one.cri.configs.values() if found.metadata.name == "a"]
         places = {mount.container_path for mount in config.mounts}
@@ -141,7 +141,7 @@ async def test_the_agent_may_die_at_every_call(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "method",
     ["ListPodSandbox", "ListContainers", "PodSandboxStatus", "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox",
-     "CreateContainer", "StartContainer", "StopContainer", "ExecSync", "ImageStatus"],
+     "CreateContainer", "StartContainer", "StopContainer", "ExecSync", "ImageStatus", "RuntimeConfig"],
 )  # fmt: skip
 async def test_whatever_the_runtime_does_not_answer_is_asked_again(one: Life, method: str, done: bool) -> None:
     one.cri.fail(method, UNAVAILABLE, done=done, times=3)

@@ -5,7 +5,7 @@ pkg/kubelet/qos (oom_score_adj) for the numbers.
 """
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.quantity import Quantity
@@ -22,6 +22,7 @@ MOST_SHARES: Final = 262_144
 OOM_GUARANTEED: Final = -997
 OOM_BEST_EFFORT: Final = 1000
 NOTHING: Final = Quantity(0)
+HUGE_PAGES: Final = "hugepages-"  # and a size, as a resource
 
 
 def class_of(pod: Pod) -> Class:
@@ -64,6 +65,11 @@ def _whole(pod: Pod, amount: Callable[[Container], Quantity]) -> Quantity:
     return Quantity(max(mains + beside, most))
 
 
+def page_size(resource: str) -> str:
+    """As cgroups have it: that of "hugepages-2Mi" is "2MB"."""
+    return resource.removeprefix(HUGE_PAGES).removesuffix("i") + "B"
+
+
 def shares(cpu: Quantity) -> int:
     """cpu.shares of cgroups(7), version 1: 1024 for a whole processor."""
     return min(max(cpu.milli * 1024 // 1000, LEAST_SHARES), MOST_SHARES)
@@ -95,6 +101,13 @@ def class_path(kind: Class, root: str) -> str:
 
 def cgroup_path(pod: Pod, root: str) -> str:
     return f"{class_path(class_of(pod), root)}/pod{pod.metadata.uid}"
+
+
+def cgroup_paths(uid: str, root: str) -> list[str]:
+    """Wherever the cgroup of a pod may be: it was made as its class and the driver were then."""
+    classes: tuple[Class, ...] = get_args(Class)
+    paths = [f"{class_path(kind, root)}/pod{uid}" for kind in classes]
+    return [*paths, *(cgroups.slice_path(cgroups.as_slice(path)) for path in paths)]
 
 
 def parent(path: str, driver: str) -> str:

@@ -101,9 +101,8 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                for place in (self.applied, self._paths.pods, self._paths.trash):  # while there may be room for them
-                    await in_thread(files.make_private, place)
-                await in_thread(pod_files.sweep, self._paths)
+                await in_thread(files.make_private, self.applied)
+                await self._tidy()
                 await self._recall()
                 await self._remember(await in_thread(record.records, self._paths))
                 group.create_task(self.volumes.run(), name="volumes")
@@ -159,6 +158,14 @@ class Agent:
 
     # -- what there is
 
+    async def _tidy(self) -> None:
+        """Make what takes room later while there is some; remove what writes have left that were cut short."""
+        try:
+            await in_thread(files.make_private, self._paths.trash)
+            await in_thread(pod_files.sweep, self._paths)
+        except OSError as exc:  # a full disk, or one that is read-only
+            log.warning("cannot tidy up: %s", exc)
+
     async def _recall(self) -> None:
         """What manifests have said to an agent before this one."""
         try:
@@ -188,7 +195,7 @@ class Agent:
         before: dict[str, Orphan] = {}
         rests: set[str] = set()
         while True:
-            with contextlib.suppress(HoldfastError):
+            with contextlib.suppress(HoldfastError, OSError):  # it is looked again
                 found = orphans.find(await self._runtime.made_here(), self.workers, self._damaged)
                 for uid in found.keys() & before.keys():
                     if found[uid].is_unused and uid not in self._sweeping:
@@ -199,6 +206,8 @@ class Agent:
                 for uid, one in self._orphans.items():
                     if one != known.get(uid) and uid not in self._damaged:
                         log.warning("pod %s/%s (%s): %s", one.namespace, one.name, uid, one.why)
+                for uid in known.keys() - self._orphans.keys():
+                    self.volumes.prove_again(uid)
                 before = found
                 self._want()
                 still = await in_thread(pod_files.rests, self._paths) - self.workers.keys() - found.keys()

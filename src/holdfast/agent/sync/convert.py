@@ -273,9 +273,8 @@ def resources(pod: Pod, container: Container, node: Node) -> pb.LinuxContainerRe
         oom_score_adj=qos.oom_score_adj(pod, container, node.memory),
     )
     for name, amount in limits.items():
-        if name.startswith("hugepages-"):
-            size = name.removeprefix("hugepages-").removesuffix("i") + "B"  # 2Mi -> 2MB, as the cgroup has it
-            found.hugepage_limits.add(page_size=size, limit=amount.whole)
+        if name.startswith(qos.HUGE_PAGES):
+            found.hugepage_limits.add(page_size=qos.page_size(name), limit=amount.whole)
     return found
 
 

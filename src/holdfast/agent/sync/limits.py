@@ -28,6 +28,9 @@ def of_pod(pod: Pod) -> pb.LinuxContainerResources:
         found.cpu_period, found.cpu_quota = qos.CPU_PERIOD, qos.quota(cpu)
     if (memory := qos.limit(pod, "memory")) and memory.whole:
         found.memory_limit_in_bytes = memory.whole
+    every = (*pod.spec.init_containers, *pod.spec.containers)
+    for name in sorted({name for one in every for name in one.resources.limits if name.startswith(qos.HUGE_PAGES)}):
+        found.hugepage_limits.add(page_size=qos.page_size(name), limit=qos.total(pod, name).whole)
     return found
 
 
@@ -55,22 +58,22 @@ def change(parent: str, limits: pb.LinuxContainerResources) -> None:
     wanted = [(one.controller, one.name, one.value) for one in writes(limits, mode)]
     late = [one for one in wanted if cgroup.has(path, *one[:2]) and cgroup.read(path, *one[:2]) != one[2]]
     if late and cgroups.is_slice(parent):
+        units.start_slice(parent, DESCRIPTION)  # one that systemd has made for those below it is not started
         units.set_properties(parent, properties(limits, mode))
     cgroup.change(path, late)
 
 
-def remove(pod: Pod, root: str) -> None:
-    """By whichever driver it was made. Idempotent. Raises OSError, EBUSY while a process is in it.
+def remove(uid: str, root: str) -> None:
+    """The cgroup of a pod, wherever it may be. Idempotent. Raises OSError, EBUSY while a process is in it.
 
     So go those above it that nobody uses now, but for slices: who starts one below them has to find them.
     """
-    path = qos.cgroup_path(pod, root)
-    unit = cgroups.as_slice(path)
-    if cgroup.exists(where := cgroups.slice_path(unit)):
-        if cgroup.populated(where):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), where)
-        units.stop(unit)
-        cgroup.remove(where)
-    cgroup.remove(path)
-    for above in dict.fromkeys((path.rpartition("/")[0], root)):
-        cgroup.remove_if_empty(above)
+    for path in qos.cgroup_paths(uid, root):
+        if (unit := cgroups.unit_of(path)) and cgroup.exists(path):
+            if cgroup.populated(path):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+            units.stop(unit)
+        cgroup.remove(path)
+        if not unit:
+            for above in dict.fromkeys((path.rpartition("/")[0], root)):
+                cgroup.remove_if_empty(above)

@@ -5,9 +5,8 @@ That something is not there is only what the runtime itself has said. UNKNOWN st
 """
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -211,10 +210,7 @@ class Runtime:
         return ""
 
     def _why_populated(self, uid: str) -> str:
-        """Wherever its cgroup may be: it was made as the driver was then."""
-        classes: tuple[qos.Class, ...] = get_args(qos.Class)
-        for kind, driver in itertools.product(classes, cgroups.DRIVERS):
-            path = cgroups.parent_path(qos.parent(f"{qos.class_path(kind, self._cgroup_root)}/pod{uid}", driver))
+        for path in qos.cgroup_paths(uid, self._cgroup_root):
             if found := cgroup.pids(path):
                 return f"processes are in its cgroup {path}: {', '.join(map(str, sorted(found)[:5]))}"
         return ""

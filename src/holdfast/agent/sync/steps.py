@@ -265,7 +265,7 @@ async def leave(parts: Parts, pod: Pod, there: Observed) -> None:
     for sandbox in there.sandboxes:
         await parts.runtime.stop_pod(sandbox.id)
         await parts.runtime.remove_pod(sandbox.id)
-    await in_thread(limits.remove, pod, parts.node.cgroup_root)
+    await in_thread(limits.remove, uid, parts.node.cgroup_root)
     await in_thread(files.remove_pod, parts.paths, uid, convert.log_directory(pod, parts.node))
 
 

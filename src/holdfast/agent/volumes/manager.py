@@ -75,13 +75,16 @@ class Manager:
 
     def want(self, pods: Iterable[Pod], complete: bool) -> None:
         """All pods whose volumes are wanted, those included that are being stopped. `complete`: there are no others."""
-        before, self._pods = self._pods, {pod.metadata.uid: pod for pod in pods}
-        for uid in self._pods.keys() - before.keys():  # whatever was not proven of it then is not asked for now
-            self._unproven.pop(uid, None)
+        self._pods = {pod.metadata.uid: pod for pod in pods}
         self._complete = complete
         self._refresh()
         self._wake.set()
         self._executor.changes.tell()
+
+    def prove_again(self, uid: str) -> None:
+        """Without a pause: what kept it from being proven dead may be over."""
+        self._unproven.pop(uid, None)
+        self._wake.set()
 
     async def ready(self, uid: str, seconds: float = 0.0) -> dict[str, str]:
         """The host's paths of a pod's volumes by their names, "" for images, once all of them are set up.
