@@ -91,7 +91,10 @@ class There:
         assert self.agent is not None
         (worker,) = self.agent.workers.values()
         await self.until(  # else a write that is under way would mend it
-            lambda: worker.status()["phase"] == "Running" and record.read_bytes().rstrip() == to_json(worker.record),
+            lambda: (
+                getattr(worker.record.turned.get("Ready"), "holds", False)
+                and record.read_bytes().rstrip() == to_json(worker.record)
+            ),
             "it to rest",
         )
         return record

@@ -25,16 +25,16 @@ Waiting = Mapping[str, tuple[str, str]]  # by container: why it does not run, in
 
 
 def status(
-    pod: Pod, there: Observed, known: Remembered, qos: str, waiting: Waiting, hosts: Sequence[str] = ()
+    pod: Pod, there: Observed, known: Remembered, qos: str, waiting: Waiting, hosts: Sequence[str] = (), now: int = 0
 ) -> dict[str, Any]:
-    """PodStatus of the v1 API; `hosts` are the node's addresses."""
+    """PodStatus of the v1 API; `hosts` are the node's addresses. What has just turned has turned `now`."""
     sandbox = there.current
     addresses = list(sandbox.addresses) if sandbox is not None and sandbox.ready else []
     if pod.spec.host_network and sandbox is not None:
         addresses = list(hosts)
     found = {
         "phase": _phase(pod, there, known),
-        "conditions": [_shown(one, known) for one in conditions(pod, there, known)],
+        "conditions": [_shown(one, known, now) for one in conditions(pod, there, known)],
         "hostIP": next(iter(hosts), ""),
         "hostIPs": [{"ip": one} for one in hosts],
         "startTime": _time(known.begun_at),
@@ -98,12 +98,12 @@ def turned(pod: Pod, there: Observed, known: Remembered, now: int) -> dict[str, 
     return found
 
 
-def _shown(one: Condition, known: Remembered) -> dict[str, Any]:
-    since = known.turned[one.kind].at if one.kind in known.turned else 0
+def _shown(one: Condition, known: Remembered, now: int) -> dict[str, Any]:
+    since = known.turned.get(one.kind)
     found = {
         "type": one.kind,
         "status": "True" if one.holds else "False",
-        "lastTransitionTime": _time(since),
+        "lastTransitionTime": _time(since.at if since and since.holds is one.holds else now),
         "reason": one.reason,
         "message": one.message,
     }

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.agent.plan.actions import Remembered, Turned
+from holdfast.agent.plan import status
+from holdfast.agent.plan.actions import Actions, Remembered, Turned
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health
@@ -85,6 +86,13 @@ def remembered(known: Record) -> Remembered:
     )
 
 
+def planned(known: Record, there: Observed, actions: Actions, now: int) -> Record:
+    """What is remembered after a plan: that the pod is over, and since when its conditions are as they are."""
+    if actions.finished and not known.finished and not known.deleted_at:
+        known = replace(known, finished=actions.finished, why=actions.why)
+    return replace(known, turned=status.turned(known.pod, there, remembered(known), now))
+
+
 def seen(record: Record, there: Observed) -> tuple[Record, Observed]:
     """What is remembered after a look at the runtime, and what is there with what was and is not any more.
 
@@ -115,6 +123,7 @@ def seen(record: Record, there: Observed) -> tuple[Record, Observed]:
         record,
         runs=runs,
         sandbox=there.current,
+        users=record.users or (there.current.users if there.current is not None else 0),
         backoffs=backoffs,
         health={key: one for key, one in record.health.items() if key in alive},
         kills={key: one for key, one in record.kills.items() if key in alive},

@@ -186,6 +186,15 @@ async def post_start(parts: Parts, pod: Pod, there: Observed, run_id: str, conta
     return await _hook(parts, pod, there, run_id, container, hook, HOOK)
 
 
+async def last_words(parts: Parts, pod: Pod, run: Run) -> str:
+    """What a run that has ended leaves to be said."""
+    container = container_of(pod, run.name)
+    if container is None:
+        return ""
+    where = Path(convert.log_path(pod, parts.node, run.name, run.attempt))
+    return await in_thread(files.last_words, parts.paths, pod, container, run.attempt, run.code, where)
+
+
 async def stop(parts: Parts, pod: Pod, there: Observed, run: Run, until: int) -> None:
     """End a run by `until`, in ns since the epoch: its preStop hook first, then the signal, then SIGKILL."""
     container = container_of(pod, run.name)

@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from holdfast.agent.plan import status
@@ -21,7 +20,7 @@ from holdfast.agent.plan.probes import Health, Kind
 from holdfast.agent.pod import qos
 from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.spec import Pod
-from holdfast.agent.sync import convert, files, held, images, record, steps
+from holdfast.agent.sync import held, images, record, steps
 from holdfast.agent.sync.held import Held
 from holdfast.agent.sync.parts import Parts, Trouble
 from holdfast.agent.sync.prober import Prober
@@ -94,11 +93,10 @@ class Worker:
 
     def status(self) -> dict[str, Any]:
         """PodStatus, as Kubernetes shows it."""
-        waiting = held.waiting(self.record, self._held, self._waits, self._parts.clock())
-        hosts = self._parts.facts(self.pod).host_addresses
-        found = status.status(
-            self.pod, self.there, record.remembered(self.record), qos.class_of(self.pod), waiting, hosts
-        )
+        now, hosts = self._parts.clock(), self._parts.facts(self.pod).host_addresses
+        waiting = held.waiting(self.record, self._held, self._waits, now)
+        known = record.remembered(self.record)
+        found = status.status(self.pod, self.there, known, qos.class_of(self.pod), waiting, hosts, now)
         message = self.trouble or (self._held[POD].message if POD in self._held else "")
         return found | held.over(self.record) | ({"message": message} if message else {})
 
@@ -135,10 +133,7 @@ class Worker:
                 await self._look(there)
                 now = self._parts.clock()
                 actions = plan(self.pod, self.there, record.remembered(self.record), now)
-                if actions.finished and not self.record.finished and not self.record.deleted_at:
-                    await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
-                turned = status.turned(self.pod, self.there, record.remembered(self.record), now)
-                await self._keep(lambda known: replace(known, turned=turned))
+                await self._keep(lambda known: record.planned(known, self.there, actions, now))
             self.trouble = ""
         except (HoldfastError, OSError) as exc:  # also: nothing is done that is not on disk
             if self.trouble != str(exc):
@@ -157,7 +152,7 @@ class Worker:
         """Write down what there is. Of what has ended since the last look the last words are taken along."""
         before = self.record.runs
         ended = {
-            name: await self._last_words(run)
+            name: (run.id, await steps.last_words(self._parts, self.pod, run))
             for name, run in seen(self.record, there)[0].runs.items()
             if run.state is State.EXITED and (name not in before or before[name] != run) and not run.message
         }
@@ -168,20 +163,11 @@ class Worker:
                 name: replace(run, message=ended[name][1]) if ended.get(name, ("", ""))[0] == run.id else run
                 for name, run in after.runs.items()
             }
-            users = known.users or (there.current.users if there.current is not None else 0)
-            return replace(after, runs=runs, begun_at=known.begun_at or self._parts.clock(), users=users)
+            return replace(after, runs=runs, begun_at=known.begun_at or self._parts.clock())
 
         await self._keep(look)
         self._parts.users.know(self.uid, self.record.users)
         self.there = seen(self.record, there)[1]
-
-    async def _last_words(self, run: Run) -> tuple[str, str]:
-        container = steps.container_of(self.pod, run.name)
-        if container is None:
-            return run.id, ""
-        where = Path(convert.log_path(self.pod, self._parts.node, run.name, run.attempt))
-        paths = self._parts.paths
-        return run.id, await in_thread(files.last_words, paths, self.pod, container, run.attempt, run.code, where)
 
     def _health(self, run_id: str) -> Health:
         return self.record.health.get(run_id, Health())
