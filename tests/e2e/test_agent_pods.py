@@ -27,7 +27,7 @@ def test_an_application_outlives_agent_and_daemon_and_leaves_nothing(there: Agen
     there.write("web.yaml", application(port))
     there.until(lambda: get(port) == b"hello\n", "the application to answer")
     (fill,) = there.runs("fill")
-    httpd, refresh = there.running("httpd"), there.until(lambda: there.running("refresh"))
+    httpd, refresh = (there.until(lambda name=name: there.running(name), name) for name in ("httpd", "refresh"))
     pid = there.node.pid(httpd)
     (uid,) = [path.name for path in (there.root / "pods").iterdir()]
     (www,) = there.root.glob(f"pods/{uid}/volumes/*/www")
@@ -73,7 +73,7 @@ def test_the_agent_may_be_killed_at_every_step(there: Agent) -> None:
 
     die(POINTS[:4])
     there.until(lambda: get(port) == b"hello\n", "the application to answer")
-    assert there.running("httpd")
+    there.until(lambda: there.running("httpd"), "httpd")
     assert len(there.node.pods()) == 1
     (there.manifests / "web.yaml").unlink()
     die(POINTS[4:])
@@ -84,7 +84,7 @@ def test_a_manifest_that_cannot_be_read_ends_nothing(there: Agent) -> None:
     port = free_port()
     there.write("web.yaml", application(port))
     there.until(lambda: get(port) == b"hello\n", "the application to answer")
-    httpd = there.running("httpd")
+    httpd = there.until(lambda: there.running("httpd"), "httpd")
     there.write("web.yaml", "kind: [")
     there.until(lambda: "it is not YAML" in there.log(), "it to be said")
     there.restart(signal.SIGTERM)

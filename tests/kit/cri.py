@@ -156,7 +156,12 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
             wanted = request.filter.label_selector.get(UID)
             items = [
                 pb.PodSandbox(
-                    id=one.id, metadata=one.metadata, state=one.state, created_at=one.created_at, labels=one.labels
+                    id=one.id,
+                    metadata=one.metadata,
+                    state=one.state,
+                    created_at=one.created_at,
+                    labels=one.labels,
+                    annotations=one.annotations,
                 )
                 for one in self.sandboxes.values()
                 if wanted in (None, one.labels[UID])
@@ -183,6 +188,7 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
                 state=pb.SANDBOX_READY,
                 created_at=time.time_ns(),
                 labels=request.config.labels,
+                annotations=request.config.annotations,
                 network=pb.PodSandboxNetworkStatus(ip="127.0.0.1"),
             )
             self.sandboxes[one.id] = one

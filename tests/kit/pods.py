@@ -5,42 +5,32 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from holdfast.agent.pod.spec import (
-    Amount,
-    AppArmorProfile,
-    Capabilities,
+from holdfast.agent.pod.containers import (
     Container,
     ContainerPort,
-    Count,
-    DnsConfig,
-    DnsOption,
-    EmptyDir,
-    EnvVar,
     ExecAction,
     Handler,
-    HostAlias,
-    HostPort,
     HttpGet,
     Lifecycle,
-    Metadata,
-    Name,
-    Pod,
-    PodSecurityContext,
-    PodSpec,
-    Port,
     Probe,
     Resources,
+    Sleep,
+    TcpSocket,
+    VolumeMount,
+)
+from holdfast.agent.pod.scalars import Amount, Count, HostPort, Name, Port, Seconds, Subdomain
+from holdfast.agent.pod.security import (
+    AppArmorProfile,
+    Capabilities,
+    PodSecurityContext,
     SeccompProfile,
-    Seconds,
     SecurityContext,
     SelinuxOptions,
-    Sleep,
-    Subdomain,
     Sysctl,
-    TcpSocket,
-    Volume,
-    VolumeMount,
-)  # fmt: skip
+)
+from holdfast.agent.pod.sources import EnvVar
+from holdfast.agent.pod.spec import DnsConfig, DnsOption, HostAlias, Metadata, Pod, PodSpec
+from holdfast.agent.pod.volumes import EmptyDir, Volume
 
 APPLICATION = (Path(__file__).parents[2] / "docs" / "examples" / "web.yaml").read_text()
 

@@ -14,6 +14,7 @@ from holdfast.agent.sync.agent import Agent, Settings, node_of
 from holdfast.agent.sync.api import SOCKET, Api
 from holdfast.agent.sync.rotation import Limits
 from holdfast.linux import files, systemd
+from holdfast.model.cgroups import DRIVERS
 from holdfast.model.errors import Unavailable
 
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--container-log-max-size", required=True, type=size)
     parser.add_argument("--container-log-max-files", required=True, type=int)
     parser.add_argument("--container-log-monitor-interval", required=True, type=float)
+    parser.add_argument("--cgroup-driver", default="", choices=("", *DRIVERS))
     return parser
 
 
@@ -75,7 +77,13 @@ async def _serve(options: argparse.Namespace) -> None:
         options.container_log_max_size, options.container_log_max_files, options.container_log_monitor_interval
     )
     settings = Settings(
-        options.socket, options.root, (options.manifests,), node, logs_of_containers, options.metrics_address
+        options.socket,
+        options.root,
+        (options.manifests,),
+        node,
+        options.cgroup_driver,
+        logs_of_containers,
+        options.metrics_address,
     )
     agent = Agent(settings)
     loop = asyncio.get_running_loop()

@@ -5,6 +5,8 @@ import sys
 
 import click
 
+from holdfast.model.cgroups import DRIVERS
+
 
 @click.command("agent")
 @click.option("--root", default="/var/lib/holdfast-agent", show_default=True, help="Records of pods, and volumes.")
@@ -31,6 +33,12 @@ import click
     help="Seconds between looks at the logs.",
 )
 @click.option("--cgroup-root", default="/holdfast-agent", show_default=True, help="Cgroup below which the pods' are.")
+@click.option(
+    "--cgroup-driver",
+    default="",
+    type=click.Choice(["", *DRIVERS]),
+    help="Whether systemd makes cgroups. [default: as the runtime says; cgroupfs for one that does not]",
+)
 @click.option("--node-name", default="", help="What pods are told this machine is called. [default: its host name]")
 @click.option(
     "--metrics-address",

@@ -10,12 +10,14 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from kit.workers import Life, life, pod_of
+from kit.workers import MS, Life, life, pod_of
 
+from holdfast.agent.plan import backoff
 from holdfast.agent.plan.backoff import LONGEST
-from holdfast.agent.pod.spec import Pod, Probe
+from holdfast.agent.pod.containers import Probe
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import record
-from holdfast.linux import files
+from holdfast.linux import spare
 from holdfast.proto import runtime_v1_pb2 as pb
 
 UNAVAILABLE, INTERNAL = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL
@@ -298,7 +300,7 @@ async def test_what_cannot_be_written_down_is_not_done(one: Life, monkeypatch: p
 
     assert one.worker is not None
     with monkeypatch.context() as patched:
-        patched.setattr(files, "write_atomic", full)
+        patched.setattr(spare, "write", full)
         with pytest.raises(OSError, match="no space"):
             await one.worker.delete()
         assert not one.worker.record.deleted_at
@@ -310,6 +312,34 @@ async def test_what_cannot_be_written_down_is_not_done(one: Life, monkeypatch: p
         assert len(one.cri.of("a")) == 1
     await one.until(lambda: one.cri.running("a"))
     await one.delete()
+
+
+async def test_an_agent_that_begins_says_what_it_remembers(one: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the runtime does not answer: nobody is told that a container has never run."""
+    monkeypatch.setattr(backoff, "FIRST", 60_000 * MS)
+    pod = pod_of(A)
+    worker = await one.begin(pod)
+    for attempt in range(2):
+        await one.until(lambda attempt=attempt: len(one.cri.of("a")) == attempt + 1 and one.cri.running("a"))
+        one.cri.exit("a", 3)
+    await one.until(lambda: worker.status()["containerStatuses"][0]["state"].get("waiting"), "its pause")
+    before = worker.status()
+    await one.die()
+    one.cri.hang("ListPodSandbox")
+    again = await one.begin(pod)
+    after = again.status()
+    assert (after["phase"], after["conditions"]) == ("Running", before["conditions"])
+    (main,) = after["containerStatuses"]
+    assert (main["restartCount"], main["state"]["terminated"]["exitCode"]) == (1, 3)
+    await one.die()
+
+
+async def test_what_comes_after_the_end_is_not_written_down(one: Life) -> None:
+    worker = await one.begin(pod_of(A))
+    await one.until(lambda: one.cri.running("a"))
+    await one.delete()
+    await worker.update(pod_of(B))
+    one.check_gone()
 
 
 async def test_grace_is_counted_from_when_it_began_and_may_be_shortened(one: Life) -> None:

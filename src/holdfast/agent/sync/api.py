@@ -11,8 +11,9 @@ import grpc
 import grpc.aio
 
 from holdfast.agent.pod.decode import Refused
-from holdfast.agent.sync import applied
+from holdfast.agent.sync import applied, orphans
 from holdfast.agent.sync.agent import Agent
+from holdfast.agent.sync.orphans import Orphan
 from holdfast.agent.sync.worker import Worker
 from holdfast.linux import files
 from holdfast.linux.threads import in_thread
@@ -72,6 +73,8 @@ class Api(AgentServicer):
         except OSError as exc:
             return await context.abort(grpc.StatusCode.UNAVAILABLE, str(exc))
         if not there and not workers:
+            for orphan in self._agent.orphans(request.namespace, request.name) if request.kind == "pod" else ():
+                return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, orphan.why)
             what = f"{request.kind} {request.namespace}/{request.name}"
             return await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {what}")
         return pb.DeleteReply()
@@ -93,8 +96,9 @@ class Api(AgentServicer):
 
     def _listed(self, request: pb.ListPodsRequest) -> pb.ListPodsReply:
         found = self._agent.named(request.namespace, request.name)
-        pods, settings = [self._shown(one) for one in found], self._agent.settings
-        return pb.ListPodsReply(pods=pods, unread=self._agent.unread, runtime=settings.socket)
+        left_alone = self._agent.orphans(request.namespace, request.name)
+        pods = [*map(self._shown, found), *map(_shown_orphan, left_alone)]
+        return pb.ListPodsReply(pods=pods, unread=self._agent.unread, runtime=self._agent.settings.socket)
 
     def _shown(self, worker: Worker) -> pb.AgentPod:
         meta = worker.pod.metadata
@@ -103,8 +107,13 @@ class Api(AgentServicer):
             name=meta.name,
             uid=meta.uid,
             source=worker.record.source,
-            json=json.dumps(self._agent.shown(worker)),
+            json=json.dumps(applied.shown(worker.record, worker.status(), self._agent.settings.node.name)),
             events=[pb.PodEvent(**asdict(one)) for one in worker.events],
             volumes=self._agent.volumes.told(meta.uid),
             deleted_at=worker.record.deleted_at,
         )
+
+
+def _shown_orphan(one: Orphan) -> pb.AgentPod:
+    plain = json.dumps(orphans.shown(one))
+    return pb.AgentPod(namespace=one.namespace, name=one.name, uid=one.uid, source="-", json=plain)

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +10,6 @@ from holdfast.agent.plan.actions import NS
 from holdfast.agent.plan.status import moment
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.manifest import MOST_BYTES, Data, Manifest, parse
-from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync.record import Record
 from holdfast.linux import files
 
@@ -23,14 +21,8 @@ CREATED, CONFIGURED, UNCHANGED = "created", "configured", "unchanged"  # kubectl
 
 
 def read(text: bytes) -> Manifest:
-    """Without what is only told of a pod, so that what was shown can be applied again. Raises Refused."""
-    found = parse(text, SOURCE)
-    return replace(found, pods=tuple(map(_bare, found.pods)))
-
-
-def _bare(pod: Pod) -> Pod:
-    meta = replace(pod.metadata, creation_timestamp=None, resource_version="", generation=0)
-    return replace(pod, metadata=meta, status=None)
+    """What a pod does is not read, so that what was shown can be applied again. Raises Refused."""
+    return parse(text, SOURCE)
 
 
 def store(directory: Path, manifest: Manifest) -> list[tuple[str, str]]:
@@ -87,8 +79,8 @@ def _plain(one: Data) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": one.kind, "metadata": meta, field: data}
 
 
-def shown(known: Record, status: dict[str, Any], node: str, host: tuple[str, ...]) -> dict[str, Any]:
-    """A v1 Pod as Kubernetes would show it, as plain data; `host` are the addresses of the machine."""
+def shown(known: Record, status: dict[str, Any], node: str) -> dict[str, Any]:
+    """A v1 Pod as Kubernetes would show it, as plain data."""
     found: dict[str, Any] = encode(known.pod)
     created: dict[str, Any] = {"namespace": str(known.pod.metadata.namespace)}
     if known.begun_at:
@@ -97,9 +89,5 @@ def shown(known: Record, status: dict[str, Any], node: str, host: tuple[str, ...
         grace = known.pod.spec.termination_grace_period_seconds if known.grace is None else known.grace
         until = moment(known.deleted_at + grace * NS)
         created |= {"deletionTimestamp": until, "deletionGracePeriodSeconds": grace}
-    ips = [{"ip": one} for one in host]
-    own: dict[str, Any] = {"hostIP": host[0], "hostIPs": ips} if host else {}
-    if host and known.pod.spec.host_network:
-        own |= {"podIP": host[0], "podIPs": ips}
     spec = {**found["spec"], "nodeName": node}
-    return {**found, "metadata": {**found["metadata"], **created}, "spec": spec, "status": {**status, **own}}
+    return {**found, "metadata": {**found["metadata"], **created}, "spec": spec, "status": status}

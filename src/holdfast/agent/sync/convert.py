@@ -8,21 +8,17 @@ import ipaddress
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from holdfast.agent.pod import qos
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.encode import digest, encode
 from holdfast.agent.pod.env import Missing, expand
-from holdfast.agent.pod.spec import (
-    Capabilities,
-    Container,
-    Pod,
-    PodSpec,
-    Port,
-    SeccompProfile,
-    SelinuxOptions,
-)
+from holdfast.agent.pod.scalars import Port
+from holdfast.agent.pod.security import Capabilities, SeccompProfile, SelinuxOptions
+from holdfast.agent.pod.spec import Pod, PodSpec
 from holdfast.agent.sync import names
+from holdfast.model.cgroups import CGROUPFS
 from holdfast.proto import runtime_v1_pb2 as pb
 
 POD_NAME: Final = "io.kubernetes.pod.name"
@@ -38,8 +34,10 @@ PRE_STOP: Final = "io.kubernetes.container.preStopHandler"
 PORTS: Final = "io.kubernetes.container.ports"
 CONFIG_SOURCE: Final = "kubernetes.io/config.source"
 AGENT: Final = "holdfast-agent"  # the source: what no agent has made no agent touches
+AGENT_ROOT: Final = "holdfast.io/agent"  # which agent: the cgroup that its pods are below
 
 HOSTS: Final = "/etc/hosts"
+USERS: Final = 65536  # of a pod that has its own
 PROTOCOLS: Final = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
 PROFILES: Final = {
     "RuntimeDefault": pb.SecurityProfile.RuntimeDefault,
@@ -93,8 +91,8 @@ def of_pod(pod: Pod) -> dict[str, str]:
 # -- sandboxes
 
 
-def sandbox_config(pod: Pod, attempt: int, node: Node) -> pb.PodSandboxConfig:
-    """`attempt` is how many sandboxes it has had before."""
+def sandbox_config(pod: Pod, attempt: int, node: Node, driver: str = CGROUPFS, users: int = 0) -> pb.PodSandboxConfig:
+    """`attempt` is how many sandboxes it has had before; `users` is as in `namespaces`."""
     meta, spec = pod.metadata, pod.spec
     return pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=attempt),
@@ -103,10 +101,10 @@ def sandbox_config(pod: Pod, attempt: int, node: Node) -> pb.PodSandboxConfig:
         dns_config=names.dns(spec, node.dns),
         port_mappings=_ports(spec),
         labels={**meta.labels, **of_pod(pod)},
-        annotations={**meta.annotations, CONFIG_SOURCE: AGENT},
+        annotations={**meta.annotations, CONFIG_SOURCE: AGENT, AGENT_ROOT: node.cgroup_root},
         linux=pb.LinuxPodSandboxConfig(
-            cgroup_parent=qos.cgroup_parent(pod, node.cgroup_root),
-            security_context=_sandbox_security(spec, node),
+            cgroup_parent=qos.parent(qos.cgroup_path(pod, node.cgroup_root), driver),
+            security_context=_sandbox_security(spec, node, users),
             sysctls={one.name: one.value for one in spec.security_context.sysctls},
         ),
     )
@@ -129,18 +127,28 @@ def _ports(spec: PodSpec) -> list[pb.PortMapping]:
     ]
 
 
-def namespaces(spec: PodSpec) -> pb.NamespaceOption:
+def namespaces(spec: PodSpec, users: int = 0) -> pb.NamespaceOption:
+    """`users` is the first of the ids that are the pod's own, 0 where it has the host's."""
     pid = pb.NODE if spec.host_pid else pb.POD if spec.share_process_namespace else pb.CONTAINER
-    return pb.NamespaceOption(
+    found = pb.NamespaceOption(
         network=pb.NODE if spec.host_network else pb.POD, pid=pid, ipc=pb.NODE if spec.host_ipc else pb.POD
     )
+    if users:
+        ids = mapping(users)
+        found.userns_options.CopyFrom(pb.UserNamespace(mode=pb.POD, uids=ids, gids=ids))
+    return found
 
 
-def _sandbox_security(spec: PodSpec, node: Node) -> pb.LinuxSandboxSecurityContext:
+def mapping(users: int) -> list[pb.IDMapping]:
+    """Of the ids in a pod, 0 and on, to those of the host."""
+    return [pb.IDMapping(container_id=0, host_id=users, length=USERS)]
+
+
+def _sandbox_security(spec: PodSpec, node: Node, users: int) -> pb.LinuxSandboxSecurityContext:
     own = spec.security_context
     privileged = any(one.security_context.privileged for one in (*spec.init_containers, *spec.containers))
     found = pb.LinuxSandboxSecurityContext(
-        namespace_options=namespaces(spec),
+        namespace_options=namespaces(spec, users),
         privileged=privileged,
         seccomp=_profile(own.seccomp_profile, node, "RuntimeDefault"),
         supplemental_groups=_groups(spec),
@@ -200,10 +208,14 @@ def container_config(
     variables: Mapping[str, str],
     mounts: Iterable[pb.Mount],
     node: Node,
+    users: int = 0,
 ) -> pb.ContainerConfig:
-    """`image` is what the runtime calls the image that was pulled; `variables` are `env.environment`'s."""
+    """`image` is what the runtime calls the image that was pulled; `variables` are `env.environment`'s.
+
+    Whose files are is the same in the pod and on the disk, whichever ids of the host its users have.
+    """
     meta = pb.ContainerMetadata(name=container.name, attempt=attempt)
-    return pb.ContainerConfig(
+    found = pb.ContainerConfig(
         metadata=meta,
         image=pb.ImageSpec(image=image, user_specified_image=container.image),
         command=[expand(one, variables.get) for one in container.command],
@@ -217,10 +229,15 @@ def container_config(
         stdin=container.stdin,
         stdin_once=container.stdin_once,
         tty=container.tty,
+        stop_signal=_signal(container.lifecycle.stop_signal),
         linux=pb.LinuxContainerConfig(
-            resources=resources(pod, container, node), security_context=_security(pod.spec, container, node)
+            resources=resources(pod, container, node), security_context=_security(pod.spec, container, node, users)
         ),
     )
+    for one in found.mounts if users else ():
+        one.uidMappings.extend(mapping(users))
+        one.gidMappings.extend(mapping(users))
+    return found
 
 
 def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]:
@@ -236,6 +253,11 @@ def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]
     if container.ports:
         found[PORTS] = json.dumps(encode(container.ports), sort_keys=True)
     return found
+
+
+def _signal(name: str | None) -> Any:
+    """As the CRI has it; the image's for none."""
+    return pb.Signal.Value(name.replace("+", "PLUS").replace("-", "MINUS")) if name else pb.RUNTIME_DEFAULT
 
 
 def resources(pod: Pod, container: Container, node: Node) -> pb.LinuxContainerResources:
@@ -257,14 +279,14 @@ def resources(pod: Pod, container: Container, node: Node) -> pb.LinuxContainerRe
     return found
 
 
-def _security(spec: PodSpec, container: Container, node: Node) -> pb.LinuxContainerSecurityContext:
+def _security(spec: PodSpec, container: Container, node: Node, users: int) -> pb.LinuxContainerSecurityContext:
     """The container's own, and what it leaves open by the pod's."""
     own, of_all = container.security_context, spec.security_context
     standard = "Unconfined" if own.privileged else "RuntimeDefault"
     found = pb.LinuxContainerSecurityContext(
         capabilities=_capabilities(own.capabilities),
         privileged=own.privileged,
-        namespace_options=namespaces(spec),
+        namespace_options=namespaces(spec, users),
         readonly_rootfs=own.read_only_root_filesystem,
         supplemental_groups=_groups(spec),
         supplemental_groups_policy=GROUPS[of_all.supplemental_groups_policy],

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.env import Facts
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.runtime import Runtime
+from holdfast.agent.sync.users import Users
 from holdfast.agent.volumes.paths import Paths
 from holdfast.model.tally import Counter, Measure, Timed
 
@@ -58,6 +61,9 @@ class Volumes(Protocol):
     async def gone(self, uid: str, seconds: float = 0.0) -> list[str]:
         """Empty once nothing of the pod's volumes is left, else why not."""
 
+    def watched(self, uid: str) -> AbstractAsyncContextManager[None]:
+        """While a pod's sandboxes are stopped: what the runtime takes out of its volumes then is told."""
+
     def told(self, uid: str) -> list[str]:
         """Words for people."""
 
@@ -84,5 +90,6 @@ class Parts:
     node: Node
     facts: Callable[[Pod], Facts]  # but for the pod's own addresses
     leaving: Callable[[str], None]
+    users: Users = field(default_factory=Users)
     counted: Counted = field(default_factory=Counted)
     clock: Callable[[], int] = time.time_ns

@@ -5,17 +5,21 @@ That something is not there is only what the runtime itself has said. UNKNOWN st
 """
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import grpc
 import grpc.aio
 
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
-from holdfast.agent.sync.convert import CONTAINER_NAME, HASH, POD_UID
+from holdfast.agent.pod import qos
+from holdfast.agent.pod.logins import Login
+from holdfast.agent.sync.convert import AGENT_ROOT, CONTAINER_NAME, HASH, POD_UID
+from holdfast.agent.sync.orphans import Made
 from holdfast.linux import cgroup
 from holdfast.linux.threads import in_thread
-from holdfast.model import errors
+from holdfast.model import cgroups, errors
 from holdfast.model.errors import HoldfastError, NotFound, Unavailable, Unimplemented
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
@@ -51,15 +55,16 @@ MEANING: Final[dict[grpc.StatusCode, type[HoldfastError]]] = {
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
 }
-CLASSES: Final = ("", "/burstable", "/besteffort")  # where below the root a pod's cgroup may be, see pod.qos
 
 
 class Runtime:
     """One runtime, by its socket; to be made within the event loop. Calls raise HoldfastError."""
 
-    def __init__(self, socket: str, cgroup_root: str) -> None:
+    def __init__(self, socket: str, cgroup_root: str, driver: str = "") -> None:
+        """`driver` is that of its cgroups, where it does not say itself."""
         self.socket = socket
         self._cgroup_root = cgroup_root
+        self._driver = driver
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=OPTIONS)
         self._runtime = RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._images = ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -88,6 +93,7 @@ class Runtime:
         """None if it went in between."""
         ready = one.state == pb.SANDBOX_READY
         addresses: tuple[str, ...] = ()
+        users = 0
         if ready:
             try:
                 request = pb.PodSandboxStatusRequest(pod_sandbox_id=one.id)
@@ -97,7 +103,8 @@ class Runtime:
             ready = status.state == pb.SANDBOX_READY
             found = (status.network.ip, *(more.ip for more in status.network.additional_ips))
             addresses = tuple(address for address in found if address)
-        return Sandbox(one.id, one.metadata.attempt, ready, one.created_at, addresses)
+            users = next((ids.host_id for ids in status.linux.namespaces.options.userns_options.uids), 0)
+        return Sandbox(one.id, one.metadata.attempt, ready, one.created_at, addresses, users)
 
     async def _run(self, one: pb.Container) -> Run | None:
         """None if it went in between."""
@@ -163,9 +170,14 @@ class Runtime:
     async def _containers(self) -> list[pb.Container]:
         return list((await self._call(self._runtime.ListContainers, pb.ListContainersRequest())).containers)
 
-    async def uids(self) -> set[str]:
-        """Of all pods that have a sandbox, whoever has made it."""
-        return {one.metadata.uid for one in await self._pods()}
+    async def made_here(self) -> list[Made]:
+        """All sandboxes that an agent of this cgroup root has made."""
+        found = [one for one in await self._pods() if one.annotations.get(AGENT_ROOT) == self._cgroup_root]
+        used = {one.pod_sandbox_id for one in await self._containers()} if found else set()
+        return [
+            Made(one.id, one.metadata.uid, one.metadata.namespace, one.metadata.name, one.id not in used)
+            for one in found
+        ]
 
     # -- the proof
 
@@ -199,8 +211,10 @@ class Runtime:
         return ""
 
     def _why_populated(self, uid: str) -> str:
-        for kind in CLASSES:
-            path = f"{self._cgroup_root}{kind}/pod{uid}"
+        """Wherever its cgroup may be: it was made as the driver was then."""
+        classes: tuple[qos.Class, ...] = get_args(qos.Class)
+        for kind, driver in itertools.product(classes, cgroups.DRIVERS):
+            path = cgroups.parent_path(qos.parent(f"{qos.class_path(kind, self._cgroup_root)}/pod{uid}", driver))
             if found := cgroup.pids(path):
                 return f"processes are in its cgroup {path}: {', '.join(map(str, sorted(found)[:5]))}"
         return ""
@@ -264,6 +278,17 @@ class Runtime:
         found: pb.ExecSyncResponse = await self._call(self._runtime.ExecSync, request, seconds + MARGIN)
         return found
 
+    async def cgroup_driver(self) -> str:
+        """It is asked once: as with a kubelet, who changes it ends the pods and the agent first."""
+        if not self._driver:
+            try:
+                found = await self._call(self._runtime.RuntimeConfig, pb.RuntimeConfigRequest())
+                told = found.HasField("linux") and found.linux.cgroup_driver == pb.SYSTEMD
+            except Unimplemented:
+                told = False
+            self._driver = cgroups.SYSTEMD if told else cgroups.CGROUPFS
+        return self._driver
+
     async def mounts_read_only(self, handler: str) -> bool:
         """Whether it can make a mount read-only with all that is mounted below it."""
         found = await self._call(self._runtime.Status, pb.StatusRequest())
@@ -276,8 +301,10 @@ class Runtime:
         found = await self._call(self._images.ImageStatus, request)
         return found.image if found.image.id else None
 
-    async def pull(self, reference: str, sandbox: pb.PodSandboxConfig) -> str:
+    async def pull(self, reference: str, sandbox: pb.PodSandboxConfig, login: Login | None = None) -> str:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=reference), sandbox_config=sandbox)
+        if login is not None:
+            request.auth.username, request.auth.password = login.user, login.password
         return str((await self._call(self._images.PullImage, request, PULL)).image_ref)
 
     # -- calls

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.agent.plan import status
-from holdfast.agent.plan.actions import Actions, Kill, Remembered, Start, plan
+from holdfast.agent.plan.actions import Actions, Kill, Start, plan
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.events import Events, happened
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health, Kind
 from holdfast.agent.pod import qos
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import convert, files, held, images, record, steps
 from holdfast.agent.sync.held import Held
 from holdfast.agent.sync.parts import Parts, Trouble
@@ -43,7 +44,7 @@ class Worker:
 
     def __init__(self, parts: Parts, admitted: Record) -> None:
         self.record = admitted
-        self.there = Observed()  # as the runtime has last said, with what is remembered
+        self.there = admitted.there  # as the runtime has last said, with what is remembered
         self.trouble = ""  # why it could not be looked at
         self.events: Events = ()
         self._parts = parts
@@ -94,9 +95,12 @@ class Worker:
     def status(self) -> dict[str, Any]:
         """PodStatus, as Kubernetes shows it."""
         waiting = held.waiting(self.record, self._held, self._waits, self._parts.clock())
-        found = status.status(self.pod, self.there, self._remembered(), qos.class_of(self.pod), waiting)
-        message = self.trouble or self.record.why or (self._held[POD].message if POD in self._held else "")
-        return found | ({"message": message} if message else {})
+        hosts = self._parts.facts(self.pod).host_addresses
+        found = status.status(
+            self.pod, self.there, record.remembered(self.record), qos.class_of(self.pod), waiting, hosts
+        )
+        message = self.trouble or (self._held[POD].message if POD in self._held else "")
+        return found | held.over(self.record) | ({"message": message} if message else {})
 
     def backing_off(self) -> int:
         """How many containers, their images, and the sandbox wait to be tried again."""
@@ -130,9 +134,11 @@ class Worker:
                 there = await self._parts.runtime.observe(self.uid)
                 await self._look(there)
                 now = self._parts.clock()
-                actions = plan(self.pod, self.there, self._remembered(), now)
+                actions = plan(self.pod, self.there, record.remembered(self.record), now)
                 if actions.finished and not self.record.finished and not self.record.deleted_at:
                     await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
+                turned = status.turned(self.pod, self.there, record.remembered(self.record), now)
+                await self._keep(lambda known: replace(known, turned=turned))
             self.trouble = ""
         except (HoldfastError, OSError) as exc:  # also: nothing is done that is not on disk
             if self.trouble != str(exc):
@@ -141,7 +147,7 @@ class Worker:
             return RETRY
         address = steps.address_of(self.there, self.pod, self._parts.facts(self.pod))
         ending = bool(self.record.deleted_at or self.record.finished)
-        self._prober.follow(self.pod, self.there, self._health, address, ending=ending)
+        self._prober.follow(self.pod, self.there, self._health, address, hooks=self.record.hooks, ending=ending)
         self._waits = {one.name: one.until for one in actions.waits}
         self._act(actions, there, busy, now)
         dues = [*(one.until for one in self._held.values()), *self._pauses(), actions.due]
@@ -162,9 +168,11 @@ class Worker:
                 name: replace(run, message=ended[name][1]) if ended.get(name, ("", ""))[0] == run.id else run
                 for name, run in after.runs.items()
             }
-            return replace(after, runs=runs, begun_at=known.begun_at or self._parts.clock())
+            users = known.users or (there.current.users if there.current is not None else 0)
+            return replace(after, runs=runs, begun_at=known.begun_at or self._parts.clock(), users=users)
 
         await self._keep(look)
+        self._parts.users.know(self.uid, self.record.users)
         self.there = seen(self.record, there)[1]
 
     async def _last_words(self, run: Run) -> tuple[str, str]:
@@ -265,24 +273,37 @@ class Worker:
 
     async def _make_sandbox(self, attempt: int, stops: tuple[str, ...], there: Observed) -> None:
         crashpoint("agent.sandbox")
-        await steps.make_sandbox(self._parts, self.pod, attempt, stops)
+        users = await self._users()
+        await steps.make_sandbox(self._parts, self.pod, attempt, stops, users)
         crashpoint("agent.sandbox.made")
         if (before := there.current) is not None:
             self._say("SandboxChanged", "Pod sandbox changed, another one was made", warning=False)
             await self._backed_off("backoffs", POD, before.created_at)
         await steps.collect(self._parts, self.pod, there)
 
+    async def _users(self) -> int:
+        """The first of the ids that are the pod's own; they are its own on disk first."""
+        if self.pod.spec.host_users:
+            return 0
+        try:
+            users = self._parts.users.take(self.uid)
+        except LookupError as exc:
+            raise Trouble(steps.SANDBOX, str(exc)) from exc
+        await self._keep(lambda known: replace(known, users=users))
+        return users
+
     async def _start(self, start: Start, there: Observed) -> None:
         name, sandbox = start.name, there.current
         container = steps.container_of(self.pod, name)
         assert container is not None
         assert sandbox is not None
-        image = await self._pull(container, convert.sandbox_config(self.pod, sandbox.attempt, self._parts.node))
+        of_sandbox = await steps.sandbox_config(self._parts, self.pod, sandbox.attempt, self.record.users)
+        image = await self._pull(container, of_sandbox)
         if container.lifecycle.post_start is not None:
             await self._keep(lambda known: replace(known, hooks={**known.hooks, name: start.attempt}))
         crashpoint("agent.start")
         try:
-            run_id = await steps.start(self._parts, self.pod, there, start, image)
+            run_id = await steps.start(self._parts, self.pod, there, start, image, self.record.users)
         except Trouble as exc:
             if exc.reason in (steps.CREATE, steps.RUN):
                 await self._backed_off("backoffs", name, 0)
@@ -333,7 +354,8 @@ class Worker:
             self._cut.discard(name)
         if why:
             self._say("FailedPostStartHook", f"{name}: {why}")
-            await self._parts.runtime.stop(run_id, self.pod.spec.termination_grace_period_seconds)
+            run, grace = Run(name, run_id, "", 0, State.RUNNING), self.pod.spec.termination_grace_period_seconds
+            await steps.stop(self._parts, self.pod, self.there, run, self._parts.clock() + grace * NS)
         await self._keep(lambda known: replace(known, hooks=_without(known.hooks, name)))
 
     async def _kill(self, kill: Kill) -> None:
@@ -351,12 +373,12 @@ class Worker:
             self._killing.pop(run.name, None)
 
     async def _end_sandboxes(self, there: Observed, stops: list[str]) -> None:
-        await steps.end_sandboxes(self._parts, there, stops)
+        await steps.end_sandboxes(self._parts, self.uid, there, stops)
         self._stopped.update(stops)
 
     async def _leave(self, there: Observed) -> None:
         if not self.record.leaving:
-            await steps.end_sandboxes(self._parts, there, [one.id for one in there.sandboxes])
+            await steps.end_sandboxes(self._parts, self.uid, there, [one.id for one in there.sandboxes])
             if why := await self._parts.runtime.why_alive(self.uid):
                 raise Trouble(steps.STOPPING, why)
             await self._keep(lambda known: replace(known, leaving=True))
@@ -364,8 +386,9 @@ class Worker:
         crashpoint("agent.leave")
         await steps.leave(self._parts, self.pod, there)
         crashpoint("agent.left")
-        await in_thread(record.remove, self._parts.paths, self.uid)
-        self._over = True
+        async with self._saving:  # what is seen meanwhile is not written down any more
+            await in_thread(record.remove, self._parts.paths, self.uid)
+            self._over = True
 
     # -- what is remembered
 
@@ -373,17 +396,10 @@ class Worker:
         """Change the record; it is on disk on return. Raises OSError: then nothing has changed."""
         async with self._saving:
             now = change(self.record)
-            if (data := to_json(now)) != self._saved:
+            if (data := to_json(now)) != self._saved and not self._over:
                 await in_thread(record.save, self._parts.paths, now)
                 self._saved = data
             self.record = change(self.record)  # a probe may have had a result meanwhile
-
-    def _remembered(self) -> Remembered:
-        known, spec = self.record, self.pod.spec
-        digests = {str(one.name): convert.digest_of(one) for one in (*spec.init_containers, *spec.containers)}
-        return Remembered(
-            known.begun_at, known.deleted_at, known.grace, known.backoffs, known.health, digests, known.finished
-        )
 
     def _pauses(self) -> list[int]:
         """When images, and the sandbox, are due again."""
