@@ -361,3 +361,16 @@ async def test_pods_with_users_of_their_own_never_have_the_same(there: There) ->
     there.write("c.yaml", own % ("c", "c", "c") + MAP)
     await there.until(lambda: there.cri.running("c"))
     assert first_of(there, "c") == users.FIRST, "what is released is given out again"
+
+
+async def test_users_of_a_pod_whose_record_is_lost_are_nobody_elses(there: There) -> None:
+    own = POD.replace("spec: {", "spec: {hostUsers: false, ").replace("metadata: {", "metadata: {uid: %s, ")
+    there.write("a.yaml", own % ("a", "a", "a") + MAP)
+    await there.until(lambda: there.cri.running("a"))
+    await there.die()
+    (there.root / "pods" / "a" / "record.json").unlink()
+    (there.manifests / "a.yaml").unlink()
+    there.write("b.yaml", own % ("b", "b", "b") + MAP)
+    await there.begin()
+    await there.until(lambda: there.cri.running("b"), "another one")
+    assert (first_of(there, "a"), first_of(there, "b")) == (users.FIRST, users.FIRST + 65536)

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -78,6 +78,7 @@ class Agent:
         self.measures = Measures()
         self.volumes = CountedManager(settings.root, self._proven_dead, self._facts_of, self.measures)
         self._users = Users()
+        self._users.doubt("of the runtime")  # until it was asked for orphans
         self._parts = Parts(
             self._runtime,
             self.volumes,
@@ -187,8 +188,8 @@ class Agent:
             except (Damaged, OSError) as exc:
                 if uid not in self._damaged:
                     log.error("%s: %s: what this pod has is left alone", path, exc)
+                    self._users.doubt(uid)
                 self._damaged[uid] = f"{path}: {exc}"
-                self._users.doubt(uid)
         self._want()
 
     async def _seek(self) -> None:
@@ -203,6 +204,7 @@ class Agent:
                         self._sweeping.add(uid)  # nobody is admitted by that uid meanwhile
                         self._group.create_task(self._sweep(found[uid]), name=f"orphan {uid}")
                 known, is_first = self._orphans or {}, self._orphans is None
+                await self._learn_users(found, known)
                 self._orphans = {uid: one for uid, one in found.items() if is_first or uid in before}
                 for uid, one in self._orphans.items():
                     if one != known.get(uid) and uid not in self._damaged:
@@ -217,6 +219,19 @@ class Agent:
                         await self._clear(uid)
                 rests = still
             await asyncio.sleep(SEEK)
+
+    async def _learn_users(self, found: Collection[str], before: Collection[str]) -> None:
+        """Whichever users orphans have nobody else is given."""
+        unsure = set()
+        for uid in found:
+            try:
+                sandbox = (await self._runtime.observe(uid)).current
+                self._users.know(uid, sandbox.users if sandbox is not None else 0)
+            except HoldfastError:
+                unsure.add(uid)
+        self._users.doubt_only(unsure)
+        for uid in set(before) - set(found) - self.workers.keys():
+            self._users.release(uid)
 
     async def _sweep(self, orphan: Orphan) -> None:
         """Remove sandboxes that nothing has ever run in: what is left of a call that its caller has not outlived."""

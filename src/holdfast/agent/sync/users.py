@@ -4,6 +4,7 @@ Which pod has which is in the pods' records; here is what is known of all of the
 "Users, Groups, UIDs and GIDs on systemd Systems" has nobody: beyond those of a kubelet, of subuid(5) and of nspawn.
 """
 
+from collections.abc import Collection
 from typing import Final
 
 from holdfast.agent.sync.convert import USERS
@@ -28,6 +29,10 @@ class Users:
     def doubt(self, uid: str) -> None:
         """A pod may have any."""
         self._doubts.add(uid)
+
+    def doubt_only(self, uids: Collection[str]) -> None:
+        """The runtime was asked: whichever other pod may have any is known."""
+        self._doubts = set(uids)
 
     def take(self, uid: str) -> int:
         """The first of the ids that are this pod's from now on; again the same. Raises LookupError for none."""
