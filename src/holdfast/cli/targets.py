@@ -93,8 +93,10 @@ def _sandbox_of_pod(runtime: Client, pod: Object, wanted: Wanted) -> str:
 def chosen(pod: Object, wanted: Wanted) -> str:
     """The name of the container that is meant. Raises Missing."""
     spec, name = pod["spec"], name_of(wanted.name)
-    first = [one["name"] for one in spec["containers"]]
+    first = [one["name"] for one in spec.get("containers", [])]
     more = [one["name"] for one in spec.get("initContainers", [])]
+    if not first:
+        raise CommandError(f"cannot tell the containers of pod {name!r}: {pod['status'].get('message', '?')}")
     if wanted.container:
         if wanted.container not in (*first, *more):
             raise Missing(
