@@ -152,8 +152,7 @@ class Agent:
 
     def shown(self, worker: Worker) -> dict[str, Any]:
         """A v1 Pod with its status."""
-        node, host = self.settings.node.name, self._facts.host_addresses
-        return applied.shown(worker.record, worker.status(), node, host)
+        return applied.shown(worker.record, worker.status(), self.settings.node.name)
 
     def look_soon(self) -> None:
         self._soon.set()

@@ -79,8 +79,8 @@ def _plain(one: Data) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": one.kind, "metadata": meta, field: data}
 
 
-def shown(known: Record, status: dict[str, Any], node: str, host: tuple[str, ...]) -> dict[str, Any]:
-    """A v1 Pod as Kubernetes would show it, as plain data; `host` are the addresses of the machine."""
+def shown(known: Record, status: dict[str, Any], node: str) -> dict[str, Any]:
+    """A v1 Pod as Kubernetes would show it, as plain data."""
     found: dict[str, Any] = encode(known.pod)
     created: dict[str, Any] = {"namespace": str(known.pod.metadata.namespace)}
     if known.begun_at:
@@ -89,9 +89,5 @@ def shown(known: Record, status: dict[str, Any], node: str, host: tuple[str, ...
         grace = known.pod.spec.termination_grace_period_seconds if known.grace is None else known.grace
         until = moment(known.deleted_at + grace * NS)
         created |= {"deletionTimestamp": until, "deletionGracePeriodSeconds": grace}
-    ips = [{"ip": one} for one in host]
-    own: dict[str, Any] = {"hostIP": host[0], "hostIPs": ips} if host else {}
-    if host and known.pod.spec.host_network:
-        own |= {"podIP": host[0], "podIPs": ips}
     spec = {**found["spec"], "nodeName": node}
-    return {**found, "metadata": {**found["metadata"], **created}, "spec": spec, "status": {**status, **own}}
+    return {**found, "metadata": {**found["metadata"], **created}, "spec": spec, "status": status}
