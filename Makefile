@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: help setup demo demo-full-disk demo-shim demo-checkpoint test check lint bench soak proto lock clean
+.PHONY: help setup demo demo-full-disk demo-shim demo-volumes demo-checkpoint test check lint bench soak proto lock clean
 
 help:    ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ demo-shim: setup  ## SIGKILL a shim and the daemon at once, next to what Debian'
 demo-checkpoint: setup  ## a gVisor pod of two containers moved to another node, with the workspace that they share
 	$(PYTHON) demo/demo_checkpoint.py
 
+demo-volumes: setup  ## what a kubelet's delete of a volume leaves of others' shares, next to Debian's containerd
+	$(PYTHON) demo/demo_volumes.py
+
 test: setup  ## all tests but the long ones
 	$(PYTEST) -q
 
@@ -38,6 +41,7 @@ bench: setup  ## figures against containerd, as ratios
 	$(PYTHON) bench/lists.py
 	$(PYTHON) bench/recovery.py
 	$(PYTHON) bench/shim.py
+	$(PYTHON) bench/volumes.py
 
 soak: setup  ## the long tests
 	$(PYTEST) -q -m soak

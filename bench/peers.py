@@ -132,6 +132,7 @@ class Holdfast(Peer):
 
 class Containerd(Peer):
     name = "containerd"
+    private = "/"  # what of the host's mounts it does not share with the host, in neither direction
 
     def command(self) -> list[str]:
         config = self.base / "config.toml"
@@ -158,8 +159,8 @@ BinaryName = "{self.runtime}"
         )
         # The cgroup2 mount of a hybrid host is hidden from the whole daemon, which is what crun needs; nothing is
         # added to its paths that way.
-        hide = "mount --make-rprivate / && umount -l /sys/fs/cgroup/unified 2>/dev/null; exec containerd --config "
-        return ["unshare", "-m", "sh", "-c", hide + str(config)]
+        hide = f"mount --make-rprivate {self.private} && umount -l /sys/fs/cgroup/unified 2>/dev/null"
+        return ["unshare", "-m", "--propagation", "unchanged", "sh", "-c", f"{hide}; exec containerd --config {config}"]
 
     def load_image(self, archive: Path) -> None:
         command = ["ctr", "--address", self.socket, "--namespace", "k8s.io", "images", "import", archive]

@@ -1,67 +1,78 @@
-"""The agent as the client of another runtime: the same manifest runs by Debian's containerd, and leaves nothing."""
+"""The agent as the client of each runtime: one application by Holdfast, and by Debian's containerd with either shim.
+
+Agent and runtime may die: nothing of it is lost, run twice, or left.
+"""
 
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from image import build_busybox_image
-from kit.agent import IMAGE, Agent, application, free_port, get, running_agent
-from kit.containerd import Containerd
+from kit.agent import Agent, Other, application, free_port, get, running_agent
+from kit.containerd import RUNTIME, serving_cri
+from kit.node import Node, node
 
-from holdfast.proto import runtime_v1_pb2 as pb
-
-
-class Other:
-    """As much of a node as an agent needs."""
-
-    def __init__(self, runtime: Containerd) -> None:
-        self._runtime = runtime
-        self.base, self.socket, self.cgroup = runtime.base, runtime.socket, runtime.cgroup
-
-    def import_image(self, archive: Path) -> None:
-        self._runtime.ctr("--namespace", "k8s.io", "images", "import", str(archive))
-
-    def containers(self) -> list[pb.Container]:
-        return list(self._runtime.call("ListContainers", pb.ListContainersRequest()).containers)
-
-    def pods(self) -> list[pb.PodSandbox]:
-        return list(self._runtime.call("ListPodSandbox", pb.ListPodSandboxRequest()).items)
-
-    def remove_pod(self, pod_id: str) -> None:
-        self._runtime.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod_id))
-        self._runtime.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+RUNC = "io.containerd.runc.v2"
 
 
-@pytest.fixture
-def containerd() -> Iterator[Containerd]:
-    one = Containerd(cri=True)
-    try:
-        one.start()
-        one.load("k8s.io")
-        yield one
-    finally:
-        one.stop()
+@pytest.fixture(params=["holdfast", "containerd", "containerd-with-our-shim"])
+def runtime(request: pytest.FixtureRequest) -> Iterator[Node | Other]:
+    if request.param == "holdfast":
+        with node() as one:
+            yield one
+        return
+    with serving_cri(RUNC if request.param == "containerd" else RUNTIME) as other:
+        yield Other(other)
 
 
-def test_the_same_manifest_by_containerd(containerd: Containerd) -> None:
-    other = Other(containerd)
-    other.import_image(build_busybox_image(other.base, IMAGE))
+def ready(there: Agent) -> str:
+    return next(one["status"] for one in there.status("web")["conditions"] if one["type"] == "Ready")
+
+
+def restarts(there: Agent) -> list[int]:
+    return [there.container("web", name).get("restartCount", 0) for name in ("fill", "refresh", "httpd")]
+
+
+def test_the_same_application(runtime: Node | Other) -> None:
     port = free_port()
-    with running_agent(other) as one:  # type: ignore[arg-type]
-        there: Agent = one
+    with running_agent(runtime) as there:
         there.write("web.yaml", application(port))
         there.until(lambda: get(port) == b"hello\n", "the application to answer")
-        httpd, refresh = there.running("httpd"), there.until(lambda: there.running("refresh"))
+        there.until(lambda: ready(there) == "True", "its probe to say so")
+        (fill,) = there.runs("fill")
+        httpd, refresh = there.running("httpd"), there.running("refresh")
+        pid = runtime.pid(httpd)
+        told = runtime.exec(httpd, ["/bin/sh", "-c", "echo $NODE; cat /etc/web/httpd.conf"]).stdout
+        assert told == f"{os.uname().nodename}\nH:/www\n".encode()
+        assert there.cli("--socket", "/none", "exec", "web", "--", "cat", "/www/index.html").stdout == "hello\n"
+        there.until(lambda: "response:200" in there.cli("--socket", "/none", "logs", "web").stderr, "its log")
+
         there.end(signal.SIGKILL)
-        containerd.restart()
+        runtime.restart()
         there.start()
-        there.until(lambda: there.shown("web") == ["default", "web", "1/1", "Running"], "the agent to see it again")
+        there.until(lambda: there.shown("web") == ["default", "web", "2/2", "Running"], "the agent to see it again")
         assert (there.running("httpd"), there.running("refresh")) == (httpd, refresh)
-        pid = containerd.ctr("--namespace", "k8s.io", "tasks", "ls").stdout
-        (line,) = [line for line in pid.splitlines() if line.startswith(refresh)]
-        os.kill(int(line.split()[1]), signal.SIGKILL)
+        assert (runtime.pid(httpd), [one.id for one in there.runs("fill")]) == (pid, [fill.id])
+
+        there.end(signal.SIGKILL)
+        os.kill(runtime.pid(refresh), signal.SIGKILL)
+        runtime.restart()
+        there.start()
         there.until(lambda: there.running("refresh") not in ("", refresh), "the sidecar to be back")
+        there.until(lambda: restarts(there) == [0, 1, 0], "it to be told")
+
+        runtime.exec(httpd, ["/bin/sh", "-c", "killall -STOP httpd"])
+        there.until(lambda: ready(there) == "False", "it not to be ready while it does not answer")
+        runtime.restart()
+        runtime.exec(httpd, ["/bin/sh", "-c", "killall -CONT httpd"])
+        there.until(lambda: ready(there) == "True", "it to be ready again")
+        os.kill(pid, signal.SIGKILL)
+        there.until(lambda: there.running("httpd") not in ("", httpd), "what was killed to be restarted")
+        there.until(lambda: get(port) == b"hello\n", "what was filled in to be there still")
+        assert there.container("web", "httpd")["lastState"]["terminated"]["exitCode"] == 137
+
         (there.manifests / "web.yaml").unlink()
+        there.until(lambda: there.shown("web")[-1:] != ["Running"], "its end to begin")
+        there.restart()
+        runtime.restart()
         there.until(lambda: not there.left(), "nothing to be left")

@@ -1,13 +1,12 @@
 """A real application without a cluster: it runs, outlives the agent and the daemon, and leaves nothing."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.agent import IMAGE, Agent, application, free_port, get, running_agent
+from kit.agent import Agent, application, free_port, get, running_agent
 from kit.node import Node, node
 
 
@@ -28,7 +27,7 @@ def test_an_application_outlives_agent_and_daemon_and_leaves_nothing(there: Agen
     there.write("web.yaml", application(port))
     there.until(lambda: get(port) == b"hello\n", "the application to answer")
     (fill,) = there.runs("fill")
-    httpd, refresh = there.running("httpd"), there.until(lambda: there.running("refresh"))
+    httpd, refresh = (there.until(lambda name=name: there.running(name), name) for name in ("httpd", "refresh"))
     pid = there.node.pid(httpd)
     (uid,) = [path.name for path in (there.root / "pods").iterdir()]
     (www,) = there.root.glob(f"pods/{uid}/volumes/*/www")
@@ -45,7 +44,7 @@ def test_an_application_outlives_agent_and_daemon_and_leaves_nothing(there: Agen
             there.node.restart()
         if kill_agent:
             there.start()
-        there.until(lambda: there.shown("web") == ["default", "web", "1/1", "Running"], "the agent to see it again")
+        there.until(lambda: there.shown("web") == ["default", "web", "2/2", "Running"], "the agent to see it again")
         assert there.running("httpd") == httpd
         assert there.node.pid(httpd) == pid
         assert [one.id for one in there.runs("fill")] == [fill.id], "what was through is not run again"
@@ -74,7 +73,7 @@ def test_the_agent_may_be_killed_at_every_step(there: Agent) -> None:
 
     die(POINTS[:4])
     there.until(lambda: get(port) == b"hello\n", "the application to answer")
-    assert there.running("httpd")
+    there.until(lambda: there.running("httpd"), "httpd")
     assert len(there.node.pods()) == 1
     (there.manifests / "web.yaml").unlink()
     die(POINTS[4:])
@@ -85,7 +84,7 @@ def test_a_manifest_that_cannot_be_read_ends_nothing(there: Agent) -> None:
     port = free_port()
     there.write("web.yaml", application(port))
     there.until(lambda: get(port) == b"hello\n", "the application to answer")
-    httpd = there.running("httpd")
+    httpd = there.until(lambda: there.running("httpd"), "httpd")
     there.write("web.yaml", "kind: [")
     there.until(lambda: "it is not YAML" in there.log(), "it to be said")
     there.restart(signal.SIGTERM)
@@ -95,25 +94,3 @@ def test_a_manifest_that_cannot_be_read_ends_nothing(there: Agent) -> None:
     there.until(lambda: there.running("httpd") not in ("", httpd), "another pod in place of the first")
     (there.manifests / "web.yaml").unlink()
     there.until(lambda: not there.left(), "nothing to be left")
-
-
-def test_the_verbs(there: Agent) -> None:
-    """As a user has it: a pod applied, looked at, and deleted."""
-    port = free_port()
-    manifest = there.base / "web.yaml"
-    manifest.write_text(application(port))
-    there.until(lambda: (there.root / "agent.sock").exists(), "the agent's socket")
-    said = there.cli("apply", "-f", str(manifest)).stdout
-    assert said == "configmap/default/web applied\npod/default/web applied\n"
-    there.until(lambda: there.shown("web") == ["default", "web", "1/1", "Running"], "it to be ready")
-    (pod,) = json.loads(there.cli("get", "pods", "-o", "json").stdout)["items"]
-    assert {one["type"] for one in pod["status"]["conditions"] if one["status"] == "True"} >= {"Ready", "Initialized"}
-    assert pod["spec"]["containers"][0]["image"] == IMAGE
-    assert "/applied/pod_default_web.json" in there.cli("get", "pods", "-o", "wide").stdout
-    told = there.cli("describe", "pod", "web").stdout
-    assert "httpd: running, ready, 0 restarts" in told
-    assert there.cli("delete", "pod", "web", "--grace-period", "1").stdout == "pod/default/web deleted\n"
-    assert not there.left()
-    assert there.cli("get", "pods").stdout.split() == ["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE"]
-    gone = there.cli("describe", "pod", "web", check=False)
-    assert (gone.returncode, "none of that name" in gone.stderr) == (1, True)

@@ -369,7 +369,7 @@ def test_what_an_add_that_was_cut_off_still_does_is_ended_before_it_is_undone(ne
     ).future(pb.RunPodSandboxRequest(config=config), timeout=30)
     (told,) = until(lambda: net.told("ADD"), "the plugin to be in ADD")
     owner = told["env"]["CNI_CONTAINERID"]
-    (pid,) = cgroup.pids(f"{net.node.cgroup}/{owner}/{owner}/cni")
+    (pid,) = cgroup.pids(f"{net.node.cgroup}/{owner}/{owner}-cni")
     started = process.start_time(pid)
     os.kill(net.node.process.pid, signal.SIGKILL) if net.node.process else None
     assert isinstance(asked.exception(), grpc.RpcError)

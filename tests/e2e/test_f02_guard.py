@@ -5,7 +5,6 @@ The kubelet's part is played by what it does then: a plain recursive delete of t
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import signal
@@ -17,14 +16,13 @@ from pathlib import Path
 import grpc
 import pytest
 from kit import disk
-from kit.hung import Hung
+from kit.hung import Hung, shim_of, stopped, unknown
 from kit.node import Node, node, until
+from shares import MOUNT_ALL, digest, fill, shares
 
 from holdfast.linux import mount
 from holdfast.proto import runtime_v1_pb2 as pb
-from holdfast.runtime import keeper
 
-FILES = 20
 PRIVILEGED = pb.LinuxContainerSecurityContext(privileged=True)
 
 
@@ -55,7 +53,7 @@ class Volume:
     def run(self, pod: str, script: str, name: str = "main") -> str:
         mounts = [
             pb.Mount(host_path=str(self.path), container_path="/work", propagation=pb.PROPAGATION_BIDIRECTIONAL),
-            pb.Mount(host_path=str(self.share), container_path="/share"),
+            pb.Mount(host_path=str(self.share), container_path="/shares"),
         ]
         linux = pb.LinuxContainerConfig(security_context=PRIVILEGED)
         return self.life.run(pod, script, name, mounts=mounts, linux=linux)
@@ -67,23 +65,6 @@ class Volume:
     def tear_down(self) -> None:
         """As a kubelet that is told that the pod is gone: RemoveAll of the volume, wherever that leads."""
         shutil.rmtree(self.path)  # noqa: TID251  (that is the point)
-
-
-def digest(directory: Path) -> str:
-    """Of all names and all contents."""
-    found = hashlib.sha256()
-    for path in sorted(directory.rglob("*")):
-        found.update(os.fsencode(path.relative_to(directory)))
-        found.update(path.read_bytes() if path.is_file() else b"")
-    return found.hexdigest()
-
-
-def canaries(directory: Path) -> str:
-    for number in range(FILES):
-        path = directory / f"d{number % 3}" / f"canary-{number}"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"{number} of somebody else\n")
-    return digest(directory)
 
 
 @pytest.fixture
@@ -144,13 +125,13 @@ def test_f02_a_kubelet_that_deletes_an_empty_dir_finds_nothing_of_others(
 ) -> None:
     """A share that a container has mounted itself, and whatever else can be mounted, by hand."""
     pod = life.run_pod(volume.config())
-    known = canaries(volume.share)
-    script = "mkdir /work/share && mount --bind /share /work/share && touch /work/done && exec sleep 1000"
+    known = fill(volume.share)
+    script = "mkdir /work/share && mount --bind /shares /work/share && touch /work/done && exec sleep 1000"
     container = volume.run(pod, script)
     until((volume.path / "done").exists, "the container to have mounted the share")
     assert digest(volume.path / "share") == known, "the mount is on the host, too"
     with mounted_by_hand(volume, tmp_path) as found:
-        digests = {path: canaries(path) for path in found.values()}
+        digests = {path: fill(path) for path in found.values()}
         pid = life.pid(container)
         life.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod))
         assert not os.path.exists(f"/proc/{pid}")
@@ -173,7 +154,7 @@ def test_f02_a_tree_that_was_bound_into_a_volume_stays_whole_where_it_comes_from
         mount.set_propagation(tree, mount.MS_SHARED)
         (tree / "nas").mkdir()
         mount.mount("nas", tree / "nas", "tmpfs")
-        known = canaries(tree / "nas")
+        known = fill(tree / "nas")
         (volume.path / "tree").mkdir()
         mount.bind(tree, volume.path / "tree", recursive=True)
         mount.bind(tree, volume.path, recursive=True)  # and upon the volume itself
@@ -188,35 +169,59 @@ def test_f02_a_tree_that_was_bound_into_a_volume_stays_whole_where_it_comes_from
 
 
 def test_f02_the_case_from_production(life: Node, volume: Volume) -> None:
-    """The shim is stopped, so that the task is UNKNOWN; the pod's delete is requested; the shim is killed by hand."""
+    """Its task is UNKNOWN and its shim stopped; the pod's delete is requested; the shim is killed by hand."""
     pod = life.run_pod(volume.config())
-    known = canaries(volume.share)
-    container = volume.run(
-        pod, "mkdir /work/nas && mount --bind /share /work/nas && touch /work/done && exec sleep 1000"
-    )
-    until((volume.path / "done").exists, "the container to have mounted the share")
-    shim = next(one.pid for one in keeper.workers(life.state) if (one.kind, one.id) == ("shim", pod))
-    pid = life.pid(container)
-    os.kill(shim, signal.SIGSTOP)
-    try:
-        with contextlib.suppress(grpc.RpcError):  # whatever is answered while nothing is known of the task
-            life.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod), seconds=3.0)
+    with shares(volume.share) as found:
+        known = {kind: digest(path) for kind, path in found.items()}
+        container = volume.run(pod, f"{MOUNT_ALL} while ! test -e /work/gate; do sleep 0.01; done")
+        until((volume.path / "mounted").exists, "the container to have mounted the shares")
+        mounted = set(volume.inside())
+        assert {Path(one).name for one in mounted} == found.keys()
+        with unknown(life, pod, container, (volume.path / "gate").touch) as shim:
+            with pytest.raises(grpc.RpcError):
+                life.stop_container(container)
+            assert set(volume.inside()) == mounted, "nothing is detached of what may be in use"
+            assert {kind: digest(volume.path / kind) for kind in found if kind != "file"} == {
+                kind: known[kind] for kind in found if kind != "file"
+            }
+            os.kill(shim, signal.SIGKILL)
+            until(lambda: life.status(container).state == pb.CONTAINER_EXITED, "it to be known that it has ended")
+        life.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+        life.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+        volume.tear_down()
+        assert {kind: digest(path) for kind, path in found.items()} == known
+    events = life.cli("events", "--since", "0", "--no-follow").stdout
+    for told in (life.log(), events):
+        assert all(f"{volume.path}/{kind} (" in told for kind in found), "what was detached is told"
+
+
+@pytest.mark.parametrize("seconds", [3.0, 60.0])
+def test_f02_a_shim_that_stands_still_while_its_container_runs(life: Node, volume: Volume, seconds: float) -> None:
+    """A stop that a kubelet gives up, and one that it waits for: success is only said when nothing of the pod lives."""
+    pod = life.run_pod(volume.config())
+    with shares(volume.share) as found:
+        known = {kind: digest(path) for kind, path in found.items()}
+        container = volume.run(pod, f"{MOUNT_ALL} exec sleep 1000")
+        until((volume.path / "mounted").exists, "the container to have mounted the shares")
+        pid = life.pid(container)
+        with stopped(shim_of(life, pod)), contextlib.suppress(grpc.RpcError):
+            life.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod), seconds)
             assert not os.path.exists(f"/proc/{pid}"), "it was said to be stopped, and its process lives"
             assert volume.inside() == []
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(shim, signal.SIGKILL)
-    life.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod))
-    assert not os.path.exists(f"/proc/{pid}")
-    life.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
-    volume.tear_down()
-    assert digest(volume.share) == known
+        life.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+        assert not os.path.exists(f"/proc/{pid}")
+        life.call("RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+        volume.tear_down()
+        assert {kind: digest(path) for kind, path in found.items()} == known
 
 
 def test_what_a_kubelet_has_mounted_for_a_volume_in_memory_is_its_own(life: Node, volume: Volume) -> None:
-    """It is the kubelet's to unmount; what lies upon it or in it is not."""
-    known = canaries(volume.share)
+    """It is the kubelet's to unmount, as are the parts of it that containers get; what lies upon it or in it is not."""
+    known = fill(volume.share)
     mount.mount("tmpfs", volume.path, "tmpfs")
+    part = volume.kubelet / "pods" / volume.uid / "volume-subpaths/work/main/0"
+    part.mkdir(parents=True)
+    mount.bind(volume.path, part)
     (volume.path / "in").mkdir()
     mount.bind(volume.share, volume.path / "in")
     mount.bind(volume.share, volume.path)
@@ -226,6 +231,20 @@ def test_what_a_kubelet_has_mounted_for_a_volume_in_memory_is_its_own(life: Node
     assert (own.target, own.fstype) == (str(volume.path), "tmpfs")
     assert os.listdir(volume.path) == ["in"]
     assert digest(volume.share) == known
+
+
+def test_f02_memory_of_somebody_else_upon_a_volume_on_disk(life: Node, volume: Volume, tmp_path: Path) -> None:
+    """Only what it is made of is as with a volume in memory."""
+    mount.mount("nas", tmp_path, "tmpfs")
+    try:
+        known = fill(tmp_path)
+        mount.bind(tmp_path, volume.path)
+        life.remove_pod(life.run_pod(volume.config()))
+        assert volume.inside() == []
+        volume.tear_down()
+        assert digest(tmp_path) == known
+    finally:
+        mount.unmount(tmp_path)
 
 
 def test_what_the_same_pod_s_next_sandbox_uses_stays(life: Node, volume: Volume) -> None:

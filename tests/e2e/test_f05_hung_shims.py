@@ -13,12 +13,11 @@ import grpc
 import pytest
 from kit import invariants
 from kit.crash import recovered
-from kit.hung import served_in_time, stopped
+from kit.hung import served_in_time, shim_of, stopped
 from kit.node import Node, node, until
 
 from holdfast.linux import process
 from holdfast.proto import runtime_v1_pb2 as pb
-from holdfast.runtime import keeper
 
 AT_ONCE = 8
 SETTLED_SECONDS = 10.0  # after SIGCONT; in three, on a machine that does nothing else
@@ -40,10 +39,6 @@ def pods(life: Node) -> Iterator[tuple[str, str]]:
     for pod_id in (sick, well):
         life.remove_pod(pod_id)
     assert not life.leftovers()
-
-
-def shim_of(life: Node, pod_id: str) -> int:
-    return next(worker.pid for worker in keeper.workers(life.state) if worker.id == pod_id)
 
 
 def state(life: Node, container_id: str) -> int:

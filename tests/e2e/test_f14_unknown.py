@@ -1,6 +1,5 @@
 """F14, F06: what cannot be told is UNKNOWN for a while, with its reason and its times, and resolves by itself."""
 
-import contextlib
 import errno
 import os
 import signal
@@ -9,12 +8,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from kit import hung
 from kit.crash import recovered
 from kit.node import Node, node, until
 
 from holdfast.linux import process
 from holdfast.proto import runtime_v1_pb2 as pb
-from holdfast.runtime import keeper
 
 SETTLED_SECONDS = 10.0
 
@@ -30,25 +29,14 @@ class Unknown:
 
     def __init__(self, life: Node) -> None:
         self.life = life
-        gate = life.base / "gate"
-        gate.unlink(missing_ok=True)
+        self.gate = life.base / "gate"
+        self.gate.unlink(missing_ok=True)
         self.pod = life.run_pod()
         mounts = [pb.Mount(host_path=str(life.base), container_path="/data")]
         script = "while ! test -e /data/gate; do sleep 0.01; done; exit 9"
         self.id = life.run(self.pod, script, mounts=mounts)
         self.before = life.status(self.id)
-        pid = life.pid(self.id)
-        bundle = life.state / "pods" / self.pod / self.id
-        self.shim = next(worker.pid for worker in keeper.workers(life.state) if worker.id == self.pod)
-        life.kill()
-        gate.touch()
-        until((bundle / "exit.json").exists, "the exit file")
-        until(lambda: process.state(pid) == "", "it to be reaped")
-        os.kill(self.shim, signal.SIGSTOP)
-        for name in ("exit.json", "init.json"):
-            (bundle / name).write_text("{torn")
-        life.start()
-        until(lambda: self.state == pb.CONTAINER_UNKNOWN, "it to be UNKNOWN")
+        self.shim = 0
 
     @property
     def state(self) -> int:
@@ -61,9 +49,8 @@ class Unknown:
 @pytest.fixture
 def unknown(life: Node) -> Iterator[Unknown]:
     one = Unknown(life)
-    yield one
-    with contextlib.suppress(ProcessLookupError):
-        one.go_on()
+    with hung.unknown(life, one.pod, one.id, one.gate.touch) as one.shim:
+        yield one
     life.remove_pod(one.pod)
     assert not life.leftovers()
 

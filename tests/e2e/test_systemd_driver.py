@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import pytest
 from kit import invariants
+from kit.agent import Agent
 from kit.node import Node, until
 from kit.systemd import Systemd, systemd
 
@@ -228,6 +229,73 @@ def test_pods_keep_their_driver(place: Place) -> None:
         node.remove_pod(pod)
         assert not cgroup.exists(slice_path(place.slice(pod)))
     node.restart()
+
+
+@pytest.fixture
+def agent(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    """With a root of its own for the slices of its pods, which stay."""
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", place.manager.address)
+    one = Agent(place.node)
+    one.cgroup = f"/{place.root.removesuffix('.slice')}agent"
+    one.start()
+    try:
+        yield one
+    finally:
+        one.end()
+        for unit in [unit for unit in place.manager.units if unit.startswith(one.cgroup[1:])]:
+            del place.manager.units[unit]
+        cgroup.remove(f"{one.cgroup}.slice")
+        cgroup.remove(one.cgroup)
+
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: a, uid: u-1}
+spec:
+  hostNetwork: true
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: a
+    image: test/busybox:latest
+    imagePullPolicy: IfNotPresent
+    command: [sleep, "1000"]
+    resources: {requests: {cpu: 100m}, limits: {cpu: 500m, memory: 64Mi}}
+"""
+
+
+def test_pods_of_the_agent_are_slices_too(place: Place, agent: Agent) -> None:
+    agent.write("a.yaml", POD)
+    container = agent.until(lambda: agent.running("a"), "the pod to run")
+    top = agent.cgroup[1:]
+    unit, middle = f"{top}-burstable-podu_1.slice", f"{top}-burstable.slice"
+    inner = f"/{top}.slice/{middle}/{unit}/holdfast-{container}.scope"
+    assert cgroup.of_process(place.node.pid(container)) == inner
+    assert place.manager.units[unit]["CPUShares"] == 102
+    assert place.manager.units[unit]["MemoryLimit"] == 64 * MIB
+    assert place.value(unit, "cpu", "cpu.cfs_quota_us") == "50000"
+    agent.until(lambda: place.manager.units.get(middle, {}).get("CPUShares") == 102, "its class to have its weight")
+    assert place.value(middle, "cpu", "cpu.shares") == "102"
+    agent.restart()
+    places = [f"/{top}.slice/{top}-besteffort.slice/{top}-besteffort-podu_1.slice", f"{agent.cgroup}/podu-1"]
+    sleepers = [subprocess.Popen(["sleep", "1000"]) for _ in places]
+    try:
+        for where, sleeper in zip(places, sleepers, strict=True):
+            cgroup.create(where)
+            cgroup.enter(where, sleeper.pid)
+        (agent.manifests / "a.yaml").unlink()
+        for where, sleeper in reversed([*zip(places, sleepers, strict=True)]):
+            told = f"processes are in its cgroup {where}: {sleeper.pid}"
+            agent.until(lambda told=told: told in agent.cli("describe", "pod", "a", check=False).stdout, told)
+            assert (agent.root / "pods" / "u-1").exists(), "it is not dead"
+            sleeper.kill()
+            sleeper.wait()
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+    agent.until(lambda: not agent.left(), "nothing to be left")
+    assert unit not in place.manager.units
 
 
 @contextlib.contextmanager

@@ -26,11 +26,12 @@ SECONDS = 30.0
 
 
 class Containerd:
-    """One containerd. Containers are run by our shim, in a cgroup of this kit."""
+    """One containerd. Containers are run by our shim, in a cgroup of this kit; through the CRI by whichever `shim`."""
 
-    def __init__(self, *, cri: bool = False, inject: bool = False) -> None:
+    def __init__(self, *, cri: bool = False, inject: bool = False, shim: str = RUNTIME) -> None:
         """With `inject` see linux.inject."""
         self._cri = cri
+        self._shim = shim
         self.base = Path(tempfile.mkdtemp(prefix=f"hf-t-{os.getpid()}-"))
         self.socket = self.base / "c.sock"
         self.shims = self.base / "s"
@@ -64,9 +65,9 @@ disable_tcp_service = true
 bin_dir = "{self.base}/cni-bin"
 conf_dir = "{self.base}/cni-conf"
 [{plugin}.containerd]
-default_runtime_name = "holdfast"
-[{plugin}.containerd.runtimes.holdfast]
-runtime_type = "{RUNTIME}"
+default_runtime_name = "tried"
+[{plugin}.containerd.runtimes.tried]
+runtime_type = "{self._shim}"
 """
 
     # -- the daemon
@@ -169,7 +170,16 @@ runtime_type = "{RUNTIME}"
     # -- the end
 
     def shim_pids(self) -> list[int]:
-        return [json.loads(path.read_bytes())["pid"] for path in self.shims.glob("*/shim.json")]
+        ours = [json.loads(path.read_bytes())["pid"] for path in self.shims.glob("*/shim.json")]
+        return [*ours, *self._others()]
+
+    def _others(self) -> Iterator[int]:
+        """Shims of others, which are told on their command line whose they are."""
+        for path in Path("/proc").glob("[0-9]*/cmdline") if self._shim != RUNTIME else ():
+            with contextlib.suppress(OSError):
+                words = path.read_bytes().split(b"\0")
+                if b"containerd-shim" in words[0] and os.fsencode(self.socket) in words:
+                    yield int(path.parent.name)
 
     def processes(self) -> set[int]:
         """Shims, and whoever lives in a container."""
@@ -209,3 +219,15 @@ class Events:
             if start:
                 found.append((topic.split()[-1], json.loads(start + content)))
         return found
+
+
+@contextlib.contextmanager
+def serving_cri(shim: str = RUNTIME) -> Iterator[Containerd]:
+    """A started one that serves the CRI, with its images."""
+    one = Containerd(cri=True, shim=shim)
+    try:
+        one.start()
+        one.load("k8s.io")
+        yield one
+    finally:
+        one.stop()

@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +30,14 @@ AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 def every_point() -> frozenset[str]:
     """The name of every crash point of daemon, keeper and workers; the agent is a process apart, with its own."""
-    paths = (path for path in SOURCE.rglob("*.py") if "agent" not in path.relative_to(SOURCE).parts)
+    return _points(path for path in SOURCE.rglob("*.py") if "agent" not in path.relative_to(SOURCE).parts)
+
+
+def every_agent_point() -> frozenset[str]:
+    return _points((SOURCE / "agent").rglob("*.py"))
+
+
+def _points(paths: Iterable[Path]) -> frozenset[str]:
     return frozenset(name for path in paths for name in CALL.findall(path.read_text()))
 
 

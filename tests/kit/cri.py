@@ -49,6 +49,7 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
         self.answer: Callable[[str, tuple[str, ...]], int] = lambda name, command: 0  # the code of a command
         self.at_stop: Callable[[str, int], int | None] = lambda name, grace: 0  # the code; None: it does not end
         self.at_start: Callable[[str], int | None] = lambda name: None  # the code with which it ends at once
+        self.at_reopen: Callable[[str], None] = lambda name: None
         self._watchers: list[asyncio.Queue[pb.ContainerEventResponse]] = []
         self._server: Any = None
 
@@ -155,7 +156,12 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
             wanted = request.filter.label_selector.get(UID)
             items = [
                 pb.PodSandbox(
-                    id=one.id, metadata=one.metadata, state=one.state, created_at=one.created_at, labels=one.labels
+                    id=one.id,
+                    metadata=one.metadata,
+                    state=one.state,
+                    created_at=one.created_at,
+                    labels=one.labels,
+                    annotations=one.annotations,
                 )
                 for one in self.sandboxes.values()
                 if wanted in (None, one.labels[UID])
@@ -182,8 +188,10 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
                 state=pb.SANDBOX_READY,
                 created_at=time.time_ns(),
                 labels=request.config.labels,
+                annotations=request.config.annotations,
                 network=pb.PodSandboxNetworkStatus(ip="127.0.0.1"),
             )
+            one.linux.namespaces.options.CopyFrom(request.config.linux.security_context.namespace_options)
             self.sandboxes[one.id] = one
         return pb.RunPodSandboxResponse(pod_sandbox_id=one.id)
 
@@ -232,6 +240,9 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
         async with self._asked("CreateContainer", f"{config.metadata.name} {config.metadata.attempt}", context):
             if self.sandboxes[request.pod_sandbox_id].state != pb.SANDBOX_READY:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the sandbox is not ready")
+            users = self.sandboxes[request.pod_sandbox_id].linux.namespaces.options.userns_options
+            asked = config.linux.security_context.namespace_options.userns_options
+            assert asked == users, "its users are not its pod's"
             for one in self.containers.values():
                 if one.metadata == config.metadata and self.sandbox_of[one.id] == request.pod_sandbox_id:
                     await context.abort(grpc.StatusCode.ALREADY_EXISTS, "the name is reserved")
@@ -281,12 +292,24 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
             self.sandbox_of.pop(request.container_id, None)
         return pb.RemoveContainerResponse()
 
+    async def ReopenContainerLog(self, request: Any, context: Any) -> Any:
+        one = self.containers[request.container_id]
+        async with self._asked("ReopenContainerLog", one.metadata.name, context):
+            if one.state != pb.CONTAINER_RUNNING:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it does not run")
+            self.at_reopen(one.metadata.name)
+        return pb.ReopenContainerLogResponse()
+
     async def ExecSync(self, request: Any, context: Any) -> Any:
         name = self.containers[request.container_id].metadata.name
         self.commands.append((name, tuple(request.cmd)))
         async with self._asked("ExecSync", f"{name} {' '.join(request.cmd)}", context):
             code = self.answer(name, tuple(request.cmd))
         return pb.ExecSyncResponse(exit_code=code, stderr=b"said")
+
+    async def RuntimeConfig(self, request: Any, context: Any) -> Any:
+        async with self._asked("RuntimeConfig", "", context):
+            return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
 
     async def ImageStatus(self, request: Any, context: Any) -> Any:
         wanted = request.image.image.removeprefix("id:")

@@ -4,12 +4,12 @@ import contextlib
 import errno
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+from loops import mounted
 
 _MAKE: Final = {
     "ext4": (64 << 20, ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "2048"]),
@@ -29,18 +29,6 @@ def device(kind: str, directory: Path, size: int = 0, *options: str) -> Path:
     return image
 
 
-@contextlib.contextmanager
-def mounted(image: Path, place: Path, *options: str) -> Iterator[Path]:
-    """What is in such a file, seen at `place`."""
-    place.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", ",".join(("loop", *options)), str(image), str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)  # a test that failed may have files open
-        _await_release(image)
-
-
 def with_quotas(kind: str, directory: Path) -> Path:
     """A file with a filesystem that takes prjquota. Skips the test where the kernel was built without."""
     options = ("-O", "project,quota") if kind == "ext4" else ()
@@ -58,22 +46,6 @@ def small(kind: str, directory: Path, size: int = 0, *options: str) -> Iterator[
     """A filesystem of its own, mounted below `directory`."""
     with mounted(device(kind, directory, size, *options), directory / "mounted") as place:
         yield place
-
-
-def _await_release(image: Path, seconds: float = 10.0) -> None:
-    """The kernel lets go of a loop device when the last user of the filesystem has gone, a moment after the unmount."""
-    deadline = time.monotonic() + seconds
-    files = Path("/sys/block").glob
-    while any(_backing(path).startswith(str(image)) for path in files("loop*/loop/backing_file")):  # or what it was
-        if time.monotonic() > deadline:
-            return  # whoever holds it is named by what the tests count at their end
-        time.sleep(0.01)
-
-
-def _backing(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text().strip()
-    return ""
 
 
 def fill(place: Path) -> None:

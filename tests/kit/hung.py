@@ -3,65 +3,36 @@
 The filesystem is FUSE whose server reads requests and says nothing, like a dead NFS server.
 
 Whoever waits for it cannot even be killed: a request that the server has taken is waited for uninterruptibly.
-
-The protocol is that of linux/fuse.h; only FUSE_INIT is answered.
 """
 
 import contextlib
-import os
 import signal
-import struct
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from holdfast.linux import mount, process
-from kit.node import Node, until
+import fuse
 
-INIT = 26
-IN_HEADER = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
-OUT_HEADER = struct.Struct("=IiQ")  # len, error, unique
-INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")  # major, minor, readahead, flags, background, ..., flags2
-REQUEST_BYTES = 1 << 18
+from holdfast.linux import process
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime import keeper
+from kit.node import Node, until
 
 API_SECONDS = 2.0  # from exec to the first list; on a machine that does nothing else it takes 0.3
 TRIES = 5
 
 
-class Hung:
-    """Mounted at `path`. `waiting` is how many requests have had no answer."""
+class Hung(fuse.Server):
+    """`waiting` is how many requests have had no answer."""
+
+    name = "hung"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.waiting = 0
-        self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        mount.mount("hung", path, "fuse.hung", 0, f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other")
-        self._thread = threading.Thread(target=self._serve, name="hung filesystem", daemon=True)
-        self._thread.start()
+        super().__init__(path)
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                request = os.read(self._fd, REQUEST_BYTES)
-            except OSError:  # ENODEV: unmounted
-                return
-            _, opcode, unique, *_ = IN_HEADER.unpack_from(request)
-            if opcode == INIT:
-                body = INIT_OUT.pack(7, 31, 1 << 17, 0, 12, 9, 1 << 17, 1, 32, 0, 0)
-                os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body)
-            else:
-                self.waiting += 1
-
-    def release(self) -> None:
-        """Its server is gone for good: whoever waits gets an error (umount2(2), MNT_FORCE, and fuse_abort_conn)."""
-        if self._fd >= 0:
-            quiet = subprocess.DEVNULL
-            subprocess.run(["umount", "-i", "-f", self.path], stderr=quiet, check=False)  # EBUSY, but all is aborted
-            subprocess.run(["umount", "-i", "-l", self.path], stderr=quiet, check=False)
-            self._thread.join()
-            os.close(self._fd)
-            self._fd = -1
+    def answer(self, opcode: int, node: int, body: bytes) -> bytes | None:
+        self.waiting += 1
+        return None
 
 
 @contextlib.contextmanager
@@ -100,3 +71,26 @@ def stopped(*pids: int) -> Iterator[Callable[[int], None]]:
         for pid in pids:
             stop(pid)
         yield stop
+
+
+def shim_of(node: Node, pod_id: str) -> int:
+    """Its pid."""
+    return next(one.pid for one in keeper.workers(node.state) if (one.kind, one.id) == ("shim", pod_id))
+
+
+@contextlib.contextmanager
+def unknown(node: Node, pod_id: str, container_id: str, end: Callable[[], object]) -> Iterator[int]:
+    """A container of which nobody can tell anything: it ended (`end` sees to that) while no daemon was there, its exit
+    file is damaged, and its shim, who knows, is stopped: that one's pid. It goes on in the end, if it is there."""
+    pid, shim = node.pid(container_id), shim_of(node, pod_id)
+    bundle = node.state / "pods" / pod_id / container_id
+    node.kill()
+    end()
+    until((bundle / "exit.json").exists, "the exit file")
+    until(lambda: process.state(pid) == "", "it to be reaped")
+    with stopped(shim):
+        for name in ("exit.json", "init.json"):
+            (bundle / name).write_text("{torn")
+        node.start()
+        until(lambda: node.status(container_id).state == pb.CONTAINER_UNKNOWN, "it to be UNKNOWN")
+        yield shim

@@ -28,12 +28,14 @@ IMAGE = "test/busybox:latest"
 SECONDS = 30.0
 
 
-def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = SECONDS) -> Any:
+def until(
+    condition: Callable[[], Any], what: str = "the condition", seconds: float = SECONDS, every: float = 0.005
+) -> Any:
     """Wait for a condition and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
-        time.sleep(0.005)
+        time.sleep(every)
     return value
 
 

@@ -1,87 +1,38 @@
 """Pods for tests: a real application, and any that may be."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import strategies as st
 
-from holdfast.agent.pod.spec import (
-    Amount,
-    AppArmorProfile,
-    Capabilities,
+from holdfast.agent.pod.containers import (
     Container,
     ContainerPort,
-    Count,
-    DnsConfig,
-    DnsOption,
-    EmptyDir,
-    EnvVar,
     ExecAction,
     Handler,
-    HostAlias,
-    HostPort,
     HttpGet,
     Lifecycle,
-    Metadata,
-    Name,
-    Pod,
-    PodSecurityContext,
-    PodSpec,
-    Port,
     Probe,
     Resources,
+    Sleep,
+    TcpSocket,
+    VolumeMount,
+)
+from holdfast.agent.pod.scalars import Amount, Count, HostPort, Name, Port, Seconds, Subdomain
+from holdfast.agent.pod.security import (
+    AppArmorProfile,
+    Capabilities,
+    PodSecurityContext,
     SeccompProfile,
-    Seconds,
     SecurityContext,
     SelinuxOptions,
-    Sleep,
-    Subdomain,
     Sysctl,
-    TcpSocket,
-    Volume,
-    VolumeMount,
-)  # fmt: skip
+)
+from holdfast.agent.pod.sources import EnvVar
+from holdfast.agent.pod.spec import DnsConfig, DnsOption, HostAlias, Metadata, Pod, PodSpec
+from holdfast.agent.pod.volumes import EmptyDir, Volume
 
-APPLICATION = """
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: web}
-data:
-  httpd.conf: |
-    H:/www
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: web
-  labels: {app: web}
-spec:
-  initContainers:
-  - name: fill
-    image: docker.io/library/busybox:1.36
-    command: [sh, -c, "echo hello > /www/index.html"]
-    volumeMounts: [{name: www, mountPath: /www}]
-  - name: refresh
-    image: docker.io/library/busybox:1.36
-    restartPolicy: Always
-    command: [sh, -c, "while sleep 5; do date > /www/date; done"]
-    volumeMounts: [{name: www, mountPath: /www}]
-  containers:
-  - name: httpd
-    image: docker.io/library/busybox@sha256:aaaa
-    command: [httpd, -f, -p, "8080", -c, /etc/web/httpd.conf]
-    ports: [{name: http, containerPort: 8080, hostPort: 18080}]
-    env:
-    - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
-    resources: {requests: {cpu: 50m, memory: 16Mi}, limits: {memory: 64Mi}}
-    readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
-    livenessProbe: {tcpSocket: {port: 8080}}
-    volumeMounts:
-    - {name: www, mountPath: /www, readOnly: true}
-    - {name: config, mountPath: /etc/web}
-  volumes:
-  - {name: www, emptyDir: {sizeLimit: 8Mi}}
-  - {name: config, configMap: {name: web}}
-"""
+APPLICATION = (Path(__file__).parents[2] / "docs" / "examples" / "web.yaml").read_text()
 
 words = st.text("abcxyz019", min_size=1, max_size=8)
 names = words.map(Name)

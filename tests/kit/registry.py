@@ -21,17 +21,25 @@ storage:
 http:
   addr: 127.0.0.1:{port}
 """
+LOGIN = ("holdfast", "open sesame")
+SECURED = """auth:
+  htpasswd:
+    realm: tests
+    path: {directory}/htpasswd
+"""
+HTPASSWD = "holdfast:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n"  # LOGIN, by bcrypt
 
 
 @contextlib.contextmanager
-def registry() -> Iterator[str]:
-    """Yields "127.0.0.1:PORT"."""
+def registry(*, secured: bool = False) -> Iterator[str]:
+    """Yields "127.0.0.1:PORT". One that is `secured` answers nobody but LOGIN."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="hf-registry-") as directory:
         config = Path(directory, "config.yml")
-        config.write_text(CONFIG.format(directory=directory, port=port))
+        config.write_text((CONFIG + (SECURED if secured else "")).format(directory=directory, port=port))
+        Path(directory, "htpasswd").write_text(HTPASSWD)
         command = ["docker-registry", "serve", str(config)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -44,7 +52,7 @@ def registry() -> Iterator[str]:
 
 def answers(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/v2/", trust_env=False).status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/v2/", trust_env=False, auth=LOGIN).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -52,7 +60,7 @@ def answers(port: int) -> bool:
 def push(host: str, repository: str, tag: str, archive: Path) -> str:
     """Push the image of an OCI layout archive. Returns the manifest's digest."""
     base = f"http://{host}/v2/{repository}"
-    with tarfile.open(archive) as tar, httpx.Client(trust_env=False) as client:
+    with tarfile.open(archive) as tar, httpx.Client(trust_env=False, auth=LOGIN) as client:
 
         def member(name: str) -> bytes:
             file = tar.extractfile(name)

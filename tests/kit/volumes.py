@@ -1,10 +1,12 @@
 """A volume manager of plain directories, for tests that are about something else."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
 from holdfast.linux import files
 
 
@@ -56,6 +58,10 @@ class PlainVolumes:
         if (self.root / uid).exists():
             files.remove_tree(self.root / uid)
         return []
+
+    @contextlib.asynccontextmanager
+    async def watched(self, uid: str) -> AsyncIterator[None]:
+        yield
 
     def told(self, uid: str) -> list[str]:
         return [self.why] if self.why else []

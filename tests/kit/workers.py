@@ -43,6 +43,8 @@ class Cgroups:
         monkeypatch.setattr(cgroup, "create", lambda path: self.pids.setdefault(path, set()))
         monkeypatch.setattr(cgroup, "has", lambda path, controller, name: False)
         monkeypatch.setattr(cgroup, "pids", lambda path: self.pids.get(path, set()))
+        monkeypatch.setattr(cgroup, "exists", lambda path: path in self.pids)
+        monkeypatch.setattr(cgroup, "populated", lambda path: bool(self.pids.get(path)))
         monkeypatch.setattr(cgroup, "remove", lambda path: self.pids.pop(path, None))
         monkeypatch.setattr(cgroup, "remove_if_empty", lambda path: None)
 

@@ -1,16 +1,15 @@
 """docs/FIELDS.md, held against the descriptors, against the tests that it names and against the validation itself."""
 
-import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.configurations import Surroundings, change, container_config, pod_config
 from kit.fields import ROOTS, every_field, named_field, places
+from kit.pages import every_test, looks_from_inside, named_tests
 
 from holdfast.cri.boundary import STATUS
 from holdfast.model.errors import HoldfastError
@@ -21,8 +20,7 @@ from holdfast.oci.users import ResolvedUser
 from holdfast.oci.validate import validate_container, validate_pod
 from holdfast.proto import runtime_v1_pb2 as pb
 
-TESTS = Path(__file__).parents[1]
-PAGE = TESTS.parent / "docs" / "FIELDS.md"
+PAGE = Path(__file__).parents[2] / "docs" / "FIELDS.md"
 VERDICTS = {"done", "refused", "ignored"}
 AROUND = Surroundings(Path("/nowhere"), "/cgroup", "f" * 64)
 MAPPING = [pb.IDMapping(host_id=200000, container_id=0, length=65536)]
@@ -163,27 +161,6 @@ def parse(page: str) -> Iterator[Row]:
 
 
 ROWS = list(parse(PAGE.read_text()))
-
-
-@cache
-def every_test() -> set[str]:
-    """Every test function as "file::name"."""
-    return {
-        f"{path.name}::{node.name}"
-        for path in TESTS.rglob("test_*.py")
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
-    }
-
-
-def named_tests(text: str) -> list[str]:
-    return re.findall(r"`(\w+\.py::\w+)`", text)
-
-
-def looks_from_inside(test: str) -> bool:
-    """Whether it is one of those that run containers."""
-    (path,) = TESTS.rglob(test.partition("::")[0])
-    return path.parent.name in ("e2e", "root")
 
 
 def test_each_field_has_one_row_and_each_row_is_a_field() -> None:

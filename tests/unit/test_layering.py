@@ -35,7 +35,10 @@ MAY: dict[str, set[str]] = {
     "streaming.server": {"streaming", "lifecycle", "model", "h11"},
     "streaming": {"model", "wsproto", "h11"},
     "cri": {"lifecycle", "images", "oci", "model", "proto", *EDGE},
-    "agent": {"proto", "config", "model", "linux", "logs", "yaml", *EDGE},
+    "agent": {
+        "oci.cgroup_files", "oci.unit_properties", "systemd", "proto", "config", "model", "linux", "logs", "metrics",
+        "yaml", *EDGE,
+    },
     "cli": {"proto", "streaming", "config", "model", "linux", "click", "rich", "yaml", "h11", *EDGE},
     "workers": {"systemd", "streaming", "ttrpc", "linux", "model", "zstandard", *MESSAGES},
     "config": {"model"},

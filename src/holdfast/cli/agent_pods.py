@@ -1,241 +1,308 @@
-"""apply, delete, get, describe: what the agent's pods are asked for. How a pod is shown is kubectl's way."""
+"""apply, get, describe, delete: what the agent's pods are asked for, in kubectl's words."""
 
-import contextlib
 import json
-import time
-from collections.abc import Iterator
-from typing import Any, Final
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import click
-import grpc
 
-from holdfast.cli.errors import CommandError, Missing, Unreachable
-from holdfast.cli.output import lines, show, table
+from holdfast.cli import manifests
+from holdfast.cli.agent_client import (
+    DEFAULT,
+    PODS,
+    Agent,
+    agent_of,
+    agent_option,
+    as_object,
+    completing,
+    missing,
+    name_of,
+    namespace_option,
+)
+from holdfast.cli.completion import SECONDS
+from holdfast.cli.errors import CommandError, Missing
+from holdfast.cli.manifests import Named
+from holdfast.cli.output import lines, show
+from holdfast.cli.pod_table import COLUMNS, WIDE, Object, changed, row
 from holdfast.proto import agent_pb2 as pb
 
-SOCKET: Final = "/var/lib/holdfast-agent/agent.sock"
-COLUMNS: Final = ("NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE")
-WIDE: Final = (*COLUMNS, "IP", "SOURCE")
+KINDS: Final = {
+    **dict.fromkeys(PODS, "pod"),
+    "configmap": "configmap",
+    "configmaps": "configmap",
+    "cm": "configmap",
+} | {
+    "secret": "secret",
+    "secrets": "secret",
+}
+FORMATS: Final = click.Choice(["table", "wide", "json", "yaml", "name"])
+Listed = Mapping[str, Object]  # by uid
 
-
-def agent_option(command: Any) -> Any:
-    return click.option(
-        "--agent",
-        "socket",
-        envvar="HOLDFAST_AGENT",
-        default=SOCKET,
-        show_default=True,
-        help="The agent's socket. [env: HOLDFAST_AGENT]",
-    )(command)
-
-
-@contextlib.contextmanager
-def _agent(socket: str) -> Iterator[Any]:
-    """The agent's service. Raises CommandError for what it answers."""
-    from holdfast.proto.agent_pb2_grpc import AgentStub
-
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
-        try:
-            yield AgentStub(channel)  # type: ignore[no-untyped-call]
-        except grpc.RpcError as exc:
-            code, details = exc.code(), exc.details() or ""
-            if code is grpc.StatusCode.UNAVAILABLE and "connect" in details:
-                raise Unreachable(f"cannot reach the agent at {socket} (hint: does `holdfast agent` run?)") from exc
-            kind = Missing if code is grpc.StatusCode.NOT_FOUND else CommandError
-            raise kind(details or f"cannot finish the call: {code.name}") from exc
+pod_names = completing(SECONDS)
+file_option = click.option(
+    "--filename", "-f", "files", multiple=True, metavar="FILE", help="A manifest, a directory of them, or - for stdin."
+)
 
 
 @click.command("apply")
-@click.option("--file", "-f", type=click.File("rb"), required=True, help="A manifest; - is stdin.")
+@file_option
 @agent_option
 @click.pass_context
-def apply_command(ctx: click.Context, file: Any, socket: str) -> None:
-    """Have the agent run what a manifest says: pods, and the ConfigMaps and Secrets that they take.
+def apply_command(ctx: click.Context, files: tuple[str, ...], agent: str) -> int:
+    """Have the agent run what manifests say: Pods, and the ConfigMaps and Secrets that they take.
 
-    All of it is taken or nothing. What is there already becomes what the manifest says.
+    Of a file all is taken or nothing, and it is on disk when it is told. What is there already becomes what the
+    manifest says: other images are put into the pod that runs; a pod that is otherwise another one takes the place
+    of the first, whose volumes go with it. Of a directory the files that end with .yaml, .yml and .json are taken, in
+    their order; an error of one is told, and the others are applied.
+
+    Fields that are known and not honoured are warned of, unknown ones refused.
+
+    Exit status: 0 when all was applied, 1 when anything was not.
+
+    \b
+    holdfast apply -f web.yaml
+    holdfast apply -f /srv/pods/
+    sed s/8080/80/ web.yaml | holdfast apply -f -
     """
-    with _agent(socket) as agent:
-        reply = agent.Apply(pb.ApplyRequest(manifest=file.read()), timeout=ctx.find_root().obj["timeout"])
-    for warning in reply.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    for name in reply.applied:
-        click.echo(f"{name} applied")
+    if not files:
+        raise click.UsageError("say what with -f")
+    server, status = agent_of(ctx, agent), 0
+    for name, text in manifests.read(files):
+        try:
+            reply = server.call("Apply", pb.ApplyRequest(manifest=text))
+        except CommandError as exc:
+            click.echo(f"holdfast: {name}: {exc}", err=True)
+            status = 1
+            continue
+        for warning in reply.warnings:
+            click.echo(f"Warning: {name}: {warning}", err=True)
+        for applied, done in zip(reply.applied, reply.done, strict=True):
+            kind, _, one = applied.split("/")
+            click.echo(f"{kind}/{one} {done}")
+    return status
 
 
 @click.command("delete")
-@click.argument("kind", type=click.Choice(["pod", "configmap", "secret"]))
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--namespace", "-n", default="default", show_default=True, help="Where it is.")
+@click.argument("what", nargs=-1, metavar="[KIND] NAME...", shell_complete=pod_names)
+@file_option
+@namespace_option
 @click.option("--grace-period", type=click.IntRange(min=0), help="Seconds to end, instead of the pod's own.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Until nothing is left of a pod.")
+@click.option("--ignore-not-found", is_flag=True, help="What is not there is as good as deleted.")
 @agent_option
 @click.pass_context
 def delete_command(
     ctx: click.Context,
-    kind: str,
-    names: tuple[str, ...],
+    what: tuple[str, ...],
+    files: tuple[str, ...],
     namespace: str,
     grace_period: int | None,
     wait: bool,
-    socket: str,
-) -> None:
-    """End pods that were applied, and delete what they had."""
-    with _agent(socket) as agent:
-        for name in names:
-            request = pb.DeleteRequest(kind=kind, namespace=namespace, name=name, grace=grace_period)
-            agent.Delete(request, timeout=ctx.find_root().obj["timeout"])
-            if wait and kind == "pod":
-                for listed in agent.WatchPods(pb.ListPodsRequest(namespace=namespace, name=name)):
-                    if not listed.pods:
-                        break
-            click.echo(f"{kind}/{namespace}/{name} deleted")
+    ignore_not_found: bool,
+    agent: str,
+) -> int:
+    """End pods that were applied, and delete what they had; or delete ConfigMaps and Secrets.
+
+    A pod's containers get their signal and its grace period, then SIGKILL; its volumes and logs go with it. That it is
+    to go is on disk when it is told. A volume from which something cannot be taken out is kept, and the pod with it:
+    `holdfast describe pod` says why. With --no-wait nothing of that is waited for.
+
+    A pod of a directory of manifests ends when its manifest is removed from there, and is refused here.
+
+    Exit status: 0 when all was deleted, 1 when anything was not.
+
+    \b
+    holdfast delete pod web
+    holdfast delete pod/web configmap/web --grace-period 1
+    holdfast delete -f web.yaml --ignore-not-found
+    """
+    server, status = agent_of(ctx, agent), 0
+    wanted = [*_named(what, namespace or DEFAULT), *(one for _, text in manifests.read(files) for one in _of(text))]
+    if not wanted:
+        raise click.UsageError("say what: a kind and names, or -f")
+    going = []
+    for one in wanted:
+        request = pb.DeleteRequest(kind=one.kind, namespace=one.namespace, name=one.name, grace=grace_period)
+        try:
+            server.call("Delete", request)
+        except CommandError as exc:
+            if isinstance(exc, Missing) and ignore_not_found:
+                continue
+            click.echo(f"holdfast: {exc}", err=True)
+            status = 1
+            continue
+        click.echo(f'{one.kind} "{one.name}" deleted')
+        going += [one] if one.kind == "pod" else []
+    for one in going if wait else ():
+        _wait_until_gone(server, one)
+    return status
+
+
+def _named(what: Sequence[str], namespace: str) -> Iterator[Named]:
+    """Of "pod web api", or "pod/web secret/api". Raises UsageError."""
+    kind = ""
+    if what and "/" not in what[0]:
+        kind, what = what[0], what[1:]
+        if not what:
+            raise click.UsageError(f"say which {kind}")
+    for name in what:
+        own, _, rest = name.rpartition("/")
+        if (own or kind) not in KINDS:
+            raise click.UsageError(f"{own or kind!r} is no kind of thing here (hint: pod, configmap, secret)")
+        yield Named(KINDS[own or kind], namespace, rest)
+
+
+def _of(text: bytes) -> list[Named]:
+    """Pods first: what they take is to be there until they have ended."""
+    return sorted(manifests.objects(text), key=lambda one: one.kind != "pod")
+
+
+def _wait_until_gone(server: Agent, one: Named) -> None:
+    """Until the pod that is there now is not any more; there may be another one of its name by then."""
+    first = ""
+    for pods in server.watch(one.namespace, one.name):
+        uid = f"{pods[0].uid} {pods[0].deleted_at}" if pods else ""
+        if not pods or (first and uid != first):
+            return
+        first = uid
 
 
 @click.command("get")
-@click.argument("kind", type=click.Choice(["pods", "pod"]))
-@click.argument("name", default="")
-@click.option("--namespace", "-n", default="", help="Only of this one.")
-@click.option("--watch", "-w", is_flag=True, help="Go on: print what changes, until interrupted.")
-@click.option("--output", "-o", type=click.Choice(["table", "wide", "json", "yaml"]), default="table")
+@click.argument("what", nargs=-1, required=True, metavar="pods [NAME...]", shell_complete=pod_names)
+@namespace_option
+@click.option("--all-namespaces", "-A", "everywhere", is_flag=True, help="Of all namespaces.")
+@click.option("--watch", "-w", "watched", is_flag=True, help="Go on: print what changes, until interrupted.")
+@click.option("--output", "-o", type=FORMATS, default="table", help="table, wide, json, yaml or name.")
+@click.option("--no-headers", is_flag=True, help="No titles above columns.")
 @agent_option
 @click.pass_context
 def get_command(
-    ctx: click.Context, kind: str, name: str, namespace: str, watch: bool, output: str, socket: str
-) -> None:
-    """List the agent's pods, with their status as Kubernetes has it."""
-    request = pb.ListPodsRequest(namespace=namespace, name=name)
-    with _agent(socket) as agent:
-        if watch:
-            before: list[pb.AgentPod] = []
-            for listed in agent.WatchPods(request):
-                _print([one for one in listed.pods if one not in before], output, head=not before)
-                before = list(listed.pods)
-            return
-        listed = agent.ListPods(request, timeout=ctx.find_root().obj["timeout"])
-    if name and not listed.pods:
-        raise Missing(f"cannot find pod {name!r}: the agent has none of that name")
-    _print(list(listed.pods), output)
+    ctx: click.Context,
+    what: tuple[str, ...],
+    namespace: str,
+    everywhere: bool,
+    watched: bool,
+    output: str,
+    no_headers: bool,
+    agent: str,
+) -> int:
+    """List the agent's pods, with their status as Kubernetes has it.
+
+    READY counts containers and sidecars. STATUS is the phase, or why a container does not run: a reason of its own, or
+    Init:1/2 while init containers run. wide adds the pod's address and the node. With names, json and yaml are the pod
+    itself if it is one; and can be applied again.
+
+    With --watch a pod is printed again whenever it changes, and once more when it is no more; an agent that goes away
+    meanwhile is waited for. Manifests of the agent's directories that cannot be read are told on stderr.
+
+    Exit status: 0, or 1 when there is no pod of a name.
+
+    \b
+    holdfast get pods -A -o wide
+    holdfast get pods -w
+    holdfast get pod web -o yaml
+    """
+    names = _pods(what)
+    if names and everywhere:
+        raise click.UsageError("a pod has its name in one namespace: leave out -A or the names")
+    server = agent_of(ctx, agent)
+    place = "" if everywhere else namespace or DEFAULT
+    printer = Printer(output, everywhere, no_headers)
+    if watched:
+        before: Listed = {}
+        for pods in server.watch(place):
+            now = {one.uid: as_object(one) for one in pods if not names or one.name in names}
+            printer.print(list(changed(before, now.values())))
+            before = now
+    listed = server.listed(place)
+    found = [as_object(one) for one in listed.pods if not names or one.name in names]
+    lacking = [name for name in names if all(one["metadata"]["name"] != name for one in found)]
+    if output in ("json", "yaml") and (found or not names):
+        alone = len(names) == 1
+        show(found[0] if alone else {"apiVersion": "v1", "items": found, "kind": "List"}, output)
+    elif found:
+        printer.print(found)
+    elif not names:
+        click.echo(f"No resources found{f' in {place} namespace' if place else ''}.", err=True)
+    for name in lacking:
+        click.echo(f"holdfast: {missing(name, place)}", err=True)
     for file, why in listed.unread.items():
-        click.echo(f"warning: {file}: {why}", err=True)
+        click.echo(f"Warning: {file}: {why}", err=True)
+    return 1 if lacking else 0
 
 
-def _print(pods: list[pb.AgentPod], output: str, *, head: bool = True) -> None:
-    if output in ("json", "yaml"):
-        show({"apiVersion": "v1", "kind": "List", "items": [json.loads(one.json) for one in pods]}, output)
-        return
-    rows = [row(one, wide=output == "wide") for one in pods]
-    columns = WIDE if output == "wide" else COLUMNS
-    if head:
-        table(columns, rows)
-    else:
-        click.echo("\n".join(lines(rows)))
+def _pods(what: Sequence[str]) -> list[str]:
+    """The names, of "pods", "pod web api" or "pod/web". Raises UsageError."""
+    names = what[1:] if what[0] in PODS else what
+    if names is what and any("/" not in one for one in what):
+        raise click.UsageError(f"{what[0]!r} is nothing that can be listed here (hint: pods)")
+    return [name_of(one) for one in names]
 
 
-def row(one: pb.AgentPod, *, wide: bool = False) -> tuple[str, ...]:
-    pod = json.loads(one.json)
-    status = pod["status"]
-    mains = status.get("containerStatuses", [])
-    ready = f"{sum(found['ready'] for found in mains)}/{len(mains)}"
-    restarts = sum(found["restartCount"] for found in (*status.get("initContainerStatuses", []), *mains))
-    found = (one.namespace, one.name, ready, word(pod, one.deleted_at), str(restarts), age(status.get("startTime")))
-    return (*found, status.get("podIP", "-"), one.source) if wide else found
+class Printer:
+    """Pods bit by bit. The columns of a table are as wide as its first rows need."""
 
+    def __init__(self, output: str, everywhere: bool, no_headers: bool) -> None:
+        self._output = output
+        self._everywhere = everywhere
+        self._headers = not no_headers
+        self._widths: list[int] = []
 
-def word(pod: dict[str, Any], deleted_at: int = 0) -> str:
-    """What a pod does, in a word, as kubectl's STATUS."""
-    status = pod["status"]
-    if deleted_at:
-        return "Terminating"
-    inits = status.get("initContainerStatuses", [])
-    for number, one in enumerate(inits):
-        if one["ready"] or one.get("started"):
-            continue
-        state = one["state"]
-        if "terminated" in state and state["terminated"]["exitCode"] == 0:
-            continue
-        reason = _reason(state)
-        return f"Init:{reason}" if reason not in ("", "ContainerCreating") else f"Init:{number}/{len(inits)}"
-    reasons = [_reason(one["state"]) for one in status.get("containerStatuses", [])]
-    return next((one for one in reasons if one not in ("", "Completed")), "") or (
-        "Completed" if status["phase"] == "Succeeded" else str(status["phase"])
-    )
+    def print(self, pods: Sequence[Object]) -> None:
+        if self._output == "json":
+            texts = [json.dumps(one, indent=2) for one in pods]
+        elif self._output == "yaml":
+            import yaml
 
+            texts = ["---\n" + yaml.safe_dump(one, sort_keys=False).rstrip() for one in pods]
+        elif self._output == "name":
+            texts = [f"pod/{one['metadata']['name']}" for one in pods]
+        else:
+            texts = self._table(pods)
+        for text in texts:
+            click.echo(text)
+        sys.stdout.flush()
 
-def _reason(state: dict[str, Any]) -> str:
-    return str(next((state[key].get("reason", "") for key in ("waiting", "terminated") if key in state), ""))
+    def _table(self, pods: Sequence[Object]) -> list[str]:
+        wide = self._output == "wide"
+        rows = [self._row(one, wide=wide) for one in pods]
+        if not rows:
+            return []
+        if self._headers and not self._widths:
+            rows.insert(0, (*(("NAMESPACE",) if self._everywhere else ()), *(WIDE if wide else COLUMNS)))
+        self._widths = self._widths or [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        return lines(rows, self._widths)
 
-
-def age(since: str | None) -> str:
-    """ "5m", from RFC 3339."""
-    if not since:
-        return "-"
-    from datetime import datetime
-
-    seconds = max(int(time.time() - datetime.fromisoformat(since).timestamp()), 0)
-    for name, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length}{name}"
-    return f"{seconds}s"
+    def _row(self, pod: Object, *, wide: bool) -> tuple[str, ...]:
+        found = row(pod, wide=wide)
+        return (pod["metadata"].get("namespace", DEFAULT), *found) if self._everywhere else found
 
 
 @click.command("describe")
-@click.argument("kind", type=click.Choice(["pod"]))
-@click.argument("name")
-@click.option("--namespace", "-n", default="default", show_default=True, help="Where it is.")
+@click.argument("what", nargs=-1, required=True, metavar="pod NAME...", shell_complete=pod_names)
+@namespace_option
 @agent_option
 @click.pass_context
-def describe_command(ctx: click.Context, kind: str, name: str, namespace: str, socket: str) -> None:
-    """Show what a pod is, does and has met with: conditions, containers, volumes, events."""
-    with _agent(socket) as agent:
-        request = pb.ListPodsRequest(namespace=namespace, name=name)
-        pods = agent.ListPods(request, timeout=ctx.find_root().obj["timeout"]).pods
-    if not pods:
-        raise Missing(f"cannot find pod {name!r} in namespace {namespace!r}: the agent has none of that name")
-    (one,) = pods
-    click.echo("\n".join(described(one)))
+def describe_command(ctx: click.Context, what: tuple[str, ...], namespace: str, agent: str) -> int:
+    """Show what a pod is, does and has met with: containers, conditions, volumes, events.
 
+    A container's last state is how its run before ended. A volume has a status if it is not ready, if something that
+    others had mounted in it was detached, or if it is kept, and says why. Events are counted when they happen again;
+    they are remembered for as long as the agent runs.
 
-def described(one: pb.AgentPod) -> Iterator[str]:
-    """Line by line."""
-    pod = json.loads(one.json)
-    status = pod["status"]
-    head = {
-        "Name": one.name,
-        "Namespace": one.namespace,
-        "UID": one.uid,
-        "Source": one.source,
-        "Status": word(pod, one.deleted_at),
-        "Started": status.get("startTime", "-"),
-        "IP": status.get("podIP", "-"),
-        "QoS class": status.get("qosClass", "-"),
-    }
-    yield from lines(list(head.items()))
-    if message := status.get("message"):
-        yield f"Message: {message}"
-    yield "Conditions:"
-    yield from (f"  {line}" for line in lines([(each["type"], each["status"]) for each in status["conditions"]]))
-    for title, key in (("Init containers", "initContainerStatuses"), ("Containers", "containerStatuses")):
-        if status.get(key):
-            yield f"{title}:"
-        for found in status.get(key, []):
-            ready = "ready" if found["ready"] else "not ready"
-            yield f"  {found['name']}: {_state(found['state'])}, {ready}, {found['restartCount']} restarts"
-            yield f"    {found['image']}  {found.get('containerID', '')}"
-            if "lastState" in found:
-                yield f"    before: {_state(found['lastState'])}"
-    if one.volumes:
-        yield "Volumes:"
-        yield from (f"  {line}" for line in one.volumes)
-    if one.events:
-        yield "Events:"
-        when = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(event.at // 10**9)) for event in one.events]
-        rows = [(at, event.reason, event.message) for at, event in zip(when, one.events, strict=True)]
-        yield from (f"  {line}" for line in lines(rows))
+    Exit status: 0, or 1 when there is no pod of a name.
 
+    \b
+    holdfast describe pod web
+    """
+    from holdfast.cli.pod_described import described
 
-def _state(state: dict[str, Any]) -> str:
-    ((kind, found),) = state.items()
-    said = [kind, found.get("reason", ""), found.get("message", "")]
-    if kind == "terminated":
-        said.insert(1, f"with {found['exitCode']}")
-    return " ".join(part for part in said if part)
+    server, names = agent_of(ctx, agent), _pods(what)
+    if not names:
+        raise click.UsageError("say which pod")
+    for number, name in enumerate(names):
+        one, _ = server.pod(name, namespace)
+        click.echo("\n\n" * bool(number) + "\n".join(described(one, as_object(one))))
+    return 0

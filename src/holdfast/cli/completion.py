@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from holdfast.cli.agent_client import completing
 from holdfast.cli.client import Client
 from holdfast.cli.errors import CommandError
 
@@ -47,8 +48,15 @@ def _images(daemon: Client) -> Iterable[str]:
 
 container_names = _completing(_containers)
 pod_names = _completing(_pods)
+_agent_pods = completing(SECONDS)
 image_names = _completing(_images)
 all_names = _completing(_containers, _pods, _images)
+
+
+def container_or_pod_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Of the runtime's containers and the agent's pods."""
+    found = {*container_names(ctx, parameter, incomplete), *_agent_pods(ctx, parameter, incomplete)}
+    return sorted(found)
 
 
 @click.command("completion")

@@ -20,7 +20,8 @@ def events_command(ctx: click.Context, since: int | None, no_follow: bool, outpu
 
     "oom" says that the kernel has killed a process of a container for want of memory, which need not be its end.
     A container that has stopped is "cleaned" once nothing of its task is left; a pod is "adopted" when its shim was
-    dead and another one has taken over.
+    dead and another one has taken over, and "detached" when something was taken out of its volumes that others had
+    mounted there.
 
     Each event has a number; numbers grow, across restarts of the daemon too. Who comes back asks for what happened
     since the last number seen. "gap" says that events up to its number are not known any more: list anew.
@@ -49,5 +50,9 @@ def line(event: node_pb2.Event) -> str:
     about = f"pod={event.namespace}/{event.pod_name}" if event.object == "container" else f"namespace={event.namespace}"
     if event.kind == "oom":
         about += f", {event.oom_kills} killed so far" + (", its init too" if event.reason == "OOMKilled" else "")
+    if event.kind == "detached":
+        return (
+            f"{event.number}  {at}  {event.object} {event.kind}  {event.name} ({event.id[:13]}, {about}) {event.reason}"
+        )
     more = f" exit_code={event.exit_code} reason={event.reason}" if event.kind == "stopped" and event.reason else ""
     return f"{event.number}  {at}  {event.object} {event.kind}  {event.name} ({event.id[:13]}, {about}){more}"

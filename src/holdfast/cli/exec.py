@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import click
 
-from holdfast.cli.client import Client, client
-from holdfast.cli.completion import container_names
+from holdfast.cli import targets
+from holdfast.cli.client import Client
+from holdfast.cli.completion import container_or_pod_names
 from holdfast.cli.errors import CommandError, Missing, Unreachable
 from holdfast.cli.logs import POLL_SECONDS, status_of
 from holdfast.cli.streams import LOST, Line, Trust, dialled, read, run, trust_options, write
@@ -26,7 +27,27 @@ RECORDED_SECONDS: Final = 30.0  # for the daemon to hear of an end that the sess
 SYNC_GRACE: Final = 10  # seconds beyond a command's own
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False})
+class Exec(click.Command):
+    """Its own options may follow the name, as kubectl has them, until the command begins or "--" says so."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = self._words(ctx, args)
+        if len(words) > 1 and words[1].startswith("-"):
+            name, *more = words
+            command = self._words(ctx, more)
+            own = more[: len(more) - len(command)]
+            first = args[: len(args) - len(words)]
+            args = [*first, *own, *([] if "--" in own else ["--"]), name, *command]
+        return super().parse_args(ctx, args)
+
+    def _words(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What comes after options of its own."""
+        found, _, _ = self.make_parser(ctx).parse_args(list(args))
+        name, command = found.get("name"), found.get("command")
+        return [*([name] if isinstance(name, str) else []), *(command if isinstance(command, list | tuple) else [])]
+
+
+@click.command("exec", cls=Exec, context_settings={"allow_interspersed_args": False})
 @click.option(
     "--interactive", "-i", is_flag=True, help="Give the command our stdin; its end is the end of the command's."
 )
@@ -40,17 +61,22 @@ SYNC_GRACE: Final = 10  # seconds beyond a command's own
     "--timeout", type=click.IntRange(min=0), default=0, help="Seconds until it is killed; 0 is never. Implies --sync."
 )
 @trust_options
-@click.argument("container", shell_complete=container_names)
+@targets.pod_options
+@click.argument("name", metavar="CONTAINER|POD", shell_complete=container_or_pod_names)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def exec_command(
     ctx: click.Context, interactive: bool, tty: bool, sync: bool, timeout: int, ca: str, insecure: bool,
-    container: str, command: tuple[str, ...],
+    container: str, namespace: str, agent: str, name: str, command: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Run a command in a running container, and show its output as it comes.
 
     The session does not depend on the daemon: it goes on while the daemon is down or restarts. If this program ends
     before the command does, the command gets SIGHUP, and soon SIGKILL.
+
+    What no container is called is a pod of the agent's (pod/NAME always is), and its container that of -c, that of its
+    annotation kubectl.kubernetes.io/default-container, or the first, which is told. Options may follow the name; then
+    "--" is before the command.
 
     Exit status: that of the command; 1 when it could not be run, or nobody knows how it ended.
 
@@ -59,26 +85,24 @@ def exec_command(
     holdfast exec web tail -f /var/log/access.log
     holdfast exec -i web tar -xf - -C /srv < site.tar
     holdfast exec --timeout 5 web sh -c 'ls | wc -l'
+    holdfast exec web -c httpd -it -- sh
     """
     if (sync or timeout) and (interactive or tty):
         raise click.UsageError("--sync and --timeout go with neither -i nor -t")
     if interactive and tty and not os.isatty(0):
         raise CommandError("cannot use a terminal: stdin is none (hint: leave out -t)")
-    daemon = client(ctx)
-    found = daemon.find_container(container)
+    daemon, found = targets.container(ctx, targets.Wanted(name, namespace, agent, container))
     if sync or timeout:
-        return _exec_sync(daemon, found.id, command, timeout)
-    request = pb.ExecRequest(
-        container_id=found.id, cmd=command, tty=tty, stdin=interactive, stdout=True, stderr=not tty
-    )
+        return _exec_sync(daemon, found, command, timeout)
+    request = pb.ExecRequest(container_id=found, cmd=command, tty=tty, stdin=interactive, stdout=True, stderr=not tty)
     url = daemon.call(daemon.runtime.Exec, request).url
-    what = f"exec in container {container}"
+    what = f"exec in container {name}"
     session = Session(interactive, tty)
     status = run(session.run(url, Trust(ca, insecure)), what)
     if (outcome := session.outcome) is None:
         if status:
             return status
-        raise CommandError(f"cannot tell how the command in container {container} ended: {LOST}")
+        raise CommandError(f"cannot tell how the command in container {name} ended: {LOST}")
     if outcome.error:
         raise CommandError(f"cannot {what}: {' '.join(outcome.error.split())}")
     return outcome.code
@@ -103,16 +127,19 @@ def _exec_sync(daemon: Client, container_id: str, command: tuple[str, ...], time
     help='Keys that end attach and nothing else: letters or ctrl-LETTER, with commas between; "" for none.',
 )
 @trust_options
-@click.argument("container", shell_complete=container_names)
+@targets.pod_options
+@click.argument("name", metavar="CONTAINER|POD", shell_complete=container_or_pod_names)
 @click.pass_context
 def attach_command(
-    ctx: click.Context, interactive: bool, detach_keys: str, ca: str, insecure: bool, container: str
-) -> int:
+    ctx: click.Context, interactive: bool, detach_keys: str, ca: str, insecure: bool, container: str, namespace: str,
+    agent: str, name: str,
+) -> int:  # fmt: skip
     """Show what a running container writes from now on; with -i, type into it.
 
     What it wrote before is in its log (`holdfast logs`). A container can only be typed into if it was made with stdin,
     and has a terminal if it was made with one. The session goes on while the daemon is down or restarts. An interrupt
-    ends attach, and not the container, unless the container has our terminal: then ctrl-c is a key like others.
+    ends attach, and not the container, unless the container has our terminal: then ctrl-c is a key like others. Pods of
+    the agent's are named as for `holdfast exec`.
 
     Exit status: that of the container if it ends; 0 after the detach keys.
 
@@ -121,17 +148,16 @@ def attach_command(
     holdfast attach -i --detach-keys ctrl-x,x shell
     """
     sequence = key_sequence(detach_keys)
-    daemon = client(ctx)
-    found = daemon.find_container(container)
-    tty = _has_terminal(daemon, found.id)
-    request = pb.AttachRequest(container_id=found.id, stdin=interactive, tty=tty, stdout=True, stderr=not tty)
+    daemon, found = targets.container(ctx, targets.Wanted(name, namespace, agent, container))
+    tty = _has_terminal(daemon, found)
+    request = pb.AttachRequest(container_id=found, stdin=interactive, tty=tty, stdout=True, stderr=not tty)
     url = daemon.call(daemon.runtime.Attach, request).url
     session = Session(interactive, tty, sequence, redraw=True)
-    status = run(session.run(url, Trust(ca, insecure)), f"attach to container {container}")
+    status = run(session.run(url, Trust(ca, insecure)), f"attach to container {name}")
     if session.detached:
-        print(f"holdfast: detached from container {container}, which runs on", file=sys.stderr)
+        print(f"holdfast: detached from container {name}, which runs on", file=sys.stderr)
         return 0
-    return status or _how_it_ended(daemon, found.id, container, session.outcome)
+    return status or _how_it_ended(daemon, found, name, session.outcome)
 
 
 def _has_terminal(daemon: Client, container_id: str) -> bool:

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 
 import click
 
-from holdfast.cli.client import client
+from holdfast.cli import targets
+from holdfast.cli.agent_client import agent_option, namespace_option
 from holdfast.cli.completion import pod_names
 from holdfast.cli.errors import CommandError
 from holdfast.cli.streams import CHUNK, LOST, Line, Trust, dialled, run, trust_options
@@ -34,17 +35,21 @@ class Pair(NamedTuple):
     "--address", default="localhost", show_default=True, metavar="ADDRESS[,ADDRESS...]", help="Where to listen."
 )
 @trust_options
+@namespace_option
+@agent_option
 @click.argument("pod", shell_complete=pod_names)
 @click.argument("ports", nargs=-1, required=True, metavar="[LOCAL:]REMOTE...")
 @click.pass_context
 def port_forward_command(
-    ctx: click.Context, address: str, ca: str, insecure: bool, pod: str, ports: tuple[str, ...]
-) -> int:
+    ctx: click.Context, address: str, ca: str, insecure: bool, namespace: str, agent: str, pod: str,
+    ports: tuple[str, ...],
+) -> int:  # fmt: skip
     """Forward local ports to ports of a pod, on its own loopback, until interrupted.
 
     LOCAL and REMOTE are the same if one is given; ":REMOTE" takes a local port that is free. Any number of connections
     may be open at once. They do not depend on the daemon: they go on while it is down or restarts. What a connection
-    fails of is told on stderr, and ends that connection only.
+    fails of is told on stderr, and ends that connection only. Of a pod of the agent's (pod/NAME) it is the sandbox that
+    it has now.
 
     Exit status: 0 when interrupted, 1 when the pod is gone or nothing could be forwarded.
 
@@ -53,9 +58,8 @@ def port_forward_command(
     holdfast port-forward --address 127.0.0.1,10.0.0.5 web :80
     """
     pairs, addresses = [pair_of(text) for text in ports], tuple(filter(None, address.split(",")))
-    daemon = client(ctx)
-    found = daemon.find_pod(pod)
-    request = pb.PortForwardRequest(pod_sandbox_id=found.id, port=sorted({one.remote for one in pairs}))
+    daemon, found = targets.sandbox(ctx, targets.Wanted(pod, namespace, agent))
+    request = pb.PortForwardRequest(pod_sandbox_id=found, port=sorted({one.remote for one in pairs}))
     url = daemon.call(daemon.runtime.PortForward, request).url
     what = f"forward to pod {pod}"
     try:

@@ -9,8 +9,9 @@ from typing import BinaryIO, Final, NamedTuple, Self
 
 import click
 
-from holdfast.cli.client import Client, client
-from holdfast.cli.completion import container_names
+from holdfast.cli import targets
+from holdfast.cli.client import Client
+from holdfast.cli.completion import container_or_pod_names
 from holdfast.cli.entries import Entries, Entry, last_lines, not_before, since_of
 from holdfast.cli.errors import CommandError, Missing, Unreachable
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -19,7 +20,9 @@ POLL_SECONDS: Final = 0.1
 
 
 @click.command("logs")
-@click.argument("container", shell_complete=container_names)
+@click.argument("name", metavar="CONTAINER|POD", shell_complete=container_or_pod_names)
+@targets.pod_options
+@click.option("--previous", "-p", is_flag=True, help="Of the agent's pod: of the run before the last one.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the container has exited or is removed.")
 @click.option(
     "--since",
@@ -32,26 +35,32 @@ POLL_SECONDS: Final = 0.1
 )
 @click.option("--timestamps", "-t", is_flag=True, help="Print the time before each line.")
 @click.pass_context
-def logs_command(ctx: click.Context, container: str, follow: bool, since: str, tail: int, timestamps: bool) -> None:
+def logs_command(
+    ctx: click.Context, name: str, container: str, namespace: str, agent: str, previous: bool, follow: bool, since: str,
+    tail: int, timestamps: bool,
+) -> None:  # fmt: skip
     """Print what a container has written: its stdout on stdout, its stderr on stderr.
 
     The log is read from the file itself. Following it goes on while the daemon is down, and across rotation; what was
     rotated away before is not shown. Lines that are long, and so in parts in the file, are whole again; --since and
     --tail hold for whole lines, and a time is that of a line's beginning.
 
+    What no container is called is a pod of the agent's (pod/NAME always is), and its container that of -c, that of its
+    annotation kubectl.kubernetes.io/default-container, or the first, which is told.
+
     \b
     holdfast logs --tail 20 -f web
     holdfast logs --since 5m -t web 2>/dev/null
     holdfast logs --since 2026-01-02T03:04:05Z web
+    holdfast logs web -c httpd --previous
     """
     wanted = Wanted(since_of(since) if since else None, None if tail < 0 else tail, timestamps)
-    daemon = client(ctx)
-    found = daemon.find_container(container)
-    path = status_of(daemon, found.id).log_path
+    daemon, found = targets.container(ctx, targets.Wanted(name, namespace, agent, container, previous))
+    path = status_of(daemon, found).log_path
     if not path:
-        raise CommandError(f"cannot read the log of container {container}: it has none")
+        raise CommandError(f"cannot read the log of container {name}: it has none")
     with Log(Path(path)) as log:
-        follow_log(log, exited(daemon, found.id) if follow else lambda: True, wanted)
+        follow_log(log, exited(daemon, found) if follow else lambda: True, wanted)
 
 
 def status_of(daemon: Client, container_id: str) -> pb.ContainerStatus:

@@ -34,7 +34,7 @@ VERBS: Final = {
     "events": ("events", "Show what happens to pods and containers."),
     "version": ("node", "Show the versions of client and daemon."),
     "agent": ("agent", "Run the pods of a directory of manifests."),
-    "apply": ("agent_pods", "Have the agent run what a manifest says."),
+    "apply": ("agent_pods", "Have the agent run what manifests say."),
     "get": ("agent_pods", "List the agent's pods."),
     "describe": ("agent_pods", "Show what a pod of the agent is, does and has met with."),
     "delete": ("agent_pods", "End pods of the agent."),

@@ -51,10 +51,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(width=10_000, highlight=False).print(drawn)  # an id that was cut is of no use
 
 
-def lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's lines, as plain text."""
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def lines(rows: Sequence[Sequence[str]], widths: Sequence[int] = (), gap: int = 3) -> list[str]:
+    """A table's lines, as plain text; columns are as wide as they need to be if nobody says how wide."""
+    widths = widths or [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    between = " " * gap
+    return [between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def ago(moment: int) -> str:

@@ -12,7 +12,7 @@ import click
 from holdfast.cli.client import Client, client, each, named
 from holdfast.cli.completion import pod_names
 from holdfast.cli.errors import CommandError
-from holdfast.cli.output import ago, as_dict, output_option, short, show, table
+from holdfast.cli.output import ago, as_dict, lines, output_option, short, show, table
 from holdfast.proto import runtime_v1_pb2 as pb
 
 COLUMNS: Final = ("POD ID", "CREATED", "STATE", "NAME", "NAMESPACE", "ATTEMPT", "RUNTIME")
@@ -86,20 +86,18 @@ def _print_changes(
     for kind, pods in changes:
         rows = [_row(one, no_trunc, "Removed" if kind == "DELETED" else "") for one in pods]
         if output == "json":
-            lines = [json.dumps({"type": kind, "object": as_dict(one)}) for one in pods]
+            texts = [json.dumps({"type": kind, "object": as_dict(one)}) for one in pods]
         elif output == "yaml":
             import yaml
 
-            lines = ["---\n" + yaml.safe_dump({"type": kind, "object": as_dict(one)}).rstrip() for one in pods]
+            texts = ["---\n" + yaml.safe_dump({"type": kind, "object": as_dict(one)}).rstrip() for one in pods]
         elif quiet:
-            lines = [one.id for one in pods]
+            texts = [one.id for one in pods]
         else:
             rows = rows if widths else [COLUMNS, *rows]
             widths = widths or [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-            lines = [
-                "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-            ]
-        for line in lines:
+            texts = lines(rows, widths)
+        for line in texts:
             click.echo(line)
         sys.stdout.flush()
 

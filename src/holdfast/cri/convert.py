@@ -185,7 +185,7 @@ def event(one: Happening | Notice | Gap) -> node_pb2.Event:
         pod_name=pod.meta.name,
         namespace=pod.meta.namespace,
         state=str(pod.state),
-        reason=pod.status.reason,
+        reason=one.reason or pod.status.reason,
     )
     if one.container is not None:
         container = one.container

@@ -16,7 +16,7 @@ from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.foreign import Foreign
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.networks import Networks
-from holdfast.lifecycle.objects import Container, Pod, container_cgroup, init_cgroup
+from holdfast.lifecycle.objects import Container, Pod, container_cgroup, init_cgroup, network_cgroup
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.tasks import apart, in_thread
 from holdfast.lifecycle.volumes import Volumes
@@ -153,7 +153,8 @@ class Cleanup:
             await self._sandboxes.end(pod, handler)
         await self._shims.end(pod_id, pod.status.shim)
         crashpoint("sandbox.shim")
-        await self._cgroups.remove(init_cgroup(pod.meta), kill=True)
+        for path in (network_cgroup(pod.meta), init_cgroup(pod.meta)):
+            await self._cgroups.remove(path, kill=True)
         crashpoint("sandbox.init")
         await apart(self._unpin, pod_id)
         crashpoint("sandbox.unpinned")

@@ -33,6 +33,7 @@ class Kind(IntEnum):
     CLEANED = 4  # of a container that has stopped: nothing of its task is left
     OOM = 6  # of a container: the kernel has killed one of its processes for want of memory
     ADOPTED = 5  # of a pod: its shim was dead, and another one has taken over
+    DETACHED = 7  # of a pod: something that others had mounted in one of its volumes, told as the reason
 
 
 CRI_KINDS: Final = frozenset({Kind.CREATED, Kind.STARTED, Kind.STOPPED, Kind.DELETED})
@@ -49,6 +50,7 @@ class Happening:
     pod: Pod
     container: Container | None  # whose event it is, when it is not the sandbox's
     containers: tuple[Container, ...]
+    reason: str = ""  # more than the status says
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,14 @@ class Events:
         self.last = max(self.last, earlier)
         return self.last + MOST
 
-    def add(self, kind: Kind, pod: Pod, container: Container | None = None) -> None:
+    def add(self, kind: Kind, pod: Pod, container: Container | None = None, reason: str = "") -> None:
         """Tell whoever listens. Statuses are replaced, never changed, so that a shallow copy stays as it is."""
         self.last += 1
         about = copy.copy(container) if container is not None else None
         subject = (about or pod).meta.id
         containers = tuple(copy.copy(one) for one in pod.containers.values() if one.acknowledged)
-        self._ring.append(Happening(self.last, self._clock.now(), kind, subject, copy.copy(pod), about, containers))
+        now, about_pod = self._clock.now(), copy.copy(pod)
+        self._ring.append(Happening(self.last, now, kind, subject, about_pod, about, containers, reason))
         self.count.add(kind.name.lower())
         self._wake()
 

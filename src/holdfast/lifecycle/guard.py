@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from holdfast.lifecycle.events import Kind
 from holdfast.lifecycle.objects import Pod
 from holdfast.lifecycle.tasks import apart, within
 from holdfast.lifecycle.world import World
@@ -55,8 +56,9 @@ class Guard:
         work = within(SECONDS, apart(_clear, pod.meta.uid), f"look for mounts in the volumes of pod {pod.meta.id}")
         detached, kept = await work
         for one in detached:
-            what = f"{one.fstype} from {one.source}, {one.root} of it"
-            log.warning("detached what was mounted in a volume of pod %s: %s (%s)", pod.meta.id, one.target, what)
+            what = f"{one.target} ({one.fstype} from {one.source}, {one.root} of it)"
+            log.warning("detached what was mounted in a volume of pod %s: %s", pod.meta.id, what)
+            self._world.tell(Kind.DETACHED, pod, reason=what)
         if kept is not None:
             why = f"{kept.filename}, mounted in its volume, {kept.strerror}"
             raise FailedPrecondition(f"cannot stop pod sandbox {pod.meta.id} yet: {why}; unmount it") from kept

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.objects import Pod, init_cgroup
+from holdfast.lifecycle.objects import Pod, network_cgroup
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.world import World
 from holdfast.linux import address, files
@@ -164,7 +164,7 @@ def pod_network(pod: Pod) -> PodNetwork:
         name=pod.meta.name,
         namespace=pod.meta.namespace,
         uid=pod.meta.uid,
-        cgroup=init_cgroup(pod.meta),
+        cgroup=network_cgroup(pod.meta),
         ports=tuple(
             Port(PROTOCOLS[one.protocol], one.container_port, one.host_port, one.host_ip)
             for one in config.port_mappings

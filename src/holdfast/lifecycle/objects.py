@@ -87,3 +87,8 @@ def pod_cgroup(pod: Pod) -> str:
 def init_cgroup(meta: PodMetadata) -> str:
     """Where the init of a shared pid namespace is, so that it can be found and ended without its shim."""
     return cgroups.path_of(meta.cgroup_parent, meta.id)
+
+
+def network_cgroup(meta: PodMetadata) -> str:
+    """Where its network plugins are executed: in none of a container's, which an OCI runtime wants to itself."""
+    return f"{init_cgroup(meta)}-cni"

@@ -270,9 +270,9 @@ class World:
             owner.intents.pop(op, None)
             self.changes += 1
 
-    def tell(self, kind: Kind, pod: Pod, container: Container | None = None) -> None:
+    def tell(self, kind: Kind, pod: Pod, container: Container | None = None, reason: str = "") -> None:
         """Tell whoever follows events of what is no change of state."""
-        self._events.add(kind, pod, container)
+        self._events.add(kind, pod, container, reason)
 
     async def delete_pod(self, pod: Pod) -> None:
         """Forget a pod of which nothing is left. Its row, name and intents go at once."""

@@ -139,12 +139,15 @@ def temporary_age(name: str) -> float | None:
     return age if age >= 0 else math.inf
 
 
-def overwrite(path: Path_, data: bytes) -> None:
+def overwrite(path: Path_, data: bytes, *, sync: bool = False) -> None:
     """Write over the beginning of a file, which takes no room that it does not have already."""
     fault("write", path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.pwrite(descriptor, data, 0)
+        if os.pwrite(descriptor, data, 0) < len(data):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(path))
+        if sync:
+            fsync(descriptor, path)
     finally:
         os.close(descriptor)
 
@@ -159,6 +162,12 @@ def rename(source: Path_, target: Path_) -> None:
     """rename(2)."""
     fault("rename", target)
     os.rename(source, target)
+
+
+def link(source: Path_, target: Path_) -> None:
+    """link(2): another name. Raises FileExistsError if it is one already."""
+    fault("link", target)
+    os.link(source, target, follow_symlinks=False)
 
 
 def unlink(path: Path_) -> None:

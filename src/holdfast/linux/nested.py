@@ -22,10 +22,13 @@ NO_LINKS: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESO
 def strangers(directory: str, mounts: Iterable[MountEntry]) -> list[MountEntry]:
     """Those of `mounts` that are not the directory's own, what lies deeper last.
 
-    Its own may be one: memory that is mounted at the directory itself, below all else that is mounted there, and which
-    hides nothing: it came first. Of those that are mounted one upon the other the topmost comes first.
+    Its own may be one: memory that is mounted at the directory itself, all of it, below all else that is mounted there,
+    which hides nothing (it came first) and is seen nowhere but in the same pod's directories (else it is somebody's who
+    has bound it here). Of those that are mounted one upon the other the topmost comes first.
     """
+    mounts = tuple(mounts)
     inside = {one.id: one for one in mounts if f"{one.target}/".startswith(f"{directory}/")}
+    pod = _pod(directory)
 
     def below(one: MountEntry) -> MountEntry | None:
         """What it lies upon at the same place."""
@@ -41,12 +44,19 @@ def strangers(directory: str, mounts: Iterable[MountEntry]) -> list[MountEntry]:
             heights[upper.id] = 0 if (lower := below(upper)) is None else heights[lower.id] + 1
 
     def is_own(one: MountEntry) -> bool:
-        if one.target != directory or one.fstype not in MEMORY or heights[one.id]:
+        if one.target != directory or one.fstype not in MEMORY or one.root != "/" or heights[one.id]:
+            return False
+        if any(other.device == one.device and pod not in other.target for other in mounts):
             return False
         return all(other is one or other.parent != one.parent for other in inside.values())
 
     found = (one for one in inside.values() if not is_own(one))
     return sorted(found, key=lambda one: (one.target.count("/"), -heights[one.id]))
+
+
+def _pod(directory: str) -> str:
+    """ "/pods/UID/" of a volume .../pods/UID/volumes/KIND/NAME: a kubelet's root may be seen in several places."""
+    return "/".join(("", *directory.split("/")[-5:-3], ""))
 
 
 def detach_strangers(directory: str) -> list[MountEntry]:

@@ -57,6 +57,11 @@ def slice_path(name: str) -> str:
     return "".join(f"/{'-'.join(words[: count + 1])}.slice" for count in range(len(words)))
 
 
+def as_slice(path: str) -> str:
+    """What a kubelet calls the cgroup at a path when systemd makes it: "/a-b/c" is "a_b-c.slice"."""
+    return "-".join(word.replace("-", "_") for word in path.strip("/").split("/")) + ".slice"
+
+
 def parent_path(parent: str) -> str:
     """Where a pod's cgroup is, or that of all pods."""
     return slice_path(parent) if is_slice(parent) else parent.rstrip("/")

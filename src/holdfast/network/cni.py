@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 FILE_LIMIT: Final = 1024 * 1024
 STATUS_AGE: Final = 10.0
-PLUGIN_CGROUP: Final = "cni"
 TEMPLATED: Final = "10-holdfast.conflist"
 
 
@@ -37,7 +36,7 @@ class Cni:
     ) -> None:
         self._directory = directory
         self._plugins = plugins
-        self._cgroup = f"{cgroup_root}/{PLUGIN_CGROUP}"
+        self._cgroup = f"{cgroup_root}/cni"
         self._cgroup_root = cgroup_root
         self._most = most
         self._template = template
@@ -73,12 +72,12 @@ class Cni:
                     raise Unavailable(f"cannot set up network {one.name}: no plugin of it has answered")
                 ips += _addresses(one, result)
         finally:
-            await self._clear(pod)
+            await in_thread(_remove, pod.cgroup)
         return NetworkResult(tuple(ips), tuple(done))
 
     async def delete(self, pod: PodNetwork, namespace: Path, attached: NetworkResult) -> None:
         """What an earlier ADD still does is ended first. One network that fails does not keep the others."""
-        await in_thread(_end, self._of(pod))
+        await in_thread(_end, pod.cgroup)
         failure: HoldfastError | None = None
         try:
             for one in reversed(attached.attachments):
@@ -88,7 +87,7 @@ class Cni:
                     log.warning("pod %s: %s", pod.id, exc)
                     failure = failure or exc
         finally:
-            await self._clear(pod)
+            await in_thread(_remove, pod.cgroup)
         if failure is not None:
             raise failure
 
@@ -99,7 +98,7 @@ class Cni:
                 if one.result is not None and NetworkList(one.network).checks:
                     await self._chain("CHECK", pod, namespace, one)
         finally:
-            await self._clear(pod)
+            await in_thread(_remove, pod.cgroup)
 
     async def collect(self, alive: Iterable[tuple[str, Attachment]]) -> None:
         """Tell the plugins which attachments, with their pods' ids, there are: GC releases all others of ours.
@@ -201,7 +200,7 @@ class Cni:
             "CNI_ARGS": environment(pod),
         }
         config = NetworkList(attachment.network).for_plugin(plugin, attachment.arguments, attachment.result)
-        return await self._plugins.call(str(plugin["type"]), verb, config, variables, self._of(pod))
+        return await self._plugins.call(str(plugin["type"]), verb, config, variables, pod.cgroup)
 
     def _load(self) -> list[NetworkList]:
         """The first ones by file name. Raises InvalidArgument that names the file, Unavailable."""
@@ -221,14 +220,6 @@ class Cni:
             return []
         except OSError as exc:
             raise Unavailable(f"cannot list network configurations: {exc}") from exc
-
-    def _of(self, pod: PodNetwork) -> str:
-        return f"{pod.cgroup}/{PLUGIN_CGROUP}"
-
-    async def _clear(self, pod: PodNetwork) -> None:
-        """The cgroup goes when its processes have gone; whoever removes the pod's removes what is left of it."""
-        await in_thread(_remove, self._of(pod))
-        await in_thread(cgroup.remove_if_empty, pod.cgroup)
 
 
 def _text(path: Path) -> str:
@@ -259,6 +250,7 @@ def _end(path: str) -> None:
 
 
 def _remove(path: str) -> None:
+    """It goes when its processes have gone; whoever ends the pod removes what is left of it."""
     try:
         cgroup.kill(path)
         cgroup.remove(path)

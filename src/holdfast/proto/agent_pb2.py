@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aholdfast/proto/agent.proto\x12\x0bholdfast.v1\" \n\x0c\x41pplyRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"/\n\nApplyReply\x12\x0f\n\x07\x61pplied\x18\x01 \x03(\t\x12\x10\n\x08warnings\x18\x02 \x03(\t\"\\\n\rDeleteRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\x05grace\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_grace\"\r\n\x0b\x44\x65leteReply\"2\n\x0fListPodsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x9b\x01\n\rListPodsReply\x12#\n\x04pods\x18\x01 \x03(\x0b\x32\x15.holdfast.v1.AgentPod\x12\x36\n\x06unread\x18\x02 \x03(\x0b\x32&.holdfast.v1.ListPodsReply.UnreadEntry\x1a-\n\x0bUnreadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa2\x01\n\x08\x41gentPod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04json\x18\x05 \x01(\t\x12%\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x15.holdfast.v1.PodEvent\x12\x0f\n\x07volumes\x18\x07 \x03(\t\x12\x12\n\ndeleted_at\x18\x08 \x01(\x03\"7\n\x08PodEvent\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\x93\x02\n\x05\x41gent\x12;\n\x05\x41pply\x12\x19.holdfast.v1.ApplyRequest\x1a\x17.holdfast.v1.ApplyReply\x12>\n\x06\x44\x65lete\x12\x1a.holdfast.v1.DeleteRequest\x1a\x18.holdfast.v1.DeleteReply\x12\x44\n\x08ListPods\x12\x1c.holdfast.v1.ListPodsRequest\x1a\x1a.holdfast.v1.ListPodsReply\x12G\n\tWatchPods\x12\x1c.holdfast.v1.ListPodsRequest\x1a\x1a.holdfast.v1.ListPodsReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aholdfast/proto/agent.proto\x12\x0bholdfast.v1\" \n\x0c\x41pplyRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"=\n\nApplyReply\x12\x0f\n\x07\x61pplied\x18\x01 \x03(\t\x12\x10\n\x08warnings\x18\x02 \x03(\t\x12\x0c\n\x04\x64one\x18\x03 \x03(\t\"\\\n\rDeleteRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\x05grace\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_grace\"\r\n\x0b\x44\x65leteReply\"2\n\x0fListPodsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xac\x01\n\rListPodsReply\x12#\n\x04pods\x18\x01 \x03(\x0b\x32\x15.holdfast.v1.AgentPod\x12\x36\n\x06unread\x18\x02 \x03(\x0b\x32&.holdfast.v1.ListPodsReply.UnreadEntry\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x1a-\n\x0bUnreadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa2\x01\n\x08\x41gentPod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04json\x18\x05 \x01(\t\x12%\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x15.holdfast.v1.PodEvent\x12\x0f\n\x07volumes\x18\x07 \x03(\t\x12\x12\n\ndeleted_at\x18\x08 \x01(\x03\"i\n\x08PodEvent\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08\x66irst_at\x18\x04 \x01(\x03\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0f\n\x07warning\x18\x06 \x01(\x08\x32\x93\x02\n\x05\x41gent\x12;\n\x05\x41pply\x12\x19.holdfast.v1.ApplyRequest\x1a\x17.holdfast.v1.ApplyReply\x12>\n\x06\x44\x65lete\x12\x1a.holdfast.v1.DeleteRequest\x1a\x18.holdfast.v1.DeleteReply\x12\x44\n\x08ListPods\x12\x1c.holdfast.v1.ListPodsRequest\x1a\x1a.holdfast.v1.ListPodsReply\x12G\n\tWatchPods\x12\x1c.holdfast.v1.ListPodsRequest\x1a\x1a.holdfast.v1.ListPodsReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPLYREQUEST']._serialized_start=43
   _globals['_APPLYREQUEST']._serialized_end=75
   _globals['_APPLYREPLY']._serialized_start=77
-  _globals['_APPLYREPLY']._serialized_end=124
-  _globals['_DELETEREQUEST']._serialized_start=126
-  _globals['_DELETEREQUEST']._serialized_end=218
-  _globals['_DELETEREPLY']._serialized_start=220
-  _globals['_DELETEREPLY']._serialized_end=233
-  _globals['_LISTPODSREQUEST']._serialized_start=235
-  _globals['_LISTPODSREQUEST']._serialized_end=285
-  _globals['_LISTPODSREPLY']._serialized_start=288
-  _globals['_LISTPODSREPLY']._serialized_end=443
-  _globals['_LISTPODSREPLY_UNREADENTRY']._serialized_start=398
-  _globals['_LISTPODSREPLY_UNREADENTRY']._serialized_end=443
-  _globals['_AGENTPOD']._serialized_start=446
-  _globals['_AGENTPOD']._serialized_end=608
-  _globals['_PODEVENT']._serialized_start=610
-  _globals['_PODEVENT']._serialized_end=665
-  _globals['_AGENT']._serialized_start=668
-  _globals['_AGENT']._serialized_end=943
+  _globals['_APPLYREPLY']._serialized_end=138
+  _globals['_DELETEREQUEST']._serialized_start=140
+  _globals['_DELETEREQUEST']._serialized_end=232
+  _globals['_DELETEREPLY']._serialized_start=234
+  _globals['_DELETEREPLY']._serialized_end=247
+  _globals['_LISTPODSREQUEST']._serialized_start=249
+  _globals['_LISTPODSREQUEST']._serialized_end=299
+  _globals['_LISTPODSREPLY']._serialized_start=302
+  _globals['_LISTPODSREPLY']._serialized_end=474
+  _globals['_LISTPODSREPLY_UNREADENTRY']._serialized_start=429
+  _globals['_LISTPODSREPLY_UNREADENTRY']._serialized_end=474
+  _globals['_AGENTPOD']._serialized_start=477
+  _globals['_AGENTPOD']._serialized_end=639
+  _globals['_PODEVENT']._serialized_start=641
+  _globals['_PODEVENT']._serialized_end=746
+  _globals['_AGENT']._serialized_start=749
+  _globals['_AGENT']._serialized_end=1024
 # @@protoc_insertion_point(module_scope)

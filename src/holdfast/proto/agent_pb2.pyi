@@ -13,12 +13,14 @@ class ApplyRequest(_message.Message):
     def __init__(self, manifest: _Optional[bytes] = ...) -> None: ...
 
 class ApplyReply(_message.Message):
-    __slots__ = ("applied", "warnings")
+    __slots__ = ("applied", "warnings", "done")
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
     applied: _containers.RepeatedScalarFieldContainer[str]
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, applied: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    done: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, applied: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., done: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeleteRequest(_message.Message):
     __slots__ = ("kind", "namespace", "name", "grace")
@@ -45,7 +47,7 @@ class ListPodsRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class ListPodsReply(_message.Message):
-    __slots__ = ("pods", "unread")
+    __slots__ = ("pods", "unread", "runtime")
     class UnreadEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,9 +57,11 @@ class ListPodsReply(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     PODS_FIELD_NUMBER: _ClassVar[int]
     UNREAD_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     pods: _containers.RepeatedCompositeFieldContainer[AgentPod]
     unread: _containers.ScalarMap[str, str]
-    def __init__(self, pods: _Optional[_Iterable[_Union[AgentPod, _Mapping]]] = ..., unread: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    runtime: str
+    def __init__(self, pods: _Optional[_Iterable[_Union[AgentPod, _Mapping]]] = ..., unread: _Optional[_Mapping[str, str]] = ..., runtime: _Optional[str] = ...) -> None: ...
 
 class AgentPod(_message.Message):
     __slots__ = ("namespace", "name", "uid", "source", "json", "events", "volumes", "deleted_at")
@@ -80,11 +84,17 @@ class AgentPod(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., uid: _Optional[str] = ..., source: _Optional[str] = ..., json: _Optional[str] = ..., events: _Optional[_Iterable[_Union[PodEvent, _Mapping]]] = ..., volumes: _Optional[_Iterable[str]] = ..., deleted_at: _Optional[int] = ...) -> None: ...
 
 class PodEvent(_message.Message):
-    __slots__ = ("at", "reason", "message")
+    __slots__ = ("at", "reason", "message", "first_at", "count", "warning")
     AT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_AT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
     at: int
     reason: str
     message: str
-    def __init__(self, at: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    first_at: int
+    count: int
+    warning: bool
+    def __init__(self, at: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., first_at: _Optional[int] = ..., count: _Optional[int] = ..., warning: _Optional[bool] = ...) -> None: ...

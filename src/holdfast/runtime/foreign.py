@@ -15,11 +15,12 @@ import secrets
 import signal
 import socket
 import stat
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import files, process
+from holdfast.linux import files, process, table
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged, DeadlineExceeded, Unavailable
 from holdfast.model.state import ProcessRef
@@ -106,7 +107,16 @@ class ForeignShims:
 
     def is_shim(self, pid: int, pod_id: str) -> bool:
         """Whether this process was started as the pod's shim, at our events socket."""
-        words = process.arguments(pid)
+        return self._names(process.arguments(pid), pod_id)
+
+    def search(self, pod_id: str) -> list[ProcessRef]:
+        """Every process that was started as the pod's shim, for when none answers. Blocks."""
+        if not (self._pods / pod_id / pod_id).exists():
+            return []  # without a sandbox bundle none was
+        found = [one for one in table.processes()[0] if one.alive and self._names(one.argv, pod_id)]
+        return [ProcessRef(one.pid, one.start_time, process.boot_id()) for one in found]
+
+    def _names(self, words: Sequence[str], pod_id: str) -> bool:
         pairs = list(itertools.pairwise(words))
         return ("-id", pod_id) in pairs and ("-address", str(self._events)) in pairs
 

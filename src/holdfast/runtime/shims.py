@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import process
+from holdfast.linux.threads import in_thread
 from holdfast.model.cgroups import unit_of
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Unavailable
 from holdfast.model.settle import Shim
@@ -55,6 +56,14 @@ async def wait_ended(pinned: process.Pinned, seconds: float | None = None) -> bo
         finally:
             loop.remove_reader(pinned.fd)
     return True
+
+
+async def _kill(pod_id: str, shim: ProcessRef) -> None:
+    with process.pin(shim.pid, shim.start_time) as pinned:
+        if pinned is not None:
+            pinned.send(signal.SIGKILL)
+    if not await wait_gone(shim, END_SECONDS):
+        raise DeadlineExceeded(f"cannot end shim of pod {pod_id}: pid {shim.pid} does not die")
 
 
 class Shims:
@@ -177,11 +186,10 @@ class Shims:
         if shim is not None and alive(shim):
             await self._ask_to_end(pod_id)
             if not await wait_gone(shim, END_SECONDS):
-                with process.pin(shim.pid, shim.start_time) as pinned:
-                    if pinned is not None:
-                        pinned.send(signal.SIGKILL)
-                if not await wait_gone(shim, END_SECONDS):
-                    raise DeadlineExceeded(f"cannot end shim of pod {pod_id}: pid {shim.pid} does not die")
+                await _kill(pod_id, shim)
+        elif shim is None:
+            for unanswering in await in_thread(self.foreign.search, pod_id):
+                await _kill(pod_id, unanswering)
         self.forget(pod_id)
         self.foreign.forget(pod_id)
 

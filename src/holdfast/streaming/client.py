@@ -1,6 +1,7 @@
 """The other end of streaming sessions: who asks for an exec, an attach or a port-forward, over WebSocket. No I/O.
 
 exec and attach speak v5.channel.k8s.io: the first byte of a message is its channel; a message [255, n] ends channel n.
+They make do with v4, which is all that runtimes before Kubernetes 1.30 speak, and in which stdin has no end.
 A port-forward is SPDY/3.1 in the bytes of a WebSocket's messages (SPDY/3.1+portforward.k8s.io): a pair of streams for
 each connection, so that each may be half closed, and is told its own error.
 """
@@ -18,6 +19,7 @@ from holdfast.streaming import spdy
 from holdfast.streaming.session import STDERR, STDOUT, Ended, Outcome, ProtocolError, Received
 
 COMMAND: Final = "v5.channel.k8s.io"
+ENDLESS: Final = "v4.channel.k8s.io"
 FORWARD: Final = "SPDY/3.1+portforward.k8s.io"
 STDIN, ERROR, RESIZE, END = 0, 3, 4, 255  # channels of COMMAND
 OUTPUTS: Final = {1: STDOUT, 2: STDERR}
@@ -64,10 +66,12 @@ ForwardEvent = Received | Ended | Failed | Room
 class _WebSocket:
     """Pieces of messages in and out, once the upgrade is done: nothing may be sent before it is `open`."""
 
-    def __init__(self, host: str, target: str, protocol: str) -> None:
-        self._protocol = protocol
+    def __init__(self, host: str, target: str, *protocols: str) -> None:
+        self._protocols = protocols
         self._websocket = WSConnection(ConnectionType.CLIENT)
-        self._outgoing = bytearray(self._websocket.send(events.Request(host, target, subprotocols=[protocol])))
+        request = events.Request(host, target, subprotocols=list(protocols))
+        self._outgoing = bytearray(self._websocket.send(request))
+        self.protocol: str | None = None  # that the server has chosen
         self._refusal: tuple[int, bytearray] | None = None
         self.open = False
         self.over = False
@@ -96,9 +100,10 @@ class _WebSocket:
     def _handle(self, event: events.Event) -> None:
         match event:
             case events.AcceptConnection():
-                if event.subprotocol != self._protocol:
-                    raise ProtocolError(f"the server does not speak {self._protocol}, but {event.subprotocol}")
-                self.open = True
+                if event.subprotocol not in self._protocols:
+                    known = ", ".join(self._protocols)
+                    raise ProtocolError(f"the server does not speak {known}, but {event.subprotocol}")
+                self.open, self.protocol = True, event.subprotocol
             case events.RejectConnection():
                 self._refusal = event.status_code, bytearray()
                 if not event.has_body:
@@ -141,7 +146,7 @@ class Command:
     """One exec or attach, asked for at `target` of `host` (as its URL has them)."""
 
     def __init__(self, host: str, target: str) -> None:
-        self._websocket = _WebSocket(host, target, COMMAND)
+        self._websocket = _WebSocket(host, target, COMMAND, ENDLESS)
         self._channel: int | None = None  # of the message that is being received
         self._status = bytearray()
         self.outgoing = self._websocket.outgoing
@@ -179,6 +184,9 @@ class Command:
             self._websocket.send(bytes([STDIN]) + data[start : start + LARGEST_PIECE])
 
     def end_input(self) -> None:
+        """Raises ProtocolError when the server knows no such thing: its command would wait for ever."""
+        if self._websocket.protocol == ENDLESS:
+            raise ProtocolError(f"the end of stdin cannot be told to a server that speaks only {ENDLESS}")
         self._websocket.send(bytes([END, STDIN]))
 
     def resize(self, width: int, height: int) -> None:

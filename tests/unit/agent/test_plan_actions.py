@@ -12,7 +12,9 @@ from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health, Kind
 from holdfast.agent.plan.probes import Run as Results
-from holdfast.agent.pod.spec import Container, Count, ExecAction, Metadata, Name, Pod, PodSpec, Probe, Subdomain
+from holdfast.agent.pod.containers import Container, ExecAction, ExitCodes, Probe, RestartRule
+from holdfast.agent.pod.scalars import Count, Name, Seconds, Subdomain
+from holdfast.agent.pod.spec import Metadata, Pod, PodSpec
 
 READY = Sandbox("s", 0, True)
 RUNNING, EXITED, UNKNOWN, CREATED = State.RUNNING, State.EXITED, State.UNKNOWN, State.CREATED
@@ -89,6 +91,37 @@ def test_restart_policies(policy: str, code: int, again: bool) -> None:
     one = pod("a", "b", policy=policy)
     found = plan(one, there(run("a", EXITED, code=code), run("b", RUNNING)), Remembered(), NOW)
     assert found == Actions(starts=(Start("a", 1),) if again else ())
+
+
+def test_a_containers_own_policy_and_rules_come_before_the_pods() -> None:
+    def again(code: int, policy: str, pods: str, *rules: RestartRule) -> bool:
+        one = pod("a", "b", policy=pods)
+        own = replace(one.spec.containers[0], restart_policy=policy, restart_policy_rules=rules)
+        one = replace(one, spec=replace(one.spec, containers=(own, one.spec.containers[1])))
+        return bool(plan(one, there(run("a", EXITED, code=code), run("b", RUNNING)), Remembered(), NOW).starts)
+
+    assert (again(0, "Never", "Always"), again(0, "Always", "Never")) == (False, True)
+    assert (again(0, "OnFailure", "Always"), again(1, "OnFailure", "Never")) == (False, True)
+    some = RestartRule("Restart", ExitCodes("In", (Seconds(42), Seconds(43))))
+    most = RestartRule("Restart", ExitCodes("NotIn", (Seconds(0), Seconds(1))))
+    assert [again(code, "Never", "Always", some) for code in (0, 42, 43, 44)] == [False, True, True, False]
+    assert [again(code, "Never", "Always", some, most) for code in (0, 1, 2, 42)] == [False, False, True, True]
+
+
+def test_an_init_container_has_its_own_policy_too() -> None:
+    one = pod("a", init=("x",))
+    never = replace(one.spec.init_containers[0], restart_policy="Never")
+    one = replace(one, spec=replace(one.spec, init_containers=(never,)))
+    assert plan(one, there(run("x", EXITED, code=1)), Remembered(), NOW).finished == "Failed"
+    assert plan(one, there(run("x", EXITED)), Remembered(), NOW).starts == starts("a")
+
+
+def test_who_comes_after_a_sidecar_waits_for_its_hook() -> None:
+    one = pod("a", init=("s+",))
+    known = Remembered(hooks={"s": 0})
+    assert plan(one, there(run("s", RUNNING)), known, NOW) == Actions()
+    later = there(run("s", EXITED), run("s", RUNNING, attempt=1))
+    assert plan(one, later, known, NOW).starts == starts("a"), "that was the hook of the run before"
 
 
 def test_a_container_that_ends_again_waits() -> None:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from holdfast.agent.plan.backoff import CALM, FIRST, LONGEST, NS, Backoff
 from holdfast.agent.plan.probes import Health, Kind
-from holdfast.agent.pod.spec import Container, Count, ExecAction, Name, Probe
+from holdfast.agent.pod.containers import Container, ExecAction, Probe
+from holdfast.agent.pod.scalars import Count, Name
 
 
 def probe(success: int = 1, failure: int = 3) -> Probe:

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
-from holdfast.agent.plan.actions import NS, Remembered
+from holdfast.agent.plan.actions import NS, Remembered, Turned
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health
 from holdfast.agent.plan.probes import Run as Results
-from holdfast.agent.plan.status import Waiting, status
-from holdfast.agent.pod.spec import Container, ExecAction, Metadata, Name, Pod, PodSpec, Probe, Subdomain
+from holdfast.agent.plan.status import Waiting, status, turned
+from holdfast.agent.pod.containers import Container, ExecAction, Probe
+from holdfast.agent.pod.scalars import Name, Subdomain
+from holdfast.agent.pod.spec import Metadata, Pod, PodSpec
 
 READY = Sandbox("s", 0, True, addresses=("10.0.0.7", "fd00::7"))
 PROBE = Probe(exec=ExecAction(("true",)))
@@ -43,7 +45,7 @@ def test_at_the_beginning() -> None:
     assert found["initContainerStatuses"][0]["state"] == {
         "waiting": {"reason": "ErrImagePull", "message": "no such image"}
     }
-    assert found["containerStatuses"][0]["state"] == {"waiting": {"reason": "ContainerCreating"}}
+    assert found["containerStatuses"][0]["state"] == {"waiting": {"reason": "PodInitializing"}}
 
 
 def test_running_and_ready() -> None:
@@ -87,6 +89,67 @@ def test_over(finished: str, code: int) -> None:
     assert found["phase"] == finished
     assert found["containerStatuses"][0]["state"]["terminated"]["exitCode"] == code
     assert conditions(found)["Ready"] == "False"
+
+
+def test_what_has_a_hook_under_way_has_not_started() -> None:
+    known = Remembered(begun_at=NS, health={"a-0": Health(readiness=Results(True))}, hooks={"a": 0})
+    (main,) = shown(DONE, run("a", State.RUNNING), known=known)["containerStatuses"]
+    assert (main["started"], main["ready"]) == (False, False)
+
+
+def test_a_sidecar_that_is_not_ready_makes_the_pod_so() -> None:
+    beside = Container(Name("x"), "i", restart_policy="Always", readiness_probe=PROBE)
+    one = replace(POD, spec=PodSpec((Container(Name("a"), "i"),), (beside,)))
+    runs = (run("x", State.RUNNING), run("a", State.RUNNING))
+    found = status(one, Observed((READY,), runs), Remembered(begun_at=NS), "BestEffort", {})
+    assert conditions(found) | {"Ready": "", "ContainersReady": ""} == dict.fromkeys(conditions(found), "True") | {
+        "Ready": "",
+        "ContainersReady": "",
+    }
+    ready = next(one for one in found["conditions"] if one["type"] == "ContainersReady")
+    assert ready["message"] == "containers with unready status: [x]"
+
+
+def test_it_is_over_when_the_last_of_it_has_ended() -> None:
+    one = replace(POD, spec=PodSpec((MAIN,), (Container(Name("x"), "i", restart_policy="Always"),)))
+    known = Remembered(begun_at=NS, finished="Failed")
+    through = run("a", State.EXITED, code=1)
+    ending = status(one, Observed((READY,), (run("x", State.RUNNING), through)), known, "BestEffort", {})
+    assert ending["phase"] == "Running"
+    over = status(one, Observed((READY,), (run("x", State.EXITED, code=9), through)), known, "BestEffort", {})
+    assert over["phase"] == "Failed"
+    assert {one["reason"] for one in over["conditions"] if "eady" in one["type"] and one["status"] == "False"} == {
+        "PodFailed"
+    }
+
+
+def test_a_pod_that_is_to_go_is_ready_as_long_as_its_containers_are() -> None:
+    known = Remembered(begun_at=NS, deleted_at=NS, health={"a-0": Health(readiness=Results(True))})
+    assert conditions(shown(DONE, run("a", State.RUNNING), known=known))["Ready"] == "True"
+
+
+def test_once_begun_it_stays_initialized() -> None:
+    found = shown(run("x", State.EXITED, code=137), run("a", State.RUNNING))
+    assert conditions(found)["Initialized"] == "True"
+
+
+def test_since_when() -> None:
+    there = Observed((READY,), (DONE, run("a", State.RUNNING)))
+    known = Remembered(begun_at=NS)
+    first = turned(POD, there, known, 5 * NS)
+    assert set(first.values()) == {Turned(True, 5 * NS), Turned(False, 5 * NS)}
+    known = replace(known, turned=first, health={"a-0": Health(readiness=Results(True))})
+    second = turned(POD, there, known, 9 * NS)
+    assert {kind for kind, one in second.items() if one == Turned(True, 9 * NS)} == {"Ready", "ContainersReady"}
+    shown_now = status(POD, there, replace(known, turned=second), "BestEffort", {})["conditions"]
+    assert next(one for one in shown_now if one["type"] == "Ready")["lastTransitionTime"] == "1970-01-01T00:00:09Z"
+    assert next(one for one in shown_now if one["type"] == "Initialized")["lastTransitionTime"].endswith("05Z")
+
+
+def test_in_the_hosts_network_the_addresses_are_the_hosts() -> None:
+    one = replace(POD, spec=replace(POD.spec, host_network=True))
+    found = status(one, Observed((READY,), (DONE,)), Remembered(begun_at=NS), "BestEffort", {}, ("192.0.2.1",))
+    assert (found["podIP"], found["hostIP"], found["hostIPs"]) == ("192.0.2.1", "192.0.2.1", [{"ip": "192.0.2.1"}])
 
 
 def test_what_the_runtime_cannot_tell_is_unknown() -> None:

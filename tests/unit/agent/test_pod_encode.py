@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.pods import APPLICATION, pods
 
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.decode import decode
 from holdfast.agent.pod.encode import digest, encode
 from holdfast.agent.pod.manifest import parse
-from holdfast.agent.pod.spec import Container, Name, Pod
+from holdfast.agent.pod.scalars import Name
+from holdfast.agent.pod.spec import Pod
 
 
 def nothing(text: str) -> None:

@@ -121,7 +121,7 @@ def test_classes(resources: str, kind: str) -> None:
     (pod,) = manifest(f"resources: {resources}").pods
     assert qos.class_of(pod) == kind
     middle = {"Guaranteed": "", "Burstable": "/burstable", "BestEffort": "/besteffort"}[kind]
-    assert qos.cgroup_parent(pod, "/agent") == f"/agent{middle}/podu-1"
+    assert qos.cgroup_path(pod, "/agent") == f"/agent{middle}/podu-1"
 
 
 def test_numbers_for_cgroups() -> None:
@@ -139,6 +139,13 @@ def test_who_is_killed_first_for_want_of_memory() -> None:
     assert score("{requests: {memory: 2Gi}}") == 750
     assert score("{requests: {memory: 1}}") == 999
     assert score("{requests: {memory: 9Gi}}") == 3
+
+
+def test_a_sidecar_is_not_killed_before_those_whom_it_serves() -> None:
+    sidecar = "initContainers: [{name: s, image: i, restartPolicy: Always, resources: {requests: {memory: %s}}}]"
+    for own, score in (("1Mi", 750), ("4Gi", 500)):
+        (pod,) = manifest("resources: {requests: {memory: 2Gi}}", sidecar % own).pods
+        assert qos.oom_score_adj(pod, pod.spec.init_containers[0], 8 << 30) == score
 
 
 def test_what_a_pod_requests_as_a_whole() -> None:

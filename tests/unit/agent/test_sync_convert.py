@@ -6,20 +6,12 @@ import pytest
 from hypothesis import given
 from kit.pods import APPLICATION, pods, simple
 
+from holdfast.agent.pod.containers import Lifecycle
 from holdfast.agent.pod.env import Missing
 from holdfast.agent.pod.manifest import parse
-from holdfast.agent.pod.spec import (
-    AppArmorProfile,
-    DnsConfig,
-    DnsOption,
-    HostAlias,
-    Pod,
-    PodSecurityContext,
-    Port,
-    SeccompProfile,
-    Seconds,
-    SecurityContext,
-)
+from holdfast.agent.pod.scalars import Port, Seconds, Signal
+from holdfast.agent.pod.security import AppArmorProfile, PodSecurityContext, SeccompProfile, SecurityContext
+from holdfast.agent.pod.spec import DnsConfig, DnsOption, HostAlias, Pod
 from holdfast.agent.sync import convert, names
 from holdfast.agent.sync.convert import Node
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -33,7 +25,8 @@ def container(pod: Pod, number: int = 0, **more: str) -> pb.ContainerConfig:
 
 
 def test_an_application_as_a_kubelet_would_word_it() -> None:
-    (pod,) = parse(APPLICATION.encode(), "web.yaml").pods
+    own = APPLICATION.replace("  hostNetwork: true", "").replace("Port: 8080", "Port: 8080, hostPort: 18080")
+    (pod,) = parse(own.encode(), "web.yaml").pods
     uid = pod.metadata.uid
     sandbox = convert.sandbox_config(pod, 2, NODE)
     assert (sandbox.metadata.name, sandbox.metadata.namespace, sandbox.metadata.attempt) == ("web", "default", 2)
@@ -49,10 +42,7 @@ def test_an_application_as_a_kubelet_would_word_it() -> None:
     assert found.annotations["io.kubernetes.container.restartCount"] == "3"
     assert found.annotations["io.kubernetes.container.hash"] == convert.digest_of(pod.spec.containers[0])
     assert found.log_path == "httpd/3.log"
-    assert (found.image.image, found.image.user_specified_image) == (
-        "sha256:1",
-        "docker.io/library/busybox@sha256:aaaa",
-    )
+    assert (found.image.image, found.image.user_specified_image) == ("sha256:1", "docker.io/library/busybox:1.36")
     resources = found.linux.resources
     assert (resources.cpu_shares, resources.memory_limit_in_bytes, resources.cpu_quota) == (51, 64 << 20, 0)
     assert 2 < resources.oom_score_adj < 1000
@@ -106,6 +96,17 @@ def test_names_are_resolved_as_the_machine_does_and_as_is_asked_for_beside() -> 
     assert (list(found.searches), list(found.options)) == (["lan", "example.org"], ["ndots:5", "rotate"])
     alone = convert.sandbox_config(simple(dns_policy="None", dns_config=more), 0, NODE).dns_config
     assert (list(alone.servers), list(alone.searches)) == (["192.0.2.1", "192.0.2.53"], ["example.org"])
+
+
+def test_the_names_of_a_pod() -> None:
+    assert names.host_name(simple(hostname="a")) == "a"
+    assert names.host_name(simple(hostname="a", hostname_override="b.example")) == "b.example"
+
+
+@pytest.mark.parametrize(("name", "number"), [(None, 0), ("SIGUSR1", 29), ("SIGRTMIN+3", 38), ("SIGRTMAX-1", 64)])
+def test_stop_signals(name: str | None, number: int) -> None:
+    lifecycle = Lifecycle(stop_signal=None if name is None else Signal.from_yaml(name))
+    assert container(simple(container={"lifecycle": lifecycle})).stop_signal == number
 
 
 def test_resolv_conf() -> None:

@@ -6,11 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 import pytest_asyncio
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from kit.pods import simple
 
-from holdfast.agent.pod.spec import ExecAction, Handler, HttpGet, HttpHeader, Port, Probe, Seconds, Sleep, TcpSocket
+from holdfast.agent.pod.containers import ExecAction, Grpc, Handler, HttpGet, HttpHeader, Probe, Sleep, TcpSocket
+from holdfast.agent.pod.scalars import HostPort, Port, Seconds
 from holdfast.agent.sync import hooks
 from holdfast.model.errors import DeadlineExceeded, Unavailable
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -119,6 +123,35 @@ async def test_commands(answer: Any, said: str) -> None:
 async def test_a_runtime_that_does_not_answer_has_no_result() -> None:
     with pytest.raises(Unavailable):
         await perform(Probe(exec=ExecAction(("true",))), Runtime(Unavailable("gone")))
+
+
+@pytest.mark.parametrize(
+    ("service", "status", "said"),
+    [
+        ("", 1, ""),
+        ("db", 1, ""),
+        ("db", 2, "the status is 2, and not 1 (SERVING)"),
+        ("other", 1, "NOT_FOUND: of no service"),
+    ],
+)
+async def test_grpc(service: str, status: int, said: str) -> None:
+    async def check(asked: StringValue, context: Any) -> Int32Value:
+        if asked.value not in ("", "db"):
+            await context.abort(grpc.StatusCode.NOT_FOUND, "of no service")
+        return Int32Value(value=status)
+
+    handler = grpc.unary_unary_rpc_method_handler(check, StringValue.FromString, Int32Value.SerializeToString)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        assert await perform(Probe(grpc=Grpc(HostPort(port), service))) == said
+    finally:
+        await server.stop(None)
+    assert "UNAVAILABLE" in await perform(Probe(grpc=Grpc(HostPort(port))))
 
 
 async def test_a_pause_is_no_longer_than_it_may_be() -> None:

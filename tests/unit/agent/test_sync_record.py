@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.pods import pods, simple, words
 
+from holdfast.agent.plan.actions import Turned
 from holdfast.agent.plan.backoff import FIRST, Backoff
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health, Kind
@@ -39,6 +40,9 @@ recorded = st.builds(
     st.dictionaries(words, st.builds(Health, verdicts, verdicts, verdicts), max_size=2),
     st.dictionaries(words, st.integers(0, 9), max_size=2),
     st.dictionaries(words, st.builds(Kill, times, st.integers(0, 99)), max_size=2),
+    st.integers(0, 2**31),
+    st.dictionaries(words, st.builds(Turned, st.booleans(), times), max_size=2),
+    st.none() | st.builds(Sandbox, words, times, st.booleans(), times, st.lists(words).map(tuple)),
 )
 SANDBOX = Sandbox("s", 0, True)
 

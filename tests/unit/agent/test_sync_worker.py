@@ -10,12 +10,14 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from kit.workers import Life, life, pod_of
+from kit.workers import MS, Life, life, pod_of
 
+from holdfast.agent.plan import backoff
 from holdfast.agent.plan.backoff import LONGEST
-from holdfast.agent.pod.spec import Pod, Probe
+from holdfast.agent.pod.containers import Probe
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import record
-from holdfast.linux import files
+from holdfast.linux import spare
 from holdfast.proto import runtime_v1_pb2 as pb
 
 UNAVAILABLE, INTERNAL = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL
@@ -24,7 +26,7 @@ B = "{name: b, image: 'i:1'}"
 WHOLE = pod_of(
     "{name: a, image: 'i:1', volumeMounts: [{name: v, mountPath: /v}], lifecycle: {postStart: {exec: {command: [hi]}},"
     "preStop: {exec: {command: [bye]}}}}," + B,
-    "volumes: [{name: v, emptyDir: {}}], terminationGracePeriodSeconds: 5",
+    "volumes: [{name: v, emptyDir: {}}], terminationGracePeriodSeconds: 5, hostUsers: false",
     "{name: i, image: 'i:1'}, {name: s, image: 'i:1', restartPolicy: Always}",
 )  # fmt: skip
 
@@ -72,7 +74,7 @@ async def test_a_pod_from_the_first_to_the_last(tmp_path: Path, monkeypatch: pyt
         status = await one.until(lambda: (found := one.worker.status())["phase"] == "Running" and found)
         assert [condition["status"] for condition in status["conditions"]] == ["True"] * 5
         assert status["podIP"] == "127.0.0.1"
-        order = [call for call in one.cri.calls if call.startswith(("Run", "Start"))]
+        order = [call for call in one.cri.calls if call.startswith(("RunPod", "Start"))]
         assert order[:3] == ["RunPodSandbox 0", "StartContainer i 0", "StartContainer s 0"]
         (config,) = [found for found in one.cri.configs.values() if found.metadata.name == "a"]
         places = {mount.container_path for mount in config.mounts}
@@ -139,7 +141,7 @@ async def test_the_agent_may_die_at_every_call(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "method",
     ["ListPodSandbox", "ListContainers", "PodSandboxStatus", "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox",
-     "CreateContainer", "StartContainer", "StopContainer", "ExecSync", "ImageStatus"],
+     "CreateContainer", "StartContainer", "StopContainer", "ExecSync", "ImageStatus", "RuntimeConfig"],
 )  # fmt: skip
 async def test_whatever_the_runtime_does_not_answer_is_asked_again(one: Life, method: str, done: bool) -> None:
     one.cri.fail(method, UNAVAILABLE, done=done, times=3)
@@ -169,6 +171,10 @@ async def test_a_runtime_that_is_away_changes_nothing(one: Life) -> None:
 
 async def test_who_crashes_waits_longer_each_time_and_is_said_to(one: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     one.cri.at_start = lambda name: 1
+    logs = Path(one.node.log_root, "n_p_u", "a")
+    logs.mkdir(parents=True)
+    for name in ("0.log", "0.log.20260101-000000", "1.log"):
+        (logs / name).touch()
     await one.begin(pod_of(A))
     assert one.worker is not None
     await one.until(lambda: one.word("a") == "CrashLoopBackOff")
@@ -177,6 +183,7 @@ async def test_who_crashes_waits_longer_each_time_and_is_said_to(one: Life, monk
     assert pauses >= 40_000_000
     assert pauses <= LONGEST
     assert len(one.cri.of("a")) <= 4, "what has ended is not kept for ever"
+    await one.until(lambda: not list(logs.iterdir()), "logs to go with their runs")
     await one.die()
     starts = one.cri.asked("StartContainer")
     again = await one.begin(pod_of(A))
@@ -293,7 +300,7 @@ async def test_what_cannot_be_written_down_is_not_done(one: Life, monkeypatch: p
 
     assert one.worker is not None
     with monkeypatch.context() as patched:
-        patched.setattr(files, "write_atomic", full)
+        patched.setattr(spare, "write", full)
         with pytest.raises(OSError, match="no space"):
             await one.worker.delete()
         assert not one.worker.record.deleted_at
@@ -305,6 +312,34 @@ async def test_what_cannot_be_written_down_is_not_done(one: Life, monkeypatch: p
         assert len(one.cri.of("a")) == 1
     await one.until(lambda: one.cri.running("a"))
     await one.delete()
+
+
+async def test_an_agent_that_begins_says_what_it_remembers(one: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the runtime does not answer: nobody is told that a container has never run."""
+    monkeypatch.setattr(backoff, "FIRST", 60_000 * MS)
+    pod = pod_of(A)
+    worker = await one.begin(pod)
+    for attempt in range(2):
+        await one.until(lambda attempt=attempt: len(one.cri.of("a")) == attempt + 1 and one.cri.running("a"))
+        one.cri.exit("a", 3)
+    await one.until(lambda: worker.status()["containerStatuses"][0]["state"].get("waiting"), "its pause")
+    before = worker.status()
+    await one.die()
+    one.cri.hang("ListPodSandbox")
+    again = await one.begin(pod)
+    after = again.status()
+    assert (after["phase"], after["conditions"]) == ("Running", before["conditions"])
+    (main,) = after["containerStatuses"]
+    assert (main["restartCount"], main["state"]["terminated"]["exitCode"]) == (1, 3)
+    await one.die()
+
+
+async def test_what_comes_after_the_end_is_not_written_down(one: Life) -> None:
+    worker = await one.begin(pod_of(A))
+    await one.until(lambda: one.cri.running("a"))
+    await one.delete()
+    await worker.update(pod_of(B))
+    one.check_gone()
 
 
 async def test_grace_is_counted_from_when_it_began_and_may_be_shortened(one: Life) -> None:
@@ -351,7 +386,7 @@ async def test_hooks(one: Life) -> None:
     await one.until(lambda: len(one.cri.of("a")) >= 3, "it to be ended for its hook")
     one.cri.answer = lambda name, command: 0
     await one.until(lambda: one.cri.running("a") and not one.worker.record.hooks)
-    assert any("FailedPostStartHook" in event for event in one.worker.events)
+    assert any(event.reason == "FailedPostStartHook" for event in one.worker.events)
     await one.delete()
 
 
@@ -411,10 +446,10 @@ async def test_probes_by_http_and_tcp(one: Life) -> None:
     assert said[0] == b"GET /up HTTP/1.1\r\n"
     code = 500
     await one.until(lambda: not ready())
-    assert any("HTTP status 500 X" in event[2] for event in one.worker.events)
+    assert any("HTTP status 500 X" in event.message for event in one.worker.events)
     server.close()
     await server.wait_closed()
-    await one.until(lambda: any("readiness probe" in event[2] for event in one.worker.events))
+    await one.until(lambda: any("readiness probe" in event.message for event in one.worker.events))
     assert len(one.cri.of("a")) == 1
     await one.delete()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.agent.pod.spec import HostPath
+from holdfast.agent.pod.volumes import HostPath
 from holdfast.agent.volumes import files, hostpath
 from holdfast.agent.volumes.payload import File, Payload
 

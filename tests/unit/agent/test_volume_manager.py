@@ -12,7 +12,8 @@ import pytest
 
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.manifest import Data, parse
-from holdfast.agent.pod.spec import HostPath, Pod
+from holdfast.agent.pod.spec import Pod
+from holdfast.agent.pod.volumes import HostPath
 from holdfast.agent.volumes import executor, hostpath, manager, operations, plan
 from holdfast.agent.volumes.manager import ContainerMount, Manager, NotReady
 from holdfast.agent.volumes.operations import Kept
@@ -272,7 +273,7 @@ async def test_what_containers_are_given(tmp_path: Path, runtime: Runtime) -> No
         assert await volumes.mounts(one, main, {}) == [
             ContainerMount("work", "/w", paths["work"], propagation="Bidirectional"),
             ContainerMount("conf", "/c", paths["conf"], readonly=True),
-            ContainerMount("data", "/d", image="i:1", image_pull_policy="Always", image_sub_path="part"),
+            ContainerMount("data", "/d", readonly=True, image="i:1", image_pull_policy="Always", image_sub_path="part"),
             ContainerMount("work", "/r", paths["work"], readonly=True),
         ]
         (mount,) = main.volume_mounts[:1]

@@ -7,8 +7,8 @@ from holdfast.linux.nested import strangers
 V = "/k/pods/u/volumes/kubernetes.io~empty-dir/v"
 
 
-def entry(id: int, parent: int, target: str, fstype: str = "ext4") -> MountEntry:
-    return MountEntry(id, parent, "0:1", "/", target, "rw", fstype, "source", ())
+def entry(id: int, parent: int, target: str, fstype: str = "ext4", root: str = "/") -> MountEntry:
+    return MountEntry(id, parent, "0:1", root, target, "rw", fstype, "source", ())
 
 
 def ids(*mounts: MountEntry) -> list[int]:
@@ -27,6 +27,15 @@ def test_memory_that_is_mounted_at_the_directory_is_its_own_what_lies_upon_it_is
 
 def test_memory_that_hides_what_was_mounted_before_is_not_its_own() -> None:
     assert ids(entry(2, 1, f"{V}/x"), entry(3, 1, V, "tmpfs"), entry(4, 3, f"{V}/y")) == [3, 2, 4]
+
+
+def test_memory_of_somebody_else_is_not_its_own() -> None:
+    """He has it elsewhere, or only a part of it is here; what is the pod's own is seen in the pod's directories."""
+    assert ids(entry(2, 1, "/mnt/nas", "tmpfs"), entry(3, 1, V, "tmpfs")) == [3]
+    assert ids(entry(3, 1, V, "tmpfs", "/part")) == [3]
+    assert ids(entry(3, 1, V, "tmpfs"), entry(4, 1, V.replace("/u/", "/other/"), "tmpfs")) == [3]
+    views = (f"/host{V}", "/k/pods/u/volume-subpaths/v/main/0", "/k/pods/u/volumes/kubernetes.io~empty-dir/w/bound")
+    assert ids(entry(3, 1, V, "tmpfs"), *(entry(4 + n, 1, view, "tmpfs") for n, view in enumerate(views))) == []
 
 
 def test_a_disk_at_the_directory_is_not_its_own() -> None:

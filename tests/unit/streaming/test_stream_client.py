@@ -54,7 +54,17 @@ def command() -> tuple[Command, Server]:
 def test_the_request_is_an_upgrade_to_the_newest_protocol() -> None:
     _, server = command()
     assert (server.request.host, server.request.target) == (HOST, TARGET)
-    assert server.request.subprotocols == ["v5.channel.k8s.io"]
+    assert server.request.subprotocols == ["v5.channel.k8s.io", "v4.channel.k8s.io"]
+
+
+def test_an_older_server_is_not_told_of_an_end_of_stdin() -> None:
+    codec = Command(HOST, TARGET)
+    server = Server(codec, "v4.channel.k8s.io")
+    assert list(codec.receive(server.answer)) == []
+    codec.send(b"in")
+    assert server.take() == [b"\0in"]
+    with pytest.raises(ProtocolError, match="the end of stdin cannot be told"):
+        codec.end_input()
 
 
 def test_it_is_open_once_the_server_has_agreed() -> None:

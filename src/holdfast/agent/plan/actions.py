@@ -15,9 +15,19 @@ from typing import Final
 from holdfast.agent.plan.backoff import Backoff
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health
-from holdfast.agent.pod.spec import Container, Pod, PodSpec
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod, PodSpec
 
 NS: Final = 1_000_000_000
+DEADLINE: Final = "DeadlineExceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """Since when a condition holds or does not, in ns since the epoch."""
+
+    holds: bool
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,12 @@ class Remembered:
     health: Mapping[str, Health] = field(default_factory=dict)  # by id of a run
     digests: Mapping[str, str] = field(default_factory=dict)  # of what each container is to be made from
     finished: str = ""  # "Succeeded" or "Failed" once it is over for good
+    hooks: Mapping[str, int] = field(default_factory=dict)  # by container: the attempt whose postStart is not through
+    turned: Mapping[str, Turned] = field(default_factory=dict)  # by condition
+
+    def started(self, one: Container, run: Run) -> bool:
+        """Whether its postStart hook is through, and its startup probe."""
+        return self.hooks.get(one.name) != run.attempt and self.health.get(run.id, Health()).started(one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +97,7 @@ def plan(pod: Pod, there: Observed, known: Remembered, now: int) -> Actions:
         return _end(pod, there, known, "it is over", known.finished)
     deadline = known.begun_at + spec.active_deadline_seconds * NS if spec.active_deadline_seconds else 0
     if deadline and known.begun_at and now >= deadline:
-        return _end(pod, there, known, "DeadlineExceeded", "Failed")
+        return _end(pod, there, known, DEADLINE, "Failed")
     if (over := _over(spec, there)) is not None:
         return _end(pod, there, known, over, over)
     sandbox = there.current
@@ -104,16 +120,19 @@ def _over(spec: PodSpec, there: Observed) -> str | None:
         if one.sidecar:
             continue
         run = there.latest(one.name)
-        if run is not None and run.state is State.EXITED and run.code and spec.restart_policy == "Never":
+        if run is not None and run.state is State.EXITED and run.code and not _restarts(spec, one, run):
             return "Failed"
-    runs = [there.latest(one.name) for one in spec.containers]
-    if any(run is None or run.state is not State.EXITED or _restarts(spec, run) for run in runs):
+    runs = [(one, there.latest(one.name)) for one in spec.containers]
+    if any(run is None or run.state is not State.EXITED or _restarts(spec, one, run) for one, run in runs):
         return None
-    return "Failed" if any(run is not None and run.code for run in runs) else "Succeeded"
+    return "Failed" if any(run is not None and run.code for _, run in runs) else "Succeeded"
 
 
-def _restarts(spec: PodSpec, run: Run) -> bool:
-    return spec.restart_policy == "Always" or (spec.restart_policy == "OnFailure" and run.code != 0)
+def _restarts(spec: PodSpec, one: Container, run: Run) -> bool:
+    """Whether a run that has ended is followed by another; the container's own words come before the pod's."""
+    policy = one.restart_policy or spec.restart_policy
+    by_rule = any(rule.meets(run.code) for rule in one.restart_policy_rules)
+    return by_rule or policy == "Always" or (policy == "OnFailure" and run.code != 0)
 
 
 def _end(pod: Pod, there: Observed, known: Remembered, why: str, finished: str) -> Actions:
@@ -173,9 +192,9 @@ def _steps(pod: Pod, there: Observed, known: Remembered, now: int) -> Iterator[K
     for one in pod.spec.containers:
         run = here.latest(one.name)
         last = there.latest(one.name)
-        if run is None and last is not None and last.state is State.EXITED and not _restarts(pod.spec, last):
+        if run is None and last is not None and last.state is State.EXITED and not _restarts(pod.spec, one, last):
             continue  # it was through before its sandbox went
-        yield from _kept(pod, one, run, there, known, now, restarts=run is None or _restarts(pod.spec, run))
+        yield from _kept(pod, one, run, there, known, now, restarts=run is None or _restarts(pod.spec, one, run))
 
 
 def _kept(
@@ -216,4 +235,4 @@ def _started(one: Container, run: Run | None, known: Remembered) -> bool:
     """Whether those behind a sidecar need not wait for it any more."""
     if run is None or run.state is not State.RUNNING:
         return False
-    return known.health.get(run.id, Health()).started(one)
+    return known.started(one, run)

@@ -44,6 +44,7 @@ class Sandbox:
     ready: bool
     created_at: int = 0
     addresses: tuple[str, ...] = ()
+    users: int = 0  # the first of the host's ids that are its own, if it is ready
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ is not. One state machine for all three: so many results of one kind in a row tu
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from holdfast.agent.pod.spec import Container, Probe
+from holdfast.agent.pod.containers import Container, Probe
 
 
 class Kind(Enum):

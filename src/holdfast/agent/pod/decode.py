@@ -1,25 +1,28 @@
 """From what a YAML document holds to dataclasses, by their annotations alone: they are the table of what is understood.
 
 A field `host_path: HostPath | None = None` of a dataclass takes "hostPath". A class says with `UNSUPPORTED` which keys
-it knows and does not honour, and why; they are warned of. Any other key is refused: what is misspelt must not be
-silently left out. Errors name the whole path, as "spec.containers[0].ports[1].hostPort".
+it knows and does not honour, and why; they are warned of. `REFUSED` are those without which a pod would do harm or no
+good, `IGNORED` those that only say what a cluster has made of a pod. Any other key is refused: what is misspelt must
+not be silently left out. Errors name the whole path, as "spec.containers[0].ports[1].hostPort".
 """
 
 import dataclasses
+import difflib
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
 _LONGEST: Final = 80  # of a value that is shown in an error
+_NOTHING: Final[tuple[object, ...]] = (None, [], {}, False, "")  # which is also 0: what asks for nothing
 _hints: dict[type, dict[str, Any]] = {}
 
 
 class Refused(ValueError):
-    """What a manifest holds cannot be run; the text begins with the path."""
+    """What a manifest holds cannot be run; the text has the path."""
 
 
 Warn = Callable[[str], None]
@@ -41,6 +44,14 @@ def key_of(name: str) -> str:
 
 
 _WORDS: Final = {"ip": "IP", "ips": "IPs", "pid": "PID", "ipc": "IPC", "id": "ID", "dns": "DNS", "api": "API"}
+
+
+def unknown(where: str, known: Iterable[str]) -> Refused:
+    """Of a key that does not exist, with the one that was perhaps meant."""
+    key = where.rpartition(".")[2]
+    small = {one.lower(): one for one in known}
+    meant = difflib.get_close_matches(key.lower(), small, n=1)
+    return Refused(f'unknown field "{where}"' + (f': do you mean "{small[meant[0]]}"?' if meant else ""))
 
 
 def _decode(kind: Any, value: object, path: str, warn: Warn) -> Any:
@@ -89,16 +100,22 @@ def _mapping(kind: Any, value: object, path: str, warn: Warn) -> dict[str, Any]:
 def _object(kind: Any, value: object, path: str, warn: Warn) -> Any:
     names = {key_of(one.name): one for one in dataclasses.fields(kind)}
     unsupported: Mapping[str, str] = getattr(kind, "UNSUPPORTED", {})
+    refused: Mapping[str, str] = getattr(kind, "REFUSED", {})
+    ignored: Mapping[str, str] = getattr(kind, "IGNORED", {})
     hints = _hints.setdefault(kind, typing.get_type_hints(kind))
     given: dict[str, Any] = {}
     for key, one in _items(value, path):
         where = f"{path}.{key}" if path else key
-        if key in unsupported:
-            if one not in (None, [], {}, False):
-                warn(f"{where}: not supported here: {unsupported[key]}")
-        elif key not in names:
-            raise Refused(f"{where}: unknown field")
-        elif one is not None:
+        said = one not in _NOTHING
+        if key in refused and said:
+            raise Refused(f"{where}: not supported here: {refused[key]}")
+        if key in unsupported and said:
+            warn(f"{where}: not supported here: {unsupported[key]}")
+        if key in unsupported or key in refused or key in ignored:
+            continue
+        if key not in names:
+            raise unknown(where, (*names, *unsupported, *refused, *ignored))
+        if one is not None:
             given[names[key].name] = _decode(hints[names[key].name], one, where, warn)
     for key, field in names.items():
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.agent.pod.decode import key_of
 from holdfast.agent.pod.quantity import Quantity
-from holdfast.agent.pod.spec import Port
+from holdfast.agent.pod.scalars import Port
 
 
 def encode(one: object) -> Any:

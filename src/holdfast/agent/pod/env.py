@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.manifest import Data
-from holdfast.agent.pod.spec import Container, EnvVarSource, FieldRef, KeyRef, NameRef, Pod, ResourceFieldRef
+from holdfast.agent.pod.sources import EnvVarSource, FieldRef, KeyRef, NameRef, ResourceFieldRef
+from holdfast.agent.pod.spec import Pod
 
 _REFERENCE: Final = re.compile(r"\$(?:\$|\(([^()]*)\))")
 _SUBSCRIPT: Final = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-from holdfast.agent.pod.decode import Refused, decode
+from holdfast.agent.pod.decode import Refused, decode, unknown
 from holdfast.agent.pod.spec import Pod
 
 MOST_BYTES: Final = 3 * 1024 * 1024  # as much as etcd would take
@@ -124,8 +124,8 @@ def _data(document: dict[str, Any]) -> Data:
         raise Refused("metadata.name: is missing")
     known = {"ConfigMap": ("data", "binaryData"), "Secret": ("data", "stringData")}[kind]
     usual = ("apiVersion", "kind", "metadata", "immutable", "type")
-    if unknown := sorted(set(map(str, document)) - {*known, *usual}):
-        raise Refused(f"{unknown[0]}: unknown field")
+    if strange := sorted(set(map(str, document)) - {*known, *usual}):
+        raise unknown(strange[0], (*known, *usual))
     found: dict[str, bytes] = {}
     for field in known:
         encoded = (kind, field) in (("ConfigMap", "binaryData"), ("Secret", "data"))

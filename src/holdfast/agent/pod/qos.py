@@ -5,10 +5,12 @@ pkg/kubelet/qos (oom_score_adj) for the numbers.
 """
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.quantity import Quantity
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.spec import Pod
+from holdfast.model import cgroups
 
 Class = Literal["Guaranteed", "Burstable", "BestEffort"]
 
@@ -20,6 +22,7 @@ MOST_SHARES: Final = 262_144
 OOM_GUARANTEED: Final = -997
 OOM_BEST_EFFORT: Final = 1000
 NOTHING: Final = Quantity(0)
+HUGE_PAGES: Final = "hugepages-"  # and a size, as a resource
 
 
 def class_of(pod: Pod) -> Class:
@@ -62,6 +65,11 @@ def _whole(pod: Pod, amount: Callable[[Container], Quantity]) -> Quantity:
     return Quantity(max(mains + beside, most))
 
 
+def page_size(resource: str) -> str:
+    """As cgroups have it: that of "hugepages-2Mi" is "2MB"."""
+    return resource.removeprefix(HUGE_PAGES).removesuffix("i") + "B"
+
+
 def shares(cpu: Quantity) -> int:
     """cpu.shares of cgroups(7), version 1: 1024 for a whole processor."""
     return min(max(cpu.milli * 1024 // 1000, LEAST_SHARES), MOST_SHARES)
@@ -79,12 +87,29 @@ def oom_score_adj(pod: Pod, container: Container, memory: int) -> int:
             return OOM_GUARANTEED
         case "BestEffort":
             return OOM_BEST_EFFORT
-    found = 1000 - 1000 * requested(container, "memory").whole // max(memory, 1)
+    amount = requested(container, "memory").whole
+    if container.sidecar:  # it is not killed before those whom it serves
+        amount = max(amount, min(requested(one, "memory").whole for one in pod.spec.containers))
+    found = 1000 - 1000 * amount // max(memory, 1)
     return min(max(found, 1000 + OOM_GUARANTEED), OOM_BEST_EFFORT - 1)
 
 
-def cgroup_parent(pod: Pod, root: str) -> str:
-    """Below `root`, "/..." without an end: by class, as a kubelet's; those that are guaranteed are at the top."""
-    kind = class_of(pod)
-    middle = "" if kind == "Guaranteed" else f"/{kind.lower()}"
-    return f"{root}{middle}/pod{pod.metadata.uid}"
+def class_path(kind: Class, root: str) -> str:
+    """Where the pods of a class are below `root`, "/..." without an end: as a kubelet's, the guaranteed at the top."""
+    return root if kind == "Guaranteed" else f"{root}/{kind.lower()}"
+
+
+def cgroup_path(pod: Pod, root: str) -> str:
+    return f"{class_path(class_of(pod), root)}/pod{pod.metadata.uid}"
+
+
+def cgroup_paths(uid: str, root: str) -> list[str]:
+    """Wherever the cgroup of a pod may be: it was made as its class and the driver were then."""
+    classes: tuple[Class, ...] = get_args(Class)
+    paths = [f"{class_path(kind, root)}/pod{uid}" for kind in classes]
+    return [*paths, *(cgroups.slice_path(cgroups.as_slice(path)) for path in paths)]
+
+
+def parent(path: str, driver: str) -> str:
+    """The cgroup at `path` as CRI's cgroup_parent has it: with systemd it is a slice."""
+    return cgroups.as_slice(path) if driver == cgroups.SYSTEMD else path

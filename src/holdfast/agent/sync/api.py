@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,8 +11,9 @@ import grpc
 import grpc.aio
 
 from holdfast.agent.pod.decode import Refused
-from holdfast.agent.sync import applied
+from holdfast.agent.sync import applied, orphans
 from holdfast.agent.sync.agent import Agent
+from holdfast.agent.sync.orphans import Orphan
 from holdfast.agent.sync.worker import Worker
 from holdfast.linux import files
 from holdfast.linux.threads import in_thread
@@ -50,11 +52,12 @@ class Api(AgentServicer):
                 if not applied.is_applied(self._agent.applied, worker.record.source):
                     return await self._is_elsewhere(worker, context)
         try:
-            names = await in_thread(applied.store, self._agent.applied, manifest)
+            done = await in_thread(applied.store, self._agent.applied, manifest)
         except OSError as exc:
             return await context.abort(grpc.StatusCode.UNAVAILABLE, str(exc))
         self._agent.look_soon()
-        return pb.ApplyReply(applied=names, warnings=manifest.warnings)
+        names, whats = [name for name, _ in done], [what for _, what in done]
+        return pb.ApplyReply(applied=names, warnings=manifest.warnings, done=whats)
 
     async def Delete(self, request: pb.DeleteRequest, context: Any) -> Any:
         workers = self._agent.named(request.namespace, request.name) if request.kind == "pod" else []
@@ -70,6 +73,8 @@ class Api(AgentServicer):
         except OSError as exc:
             return await context.abort(grpc.StatusCode.UNAVAILABLE, str(exc))
         if not there and not workers:
+            for orphan in self._agent.orphans(request.namespace, request.name) if request.kind == "pod" else ():
+                return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, orphan.why)
             what = f"{request.kind} {request.namespace}/{request.name}"
             return await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {what}")
         return pb.DeleteReply()
@@ -91,7 +96,9 @@ class Api(AgentServicer):
 
     def _listed(self, request: pb.ListPodsRequest) -> pb.ListPodsReply:
         found = self._agent.named(request.namespace, request.name)
-        return pb.ListPodsReply(pods=[self._shown(one) for one in found], unread=self._agent.unread)
+        left_alone = self._agent.orphans(request.namespace, request.name)
+        pods = [*map(self._shown, found), *map(_shown_orphan, left_alone)]
+        return pb.ListPodsReply(pods=pods, unread=self._agent.unread, runtime=self._agent.settings.socket)
 
     def _shown(self, worker: Worker) -> pb.AgentPod:
         meta = worker.pod.metadata
@@ -100,8 +107,13 @@ class Api(AgentServicer):
             name=meta.name,
             uid=meta.uid,
             source=worker.record.source,
-            json=json.dumps(applied.whole(worker.pod, worker.status())),
-            events=[pb.PodEvent(at=at, reason=reason, message=message) for at, reason, message in worker.events],
+            json=json.dumps(self._agent.shown(worker)),
+            events=[pb.PodEvent(**asdict(one)) for one in worker.events],
             volumes=self._agent.volumes.told(meta.uid),
             deleted_at=worker.record.deleted_at,
         )
+
+
+def _shown_orphan(one: Orphan) -> pb.AgentPod:
+    plain = json.dumps(orphans.shown(one))
+    return pb.AgentPod(namespace=one.namespace, name=one.name, uid=one.uid, source="-", json=plain)

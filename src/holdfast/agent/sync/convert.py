@@ -8,21 +8,17 @@ import ipaddress
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from holdfast.agent.pod import qos
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.encode import digest, encode
 from holdfast.agent.pod.env import Missing, expand
-from holdfast.agent.pod.spec import (
-    Capabilities,
-    Container,
-    Pod,
-    PodSpec,
-    Port,
-    SeccompProfile,
-    SelinuxOptions,
-)
+from holdfast.agent.pod.scalars import Port
+from holdfast.agent.pod.security import Capabilities, SeccompProfile, SelinuxOptions
+from holdfast.agent.pod.spec import Pod, PodSpec
 from holdfast.agent.sync import names
+from holdfast.model.cgroups import CGROUPFS
 from holdfast.proto import runtime_v1_pb2 as pb
 
 POD_NAME: Final = "io.kubernetes.pod.name"
@@ -38,8 +34,11 @@ PRE_STOP: Final = "io.kubernetes.container.preStopHandler"
 PORTS: Final = "io.kubernetes.container.ports"
 CONFIG_SOURCE: Final = "kubernetes.io/config.source"
 AGENT: Final = "holdfast-agent"  # the source: what no agent has made no agent touches
+AGENT_CGROUP: Final = "holdfast.io/agent-cgroup"  # which agent: what its pods' cgroups are below
+AGENT_ROOT: Final = "holdfast.io/agent-root"  # and where its records are, of which there is one agent at a time
 
 HOSTS: Final = "/etc/hosts"
+USERS: Final = 65536  # of a pod that has its own
 PROTOCOLS: Final = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
 PROFILES: Final = {
     "RuntimeDefault": pb.SecurityProfile.RuntimeDefault,
@@ -65,11 +64,20 @@ class Node:
     memory: int = 0  # bytes
     dns: pb.DNSConfig = field(default_factory=pb.DNSConfig)  # what it resolves names by itself
     seccomp_root: str = "/var/lib/kubelet/seccomp"  # of Localhost profiles
+    root: str = ""  # the agent's
 
 
 def log_directory(pod: Pod, node: Node) -> str:
     meta = pod.metadata
     return f"{node.log_root}/{meta.namespace}_{meta.name}_{meta.uid}"
+
+
+def log_path(pod: Pod, node: Node, container: str, attempt: int) -> str:
+    return f"{log_directory(pod, node)}/{log_name(container, attempt)}"
+
+
+def log_name(container: str, attempt: int) -> str:
+    return f"{container}/{attempt}.log"
 
 
 def digest_of(container: Container) -> str:
@@ -85,8 +93,8 @@ def of_pod(pod: Pod) -> dict[str, str]:
 # -- sandboxes
 
 
-def sandbox_config(pod: Pod, attempt: int, node: Node) -> pb.PodSandboxConfig:
-    """`attempt` is how many sandboxes it has had before."""
+def sandbox_config(pod: Pod, attempt: int, node: Node, driver: str = CGROUPFS, users: int = 0) -> pb.PodSandboxConfig:
+    """`attempt` is how many sandboxes it has had before; `users` is as in `namespaces`."""
     meta, spec = pod.metadata, pod.spec
     return pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=attempt),
@@ -95,10 +103,15 @@ def sandbox_config(pod: Pod, attempt: int, node: Node) -> pb.PodSandboxConfig:
         dns_config=names.dns(spec, node.dns),
         port_mappings=_ports(spec),
         labels={**meta.labels, **of_pod(pod)},
-        annotations={**meta.annotations, CONFIG_SOURCE: AGENT},
+        annotations={
+            **meta.annotations,
+            CONFIG_SOURCE: AGENT,
+            AGENT_CGROUP: node.cgroup_root,
+            AGENT_ROOT: node.root,
+        },
         linux=pb.LinuxPodSandboxConfig(
-            cgroup_parent=qos.cgroup_parent(pod, node.cgroup_root),
-            security_context=_sandbox_security(spec, node),
+            cgroup_parent=qos.parent(qos.cgroup_path(pod, node.cgroup_root), driver),
+            security_context=_sandbox_security(spec, node, users),
             sysctls={one.name: one.value for one in spec.security_context.sysctls},
         ),
     )
@@ -121,18 +134,28 @@ def _ports(spec: PodSpec) -> list[pb.PortMapping]:
     ]
 
 
-def namespaces(spec: PodSpec) -> pb.NamespaceOption:
+def namespaces(spec: PodSpec, users: int = 0) -> pb.NamespaceOption:
+    """`users` is the first of the ids that are the pod's own, 0 where it has the host's."""
     pid = pb.NODE if spec.host_pid else pb.POD if spec.share_process_namespace else pb.CONTAINER
-    return pb.NamespaceOption(
+    found = pb.NamespaceOption(
         network=pb.NODE if spec.host_network else pb.POD, pid=pid, ipc=pb.NODE if spec.host_ipc else pb.POD
     )
+    if users:
+        ids = mapping(users)
+        found.userns_options.CopyFrom(pb.UserNamespace(mode=pb.POD, uids=ids, gids=ids))
+    return found
 
 
-def _sandbox_security(spec: PodSpec, node: Node) -> pb.LinuxSandboxSecurityContext:
+def mapping(users: int) -> list[pb.IDMapping]:
+    """Of the ids in a pod, 0 and on, to those of the host."""
+    return [pb.IDMapping(container_id=0, host_id=users, length=USERS)]
+
+
+def _sandbox_security(spec: PodSpec, node: Node, users: int) -> pb.LinuxSandboxSecurityContext:
     own = spec.security_context
     privileged = any(one.security_context.privileged for one in (*spec.init_containers, *spec.containers))
     found = pb.LinuxSandboxSecurityContext(
-        namespace_options=namespaces(spec),
+        namespace_options=namespaces(spec, users),
         privileged=privileged,
         seccomp=_profile(own.seccomp_profile, node, "RuntimeDefault"),
         supplemental_groups=_groups(spec),
@@ -192,10 +215,14 @@ def container_config(
     variables: Mapping[str, str],
     mounts: Iterable[pb.Mount],
     node: Node,
+    users: int = 0,
 ) -> pb.ContainerConfig:
-    """`image` is what the runtime calls the image that was pulled; `variables` are `env.environment`'s."""
+    """`image` is what the runtime calls the image that was pulled; `variables` are `env.environment`'s.
+
+    Whose files are is the same in the pod and on the disk, whichever ids of the host its users have.
+    """
     meta = pb.ContainerMetadata(name=container.name, attempt=attempt)
-    return pb.ContainerConfig(
+    found = pb.ContainerConfig(
         metadata=meta,
         image=pb.ImageSpec(image=image, user_specified_image=container.image),
         command=[expand(one, variables.get) for one in container.command],
@@ -205,14 +232,19 @@ def container_config(
         mounts=mounts,
         labels={**of_pod(pod), CONTAINER_NAME: container.name},
         annotations=_annotations(pod, container, attempt),
-        log_path=f"{container.name}/{attempt}.log",
+        log_path=log_name(container.name, attempt),
         stdin=container.stdin,
         stdin_once=container.stdin_once,
         tty=container.tty,
+        stop_signal=_signal(container.lifecycle.stop_signal),
         linux=pb.LinuxContainerConfig(
-            resources=resources(pod, container, node), security_context=_security(pod.spec, container, node)
+            resources=resources(pod, container, node), security_context=_security(pod.spec, container, node, users)
         ),
     )
+    for one in found.mounts if users else ():
+        one.uidMappings.extend(mapping(users))
+        one.gidMappings.extend(mapping(users))
+    return found
 
 
 def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]:
@@ -230,6 +262,11 @@ def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]
     return found
 
 
+def _signal(name: str | None) -> Any:
+    """As the CRI has it; the image's for none."""
+    return pb.Signal.Value(name.replace("+", "PLUS").replace("-", "MINUS")) if name else pb.RUNTIME_DEFAULT
+
+
 def resources(pod: Pod, container: Container, node: Node) -> pb.LinuxContainerResources:
     """A request of processors is weight, a limit is quota; memory is limited, and requested by oom_score_adj alone."""
     limits = container.resources.limits
@@ -243,20 +280,19 @@ def resources(pod: Pod, container: Container, node: Node) -> pb.LinuxContainerRe
         oom_score_adj=qos.oom_score_adj(pod, container, node.memory),
     )
     for name, amount in limits.items():
-        if name.startswith("hugepages-"):
-            size = name.removeprefix("hugepages-").removesuffix("i") + "B"  # 2Mi -> 2MB, as the cgroup has it
-            found.hugepage_limits.add(page_size=size, limit=amount.whole)
+        if name.startswith(qos.HUGE_PAGES):
+            found.hugepage_limits.add(page_size=qos.page_size(name), limit=amount.whole)
     return found
 
 
-def _security(spec: PodSpec, container: Container, node: Node) -> pb.LinuxContainerSecurityContext:
+def _security(spec: PodSpec, container: Container, node: Node, users: int) -> pb.LinuxContainerSecurityContext:
     """The container's own, and what it leaves open by the pod's."""
     own, of_all = container.security_context, spec.security_context
     standard = "Unconfined" if own.privileged else "RuntimeDefault"
     found = pb.LinuxContainerSecurityContext(
         capabilities=_capabilities(own.capabilities),
         privileged=own.privileged,
-        namespace_options=namespaces(spec),
+        namespace_options=namespaces(spec, users),
         readonly_rootfs=own.read_only_root_filesystem,
         supplemental_groups=_groups(spec),
         supplemental_groups_policy=GROUPS[of_all.supplemental_groups_policy],

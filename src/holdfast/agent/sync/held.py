@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from holdfast.agent.plan.actions import DEADLINE
 from holdfast.agent.plan.backoff import NS, Backoff
 from holdfast.agent.sync.images import BACKS_OFF, PULL_FAILED
 from holdfast.agent.sync.record import Record
@@ -21,13 +22,21 @@ class Held:
     message: str
 
 
+def over(known: Record) -> dict[str, str]:
+    """Of a pod that has been ended: why, in a word and in words."""
+    if known.why != DEADLINE:
+        return {}
+    return {"reason": DEADLINE, "message": "it has run for longer than its activeDeadlineSeconds"}
+
+
 def waiting(known: Record, held: Mapping[str, Held], waits: Mapping[str, int], now: int) -> dict[str, tuple[str, str]]:
     """By container: why it does not run, in a word and in words. `waits` is when those that crash are due again."""
-    found = {}
+    meta, found = known.pod.metadata, {}
     for name, until in waits.items():
         if until > now:
             pause = known.backoffs.get(name, Backoff()).pause // NS
-            found[name] = ("CrashLoopBackOff", f"back-off {pause}s restarting container {name}")
+            whose = f"container={name} pod={meta.name}_{meta.namespace}({meta.uid})"
+            found[name] = ("CrashLoopBackOff", f"back-off {pause}s restarting failed {whose}")
     for name, backoff in known.pulls.items():
         found[name] = (BACKS_OFF, f"back-off {backoff.pause // NS}s pulling the image of container {name}")
     for name, one in held.items():

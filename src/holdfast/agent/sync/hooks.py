@@ -4,13 +4,19 @@ import asyncio
 import ssl
 from typing import Final
 
-from holdfast.agent.pod.spec import Container, ExecAction, Handler, HttpGet, Probe, TcpSocket
+import grpc
+import grpc.aio
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from holdfast.agent.pod.containers import Container, ExecAction, Grpc, Handler, HttpGet, Probe, TcpSocket
 from holdfast.agent.sync.convert import in_brackets, port_of
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.model.errors import DeadlineExceeded
 
 AGENT: Final = "kube-probe/holdfast"
 HEADER_LIMIT: Final = 16 * 1024  # bytes of a status line and headers
+HEALTH: Final = "/grpc.health.v1.Health/Check"
+SERVING: Final = 1
 SAID: Final = 1024  # bytes of a command's output in a message
 
 
@@ -26,14 +32,18 @@ async def perform(
     if isinstance(action, Handler) and action.sleep is not None:
         await asyncio.sleep(min(action.sleep.seconds, seconds))
         return ""
-    there = action.http_get or action.tcp_socket
+    asked = action.grpc if isinstance(action, Probe) else None
+    there = action.http_get or action.tcp_socket or asked
     assert there is not None
-    if not (host := there.host or address):
+    own = "" if isinstance(there, Grpc) else there.host
+    if not (host := own or address):
         return "the pod has no address"
     try:
         async with asyncio.timeout(seconds):
             if isinstance(there, HttpGet):
                 return await _http(there, container, host)
+            if isinstance(there, Grpc):
+                return await _health(there, host)
             return await _tcp(there, container, host)
     except TimeoutError:
         return f"no answer within {seconds} s"
@@ -78,6 +88,18 @@ async def _http(action: HttpGet, container: Container, host: str) -> str:
     if not version.startswith("HTTP/1.") or not code.isdecimal():
         return f"no HTTP: {line[:80]!r}"
     return "" if 200 <= int(code) < 400 else f"HTTP status {rest}"
+
+
+async def _health(action: Grpc, host: str) -> str:
+    """The request has a text as its only field, the answer a number: as the wrappers of these do."""
+    options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+    async with grpc.aio.insecure_channel(f"{in_brackets(host)}:{action.port}", options=options) as channel:
+        check = channel.unary_unary(HEALTH, StringValue.SerializeToString, Int32Value.FromString)
+        try:
+            found = await check(StringValue(value=action.service))
+        except grpc.aio.AioRpcError as exc:
+            return f"{exc.code().name}: {exc.details()}"
+    return "" if found.value == SERVING else f"the status is {found.value}, and not {SERVING} (SERVING)"
 
 
 def request(action: HttpGet, host: str) -> bytes:

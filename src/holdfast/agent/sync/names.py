@@ -11,7 +11,7 @@ HOST_NAME_LENGTH: Final = 63  # of Linux it is 64; a kubelet's
 
 def host_name(pod: Pod) -> str:
     """As it is asked for, or the pod's name, as much of it as a host name may have."""
-    return pod.spec.hostname or pod.metadata.name[:HOST_NAME_LENGTH].rstrip("-.")
+    return pod.spec.hostname_override or pod.spec.hostname or pod.metadata.name[:HOST_NAME_LENGTH].rstrip("-.")
 
 
 def dns(spec: PodSpec, own: pb.DNSConfig) -> pb.DNSConfig:

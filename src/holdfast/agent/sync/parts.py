@@ -2,14 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from holdfast.agent.pod.containers import Container
 from holdfast.agent.pod.env import Facts
-from holdfast.agent.pod.spec import Container, Pod
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync.convert import Node
 from holdfast.agent.sync.runtime import Runtime
+from holdfast.agent.sync.users import Users
 from holdfast.agent.volumes.paths import Paths
+from holdfast.model.tally import Counter, Measure, Timed
 
 PAUSE: Final = 2_000_000_000  # ns until a step that could not be taken is tried again
 
@@ -57,8 +61,23 @@ class Volumes(Protocol):
     async def gone(self, uid: str, seconds: float = 0.0) -> list[str]:
         """Empty once nothing of the pod's volumes is left, else why not."""
 
+    def watched(self, uid: str) -> AbstractAsyncContextManager[None]:
+        """While a pod's sandboxes are stopped: what the runtime takes out of its volumes then is told."""
+
     def told(self, uid: str) -> list[str]:
         """Words for people."""
+
+
+class Counted:
+    """What workers count."""
+
+    def __init__(self) -> None:
+        self.syncs = Timed("holdfast_agent_sync", "syncs of pods")
+        self.restarts = Counter("holdfast_agent_restarts_total", "Containers that were started again.")
+        self.rotations = Counter(
+            "holdfast_agent_log_rotations_total", "Logs that were rotated, by result.", ("result",)
+        )
+        self.measures: list[Measure] = [*self.syncs.measures, self.restarts, self.rotations]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +90,6 @@ class Parts:
     node: Node
     facts: Callable[[Pod], Facts]  # but for the pod's own addresses
     leaving: Callable[[str], None]
+    users: Users = field(default_factory=Users)
+    counted: Counted = field(default_factory=Counted)
     clock: Callable[[], int] = time.time_ns

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health, Kind, probe_of
+from holdfast.agent.pod.containers import Container, Probe
 from holdfast.agent.pod.env import Missing
-from holdfast.agent.pod.spec import Container, Pod, Probe
+from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import hooks
 from holdfast.agent.sync.runtime import Runtime
 from holdfast.model.errors import HoldfastError
@@ -16,6 +18,7 @@ from holdfast.model.errors import HoldfastError
 log = logging.getLogger(__name__)
 
 NS: Final = 1_000_000_000
+NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 Told = Callable[[Container, Run, Kind, str], None]  # "" for a success, else why it is none
 
@@ -31,13 +34,23 @@ class Prober:
         self._tasks: dict[tuple[str, Kind], asyncio.Task[None]] = {}
 
     def follow(
-        self, pod: Pod, there: Observed, health: Callable[[str], Health], address: str, *, ending: bool = False
+        self,
+        pod: Pod,
+        there: Observed,
+        health: Callable[[str], Health],
+        address: str,
+        *,
+        hooks: Mapping[str, int] = NONE,
+        ending: bool = False,
     ) -> None:
-        """Begin with what runs, and end with what does not; of a pod that is `ending` only readiness is asked."""
+        """Begin with what runs, and end with what does not; of a pod that is `ending` only readiness is asked.
+
+        `hooks` has the attempts by container whose postStart hook is not through: they are not asked yet.
+        """
         wanted: dict[tuple[str, Kind], tuple[Container, Run, Probe]] = {}
         for container in (*pod.spec.init_containers, *pod.spec.containers):
             run = there.latest(container.name)
-            if run is None or run.state is not State.RUNNING:
+            if run is None or run.state is not State.RUNNING or hooks.get(container.name) == run.attempt:
                 continue
             for kind in (Kind.READINESS,) if ending else tuple(Kind):
                 if (probe := probe_of(container, kind)) is not None:

@@ -1,7 +1,7 @@
 """What must survive of a pod, whatever ends: one file, `<root>/pods/UID/record.json`, written before it is acted on.
 
 Times are ns since the epoch. A record that cannot be read is not taken for a pod that is not there: it is said, and
-what the pod has is left alone.
+what the pod has is left alone. A disk that is full does not keep a pod from being ended (linux/spare.py).
 """
 
 import contextlib
@@ -11,15 +11,19 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from holdfast.agent.plan import status
+from holdfast.agent.plan.actions import Actions, Remembered, Turned
 from holdfast.agent.plan.backoff import Backoff
-from holdfast.agent.plan.observed import Observed, Run, State
+from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
 from holdfast.agent.plan.probes import Health
 from holdfast.agent.plan.probes import Run as Results
 from holdfast.agent.pod.decode import Refused, decode
 from holdfast.agent.pod.encode import encode
 from holdfast.agent.pod.spec import Pod
+from holdfast.agent.sync.convert import digest_of
 from holdfast.agent.volumes.paths import Paths
-from holdfast.linux import files
+from holdfast.linux import files, spare
+from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import Damaged
 
 FILE: Final = "record.json"
@@ -55,6 +59,38 @@ class Record:
     health: Mapping[str, Health] = field(default_factory=dict)  # by id of a run: what its probes have come to
     hooks: Mapping[str, int] = field(default_factory=dict)  # by container: the attempt whose postStart is not through
     kills: Mapping[str, Kill] = field(default_factory=dict)  # by id of a run
+    users: int = 0  # the first of the host's ids that are its own
+    turned: Mapping[str, Turned] = field(default_factory=dict)  # by condition
+    sandbox: Sandbox | None = None  # the last one that was seen
+
+    @property
+    def there(self) -> Observed:
+        """What was seen last: all that can be told before the runtime has been looked at."""
+        return Observed(() if self.sandbox is None else (self.sandbox,), tuple(self.runs.values()))
+
+
+def remembered(known: Record) -> Remembered:
+    """What plans are made from."""
+    spec = known.pod.spec
+    digests = {str(one.name): digest_of(one) for one in (*spec.init_containers, *spec.containers)}
+    return Remembered(
+        known.begun_at,
+        known.deleted_at,
+        known.grace,
+        known.backoffs,
+        known.health,
+        digests,
+        known.finished,
+        known.hooks,
+        known.turned,
+    )
+
+
+def planned(known: Record, there: Observed, actions: Actions, now: int) -> Record:
+    """What is remembered after a plan: that the pod is over, and since when its conditions are as they are."""
+    if actions.finished and not known.finished and not known.deleted_at:
+        known = replace(known, finished=actions.finished, why=actions.why)
+    return replace(known, turned=status.turned(known.pod, there, remembered(known), now))
 
 
 def seen(record: Record, there: Observed) -> tuple[Record, Observed]:
@@ -86,6 +122,8 @@ def seen(record: Record, there: Observed) -> tuple[Record, Observed]:
     now = replace(
         record,
         runs=runs,
+        sandbox=there.current,
+        users=record.users or (there.current.users if there.current is not None else 0),
         backoffs=backoffs,
         health={key: one for key, one in record.health.items() if key in alive},
         kills={key: one for key, one in record.kills.items() if key in alive},
@@ -129,6 +167,8 @@ def from_json(data: bytes) -> Record:
                 for key, one in plain.pop("health").items()
             },
             "kills": {key: Kill(**one) for key, one in plain.pop("kills").items()},
+            "turned": {key: Turned(**one) for key, one in plain.pop("turned", {}).items()},
+            "sandbox": _sandbox(plain.pop("sandbox", None)),
         }
         known = {one.name for one in fields(Record)}
         return Record(pod, **mapped, **{key: value for key, value in plain.items() if key in known})
@@ -136,11 +176,16 @@ def from_json(data: bytes) -> Record:
         raise Damaged(f"cannot read the record of a pod: {exc}") from exc
 
 
+def _sandbox(plain: dict[str, Any] | None) -> Sandbox | None:
+    return None if plain is None else Sandbox(**{**plain, "addresses": tuple(plain["addresses"])})
+
+
 def save(paths: Paths, record: Record) -> None:
     """On disk on return. Raises OSError."""
     directory = paths.pod(record.pod.metadata.uid)
     files.make_private(directory)
-    files.write_atomic(directory / FILE, to_json(record))
+    spare.write(directory / FILE, to_json(record))
+    crashpoint("agent.recorded")
 
 
 def load(path: Path) -> Record:
@@ -150,7 +195,8 @@ def load(path: Path) -> Record:
 
 def remove(paths: Paths, uid: str) -> None:
     """Idempotent; the last thing that is done for a pod."""
-    files.unlink(paths.pod(uid) / FILE)
+    spare.remove(paths.pod(uid) / FILE)
+    crashpoint("agent.forgotten")
     with contextlib.suppress(OSError):  # somebody else's is in it, or it is gone
         files.rmdir(paths.pod(uid))
 

@@ -12,10 +12,13 @@ import grpc
 import grpc.aio
 
 from holdfast.agent.plan.observed import Observed, Run, Sandbox, State
-from holdfast.agent.sync.convert import CONTAINER_NAME, HASH, POD_UID
+from holdfast.agent.pod import qos
+from holdfast.agent.pod.logins import Login
+from holdfast.agent.sync.convert import AGENT_CGROUP, AGENT_ROOT, CONTAINER_NAME, HASH, POD_UID
+from holdfast.agent.sync.orphans import Made
 from holdfast.linux import cgroup
 from holdfast.linux.threads import in_thread
-from holdfast.model import errors
+from holdfast.model import cgroups, errors
 from holdfast.model.errors import HoldfastError, NotFound, Unavailable, Unimplemented
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
@@ -51,15 +54,16 @@ MEANING: Final[dict[grpc.StatusCode, type[HoldfastError]]] = {
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
 }
-CLASSES: Final = ("", "/burstable", "/besteffort")  # where below the root a pod's cgroup may be, see pod.qos
 
 
 class Runtime:
     """One runtime, by its socket; to be made within the event loop. Calls raise HoldfastError."""
 
-    def __init__(self, socket: str, cgroup_root: str) -> None:
+    def __init__(self, socket: str, cgroup_root: str, driver: str = "") -> None:
+        """`driver` is that of its cgroups, where it does not say itself."""
         self.socket = socket
         self._cgroup_root = cgroup_root
+        self._driver = driver
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=OPTIONS)
         self._runtime = RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._images = ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -88,6 +92,7 @@ class Runtime:
         """None if it went in between."""
         ready = one.state == pb.SANDBOX_READY
         addresses: tuple[str, ...] = ()
+        users = 0
         if ready:
             try:
                 request = pb.PodSandboxStatusRequest(pod_sandbox_id=one.id)
@@ -97,7 +102,8 @@ class Runtime:
             ready = status.state == pb.SANDBOX_READY
             found = (status.network.ip, *(more.ip for more in status.network.additional_ips))
             addresses = tuple(address for address in found if address)
-        return Sandbox(one.id, one.metadata.attempt, ready, one.created_at, addresses)
+            users = next((ids.host_id for ids in status.linux.namespaces.options.userns_options.uids), 0)
+        return Sandbox(one.id, one.metadata.attempt, ready, one.created_at, addresses, users)
 
     async def _run(self, one: pb.Container) -> Run | None:
         """None if it went in between."""
@@ -163,9 +169,20 @@ class Runtime:
     async def _containers(self) -> list[pb.Container]:
         return list((await self._call(self._runtime.ListContainers, pb.ListContainersRequest())).containers)
 
-    async def uids(self) -> set[str]:
-        """Of all pods that have a sandbox, whoever has made it."""
-        return {one.metadata.uid for one in await self._pods()}
+    async def made_here(self, root: str) -> list[Made]:
+        """All sandboxes that an agent of this cgroup root has made, whichever root it had."""
+        found = [one for one in await self._pods() if one.annotations.get(AGENT_CGROUP) == self._cgroup_root]
+        used = {one.pod_sandbox_id for one in await self._containers()} if found else set()
+        return [
+            Made(
+                one.id,
+                one.metadata.uid,
+                one.metadata.namespace,
+                one.metadata.name,
+                is_unused=one.id not in used and one.annotations.get(AGENT_ROOT) == root,
+            )
+            for one in found
+        ]
 
     # -- the proof
 
@@ -199,8 +216,7 @@ class Runtime:
         return ""
 
     def _why_populated(self, uid: str) -> str:
-        for kind in CLASSES:
-            path = f"{self._cgroup_root}{kind}/pod{uid}"
+        for path in qos.cgroup_paths(uid, self._cgroup_root):
             if found := cgroup.pids(path):
                 return f"processes are in its cgroup {path}: {', '.join(map(str, sorted(found)[:5]))}"
         return ""
@@ -254,11 +270,26 @@ class Runtime:
         except NotFound:
             return
 
+    async def reopen_log(self, container_id: str) -> None:
+        """Of one that runs: from the answer on it writes to the file that has the log's name, made if there is none."""
+        await self._call(self._runtime.ReopenContainerLog, pb.ReopenContainerLogRequest(container_id=container_id))
+
     async def execute(self, container_id: str, command: Iterable[str], seconds: int) -> pb.ExecSyncResponse:
         """Raises DeadlineExceeded when it was the command that took too long; Unavailable when it was the runtime."""
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=seconds)
         found: pb.ExecSyncResponse = await self._call(self._runtime.ExecSync, request, seconds + MARGIN)
         return found
+
+    async def cgroup_driver(self) -> str:
+        """It is asked once: as with a kubelet, who changes it ends the pods and the agent first."""
+        if not self._driver:
+            try:
+                found = await self._call(self._runtime.RuntimeConfig, pb.RuntimeConfigRequest())
+                told = found.HasField("linux") and found.linux.cgroup_driver == pb.SYSTEMD
+            except Unimplemented:
+                told = False
+            self._driver = cgroups.SYSTEMD if told else cgroups.CGROUPFS
+        return self._driver
 
     async def mounts_read_only(self, handler: str) -> bool:
         """Whether it can make a mount read-only with all that is mounted below it."""
@@ -272,8 +303,10 @@ class Runtime:
         found = await self._call(self._images.ImageStatus, request)
         return found.image if found.image.id else None
 
-    async def pull(self, reference: str, sandbox: pb.PodSandboxConfig) -> str:
+    async def pull(self, reference: str, sandbox: pb.PodSandboxConfig, login: Login | None = None) -> str:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=reference), sandbox_config=sandbox)
+        if login is not None:
+            request.auth.username, request.auth.password = login.user, login.password
         return str((await self._call(self._images.PullImage, request, PULL)).image_ref)
 
     # -- calls

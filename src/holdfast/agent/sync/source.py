@@ -2,6 +2,8 @@
 
 What cannot be read says nothing: neither a directory that cannot be listed nor a file that is refused takes away what
 it said before. A file counts once it has been the same for two looks: one that is being written is not half of it.
+An agent that begins knows pods by their records, and ConfigMaps and Secrets by what their manifests have last said of
+them (said.py).
 """
 
 import contextlib
@@ -19,8 +21,12 @@ from holdfast.linux import files
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 WRITTEN: Final = "it is being written"
+UNSEEN: Final = "it has not been read again yet"
+MISSED: Final = "it is not there any more"
+PASSING: Final = (WRITTEN, MISSED)  # what the next look will know more of
 NOTHING: Final = Manifest()
 Stamp = tuple[int, int, int, int]
+NEVER: Final[Stamp] = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,17 @@ class _File:
 class Source:
     """Blocking: to be called away from the event loop, one call at a time."""
 
-    def __init__(self, directories: tuple[Path, ...]) -> None:
+    def __init__(self, directories: tuple[Path, ...], said: Mapping[str, tuple[Data, ...]] | None = None) -> None:
+        """`said` is by file, what one of before has said of data."""
         self._directories = directories
-        self._files: dict[str, _File] = {}
+        self._files = {
+            path: _File(NEVER, manifest=Manifest(data=found), why=UNSEEN) for path, found in (said or {}).items()
+        }
+
+    @property
+    def said(self) -> dict[str, tuple[Data, ...]]:
+        """By file."""
+        return {path: one.manifest.data for path, one in sorted(self._files.items()) if one.manifest.data}
 
     def look(self) -> Found:
         unread: dict[str, str] = {}
@@ -85,13 +99,13 @@ class Source:
         if self._files[path].stamp is None:
             del self._files[path]
         else:
-            self._files[path] = replace(self._files[path], stamp=None, taken=None, why="it is not there any more")
+            self._files[path] = replace(self._files[path], stamp=None, taken=None, why=MISSED)
 
     def _take(self, path: str, stamp: Stamp) -> None:
         known = self._files.setdefault(path, _File(why=WRITTEN))
         if known.stamp != stamp:
             known.stamp = stamp
-            known.why = known.why or WRITTEN
+            known.why = WRITTEN if known.why == UNSEEN else known.why or WRITTEN
         elif known.taken != stamp:
             known.taken = stamp
             try:

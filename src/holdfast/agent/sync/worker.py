@@ -9,17 +9,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from holdfast.agent.plan import status
-from holdfast.agent.plan.actions import Actions, Kill, Remembered, Start, plan
+from holdfast.agent.plan.actions import Actions, Kill, Start, plan
 from holdfast.agent.plan.backoff import Backoff
+from holdfast.agent.plan.events import Events, happened
 from holdfast.agent.plan.observed import Observed, Run, State
 from holdfast.agent.plan.probes import Health, Kind
 from holdfast.agent.pod import qos
-from holdfast.agent.pod.spec import Container, Pod
-from holdfast.agent.sync import convert, files, held, images, record, steps
+from holdfast.agent.pod.containers import Container
+from holdfast.agent.pod.spec import Pod
+from holdfast.agent.sync import held, images, record, steps
 from holdfast.agent.sync.held import Held
 from holdfast.agent.sync.parts import Parts, Trouble
 from holdfast.agent.sync.prober import Prober
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 NS: Final = 1_000_000_000
 RESYNC: Final = 20.0  # seconds after which it looks again, whatever was told
 RETRY: Final = 1.0  # seconds until a look or a record that has failed is tried again
-EVENTS: Final = 100
 POD: Final = ""  # the key of steps that concern the pod as a whole; the others' are the containers' names
 
 
@@ -43,9 +43,9 @@ class Worker:
 
     def __init__(self, parts: Parts, admitted: Record) -> None:
         self.record = admitted
-        self.there = Observed()  # as the runtime has last said, with what is remembered
+        self.there = admitted.there  # as the runtime has last said, with what is remembered
         self.trouble = ""  # why it could not be looked at
-        self.events: list[tuple[int, str, str]] = []  # when, a word, and words
+        self.events: Events = ()
         self._parts = parts
         self._saved = b""
         self._saving = asyncio.Lock()
@@ -93,10 +93,19 @@ class Worker:
 
     def status(self) -> dict[str, Any]:
         """PodStatus, as Kubernetes shows it."""
-        waiting = held.waiting(self.record, self._held, self._waits, self._parts.clock())
-        found = status.status(self.pod, self.there, self._remembered(), qos.class_of(self.pod), waiting)
-        message = self.trouble or self.record.why or (self._held[POD].message if POD in self._held else "")
-        return found | ({"message": message} if message else {})
+        now, hosts = self._parts.clock(), self._parts.facts(self.pod).host_addresses
+        waiting = held.waiting(self.record, self._held, self._waits, now)
+        known = record.remembered(self.record)
+        found = status.status(self.pod, self.there, known, qos.class_of(self.pod), waiting, hosts, now)
+        message = self.trouble or (self._held[POD].message if POD in self._held else "")
+        return found | held.over(self.record) | ({"message": message} if message else {})
+
+    def backing_off(self) -> int:
+        """How many containers, their images, and the sandbox wait to be tried again."""
+        now, known = self._parts.clock(), self.record
+        dues = [*self._waits.items(), *((key, one.until) for key, one in self._held.items())]
+        dues += [(key, one.due) for key, one in known.pulls.items()]
+        return len({key for key, due in dues if due > now})
 
     # -- the loop
 
@@ -119,12 +128,12 @@ class Worker:
         """Returns the seconds after which there is more to do."""
         busy = set(self._doing)
         try:
-            there = await self._parts.runtime.observe(self.uid)
-            await self._look(there)
-            now = self._parts.clock()
-            actions = plan(self.pod, self.there, self._remembered(), now)
-            if actions.finished and not self.record.finished and not self.record.deleted_at:
-                await self._keep(lambda known: replace(known, finished=actions.finished, why=actions.why))
+            with self._parts.counted.syncs.one():
+                there = await self._parts.runtime.observe(self.uid)
+                await self._look(there)
+                now = self._parts.clock()
+                actions = plan(self.pod, self.there, record.remembered(self.record), now)
+                await self._keep(lambda known: record.planned(known, self.there, actions, now))
             self.trouble = ""
         except (HoldfastError, OSError) as exc:  # also: nothing is done that is not on disk
             if self.trouble != str(exc):
@@ -133,7 +142,7 @@ class Worker:
             return RETRY
         address = steps.address_of(self.there, self.pod, self._parts.facts(self.pod))
         ending = bool(self.record.deleted_at or self.record.finished)
-        self._prober.follow(self.pod, self.there, self._health, address, ending=ending)
+        self._prober.follow(self.pod, self.there, self._health, address, hooks=self.record.hooks, ending=ending)
         self._waits = {one.name: one.until for one in actions.waits}
         self._act(actions, there, busy, now)
         dues = [*(one.until for one in self._held.values()), *self._pauses(), actions.due]
@@ -143,7 +152,7 @@ class Worker:
         """Write down what there is. Of what has ended since the last look the last words are taken along."""
         before = self.record.runs
         ended = {
-            name: await self._last_words(run)
+            name: (run.id, await steps.last_words(self._parts, self.pod, run))
             for name, run in seen(self.record, there)[0].runs.items()
             if run.state is State.EXITED and (name not in before or before[name] != run) and not run.message
         }
@@ -157,15 +166,8 @@ class Worker:
             return replace(after, runs=runs, begun_at=known.begun_at or self._parts.clock())
 
         await self._keep(look)
+        self._parts.users.know(self.uid, self.record.users)
         self.there = seen(self.record, there)[1]
-
-    async def _last_words(self, run: Run) -> tuple[str, str]:
-        container = steps.container_of(self.pod, run.name)
-        if container is None:
-            return run.id, ""
-        where = Path(convert.log_directory(self.pod, self._parts.node), run.name, f"{run.attempt}.log")
-        paths = self._parts.paths
-        return run.id, await in_thread(files.last_words, paths, self.pod, container, run.attempt, run.code, where)
 
     def _health(self, run_id: str) -> Health:
         return self.record.health.get(run_id, Health())
@@ -257,31 +259,47 @@ class Worker:
 
     async def _make_sandbox(self, attempt: int, stops: tuple[str, ...], there: Observed) -> None:
         crashpoint("agent.sandbox")
-        await steps.make_sandbox(self._parts, self.pod, attempt, stops)
+        users = await self._users()
+        await steps.make_sandbox(self._parts, self.pod, attempt, stops, users)
         crashpoint("agent.sandbox.made")
         if (before := there.current) is not None:
+            self._say("SandboxChanged", "Pod sandbox changed, another one was made", warning=False)
             await self._backed_off("backoffs", POD, before.created_at)
-        await steps.collect(self._parts, there)
+        await steps.collect(self._parts, self.pod, there)
+
+    async def _users(self) -> int:
+        """The first of the ids that are the pod's own; they are its own on disk first."""
+        if self.pod.spec.host_users:
+            return 0
+        try:
+            users = self._parts.users.take(self.uid)
+        except LookupError as exc:
+            raise Trouble(steps.SANDBOX, str(exc)) from exc
+        await self._keep(lambda known: replace(known, users=users))
+        return users
 
     async def _start(self, start: Start, there: Observed) -> None:
         name, sandbox = start.name, there.current
         container = steps.container_of(self.pod, name)
         assert container is not None
         assert sandbox is not None
-        image = await self._pull(container, convert.sandbox_config(self.pod, sandbox.attempt, self._parts.node))
+        of_sandbox = await steps.sandbox_config(self._parts, self.pod, sandbox.attempt, self.record.users)
+        image = await self._pull(container, of_sandbox)
         if container.lifecycle.post_start is not None:
             await self._keep(lambda known: replace(known, hooks={**known.hooks, name: start.attempt}))
         crashpoint("agent.start")
         try:
-            run_id = await steps.start(self._parts, self.pod, there, start, image)
+            run_id = await steps.start(self._parts, self.pod, there, start, image, self.record.users)
         except Trouble as exc:
             if exc.reason in (steps.CREATE, steps.RUN):
                 await self._backed_off("backoffs", name, 0)
                 exc.pause = self.record.backoffs[name].pause
             raise
         crashpoint("agent.started")
+        self._say("Started", f"Started container {name}", warning=False)
+        self._parts.counted.restarts.add(by=int(start.attempt > 0))
         await self._post_start(name, run_id)
-        await steps.collect(self._parts, there)
+        await steps.collect(self._parts, self.pod, there)
 
     async def _pull(self, container: Container, sandbox: pb.PodSandboxConfig) -> pb.Image:
         name = container.name
@@ -322,7 +340,8 @@ class Worker:
             self._cut.discard(name)
         if why:
             self._say("FailedPostStartHook", f"{name}: {why}")
-            await self._parts.runtime.stop(run_id, self.pod.spec.termination_grace_period_seconds)
+            run, grace = Run(name, run_id, "", 0, State.RUNNING), self.pod.spec.termination_grace_period_seconds
+            await steps.stop(self._parts, self.pod, self.there, run, self._parts.clock() + grace * NS)
         await self._keep(lambda known: replace(known, hooks=_without(known.hooks, name)))
 
     async def _kill(self, kill: Kill) -> None:
@@ -331,7 +350,7 @@ class Worker:
         if begun is None or kill.grace < begun.grace:
             one = begun = record.Kill(self.record.deleted_at or self._parts.clock(), kill.grace)
             await self._keep(lambda known: replace(known, kills={**known.kills, run.id: one}))
-            self._say("Killing", f"{run.name}: {kill.why}")
+            self._say("Killing", f"Stopping container {run.name}: {kill.why}", warning=False)
         crashpoint("agent.kill")
         self._killing[run.name] = begun.grace
         try:
@@ -340,12 +359,12 @@ class Worker:
             self._killing.pop(run.name, None)
 
     async def _end_sandboxes(self, there: Observed, stops: list[str]) -> None:
-        await steps.end_sandboxes(self._parts, there, stops)
+        await steps.end_sandboxes(self._parts, self.uid, there, stops)
         self._stopped.update(stops)
 
     async def _leave(self, there: Observed) -> None:
         if not self.record.leaving:
-            await steps.end_sandboxes(self._parts, there, [one.id for one in there.sandboxes])
+            await steps.end_sandboxes(self._parts, self.uid, there, [one.id for one in there.sandboxes])
             if why := await self._parts.runtime.why_alive(self.uid):
                 raise Trouble(steps.STOPPING, why)
             await self._keep(lambda known: replace(known, leaving=True))
@@ -353,8 +372,9 @@ class Worker:
         crashpoint("agent.leave")
         await steps.leave(self._parts, self.pod, there)
         crashpoint("agent.left")
-        await in_thread(record.remove, self._parts.paths, self.uid)
-        self._over = True
+        async with self._saving:  # what is seen meanwhile is not written down any more
+            await in_thread(record.remove, self._parts.paths, self.uid)
+            self._over = True
 
     # -- what is remembered
 
@@ -362,17 +382,10 @@ class Worker:
         """Change the record; it is on disk on return. Raises OSError: then nothing has changed."""
         async with self._saving:
             now = change(self.record)
-            if (data := to_json(now)) != self._saved:
+            if (data := to_json(now)) != self._saved and not self._over:
                 await in_thread(record.save, self._parts.paths, now)
                 self._saved = data
             self.record = change(self.record)  # a probe may have had a result meanwhile
-
-    def _remembered(self) -> Remembered:
-        known, spec = self.record, self.pod.spec
-        digests = {str(one.name): convert.digest_of(one) for one in (*spec.init_containers, *spec.containers)}
-        return Remembered(
-            known.begun_at, known.deleted_at, known.grace, known.backoffs, known.health, digests, known.finished
-        )
 
     def _pauses(self) -> list[int]:
         """When images, and the sandbox, are due again."""
@@ -383,8 +396,8 @@ class Worker:
     def _name(self) -> str:
         return f"pod {self.pod.metadata.namespace}/{self.pod.metadata.name}"
 
-    def _say(self, reason: str, message: str) -> None:
-        self.events = [*self.events[1 - EVENTS :], (self._parts.clock(), reason, message)]
+    def _say(self, reason: str, message: str, *, warning: bool = True) -> None:
+        self.events = happened(self.events, reason, message, self._parts.clock(), warning=warning)
         log.info("%s: %s: %s", self._name, reason, message)
 
 

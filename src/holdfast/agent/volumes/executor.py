@@ -102,9 +102,9 @@ class Executor:
         try:
             detached = await in_thread(operations.tear_down, self._paths, key)
         except Kept as exc:
-            self._has_detached(key, exc.detached)
+            self.has_detached(key, exc.detached)
             raise
-        self._has_detached(key, detached)
+        self.has_detached(key, detached)
         del self.volumes[key]
 
     def _has_failed(self, key: Key, why: str) -> None:
@@ -113,7 +113,8 @@ class Executor:
         if before is None or before.why != why:  # not again and again the same
             log.warning("volume %s of pod %s cannot be %s: %s", key.name, key.uid, self.busy[key].what, why)
 
-    def _has_detached(self, key: Key, detached: Iterable[MountEntry]) -> None:
+    def has_detached(self, key: Key, detached: Iterable[MountEntry]) -> None:
+        """Tell it."""
         for one in detached:
             what = f"detached what was mounted in volume {key.name}: {one.target} ({one.fstype} from {one.source})"
             log.warning("pod %s: %s", key.uid, what)

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from holdfast.agent.pod.spec import HostPath
+from holdfast.agent.pod.volumes import HostPath
 from holdfast.linux import files
 
 _KINDS: Final[dict[str, tuple[str, Callable[[int], bool]]]] = {

@@ -17,6 +17,7 @@ from holdfast.linux import files
 
 VERSION: Final = 1
 MOST_BYTES: Final = 64 * 1024
+SIZE: Final = 512  # of a file, which a disk writes at once: it can be written over when the disk is full
 _TYPES: Final = {"shape": str, "means": str, "project": int, "group": int, "made": bool}
 
 
@@ -57,12 +58,15 @@ def load(paths: Paths, key: Key) -> Entry | None:
 def write(paths: Paths, key: Key, entry: Entry) -> None:
     """Nothing is written that is there already. Raises OSError."""
     if load(paths, key) == entry:
-        return
+        return None
     files.make_private(paths.pods)
     place = paths.journal(key)
     files.mkdir(place.parent, 0o700, parents=True, exist_ok=True)
     files.sync_directory(place.parent.parent)
-    files.write_atomic(place, json.dumps({"version": VERSION, **asdict(entry)}).encode())
+    data = json.dumps({"version": VERSION, **asdict(entry)}).encode().ljust(SIZE, b"\n")
+    if len(data) == SIZE and place.exists() and place.stat().st_size == SIZE:
+        return files.overwrite(place, data, sync=True)
+    return files.write_atomic(place, data)
 
 
 def remove(paths: Paths, key: Key) -> None:

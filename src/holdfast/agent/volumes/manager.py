@@ -9,18 +9,22 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from holdfast.agent.pod.containers import Container, VolumeMount
 from holdfast.agent.pod.env import Facts, expand
-from holdfast.agent.pod.spec import Container, Pod, Volume, VolumeMount
+from holdfast.agent.pod.spec import Pod
+from holdfast.agent.pod.volumes import Volume
 from holdfast.agent.volumes import plan, subpath, world
 from holdfast.agent.volumes.executor import Executor
 from holdfast.agent.volumes.paths import Key, Paths
 from holdfast.agent.volumes.plan import Attempt, Operation
 from holdfast.agent.volumes.world import Desired, State
+from holdfast.linux import mount, nested
+from holdfast.linux.mount import MountEntry
 from holdfast.linux.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -77,6 +81,11 @@ class Manager:
         self._wake.set()
         self._executor.changes.tell()
 
+    def prove_again(self, uid: str) -> None:
+        """Without a pause: what kept it from being proven dead may be over."""
+        self._unproven.pop(uid, None)
+        self._wake.set()
+
     async def ready(self, uid: str, seconds: float = 0.0) -> dict[str, str]:
         """The host's paths of a pod's volumes by their names, "" for images, once all of them are set up.
 
@@ -103,6 +112,20 @@ class Manager:
         if self._unread:
             return [self._unread]
         return [self._why_left(key) for key in self._left(uid)]
+
+    @contextlib.asynccontextmanager
+    async def watched(self, uid: str) -> AsyncIterator[None]:
+        """While a pod's sandboxes are stopped: a runtime may take out of volumes what others have mounted in them, as
+        ours does (ADR 38), and that is told as if it had been done here."""
+        places = {os.fspath(self._paths.volume(uid, key.kind, key.name)): key for key in self._left(uid)}
+        before = await in_thread(_mounted, places, {})
+        try:
+            yield
+        finally:
+            after = await in_thread(_mounted, places, before)
+            for place, key in places.items():
+                gone = [one for which, one in before.items() if which[0] == place and which not in after]
+                self._executor.has_detached(key, gone)
 
     def told(self, uid: str) -> list[str]:
         """For whoever looks at the pod: what was detached from its volumes, what is not ready or not gone, and why."""
@@ -171,7 +194,8 @@ class Manager:
     async def _prove(self, uid: str) -> None:
         try:
             async with asyncio.timeout(PROOF_SECONDS):
-                is_dead = await self._proven_dead(uid)
+                async with self.watched(uid):
+                    is_dead = await self._proven_dead(uid)
             why = "it is not proven that all of its containers are dead"
         except Exception as exc:  # whatever the runtime answers: it is no proof
             is_dead, why = False, f"it cannot be told whether its containers are dead: {exc or type(exc).__name__}"
@@ -236,7 +260,7 @@ class Manager:
             return ContainerMount(
                 volume.name,
                 one.mount_path,
-                readonly=one.read_only,
+                readonly=True,  # an image is nobody's to write to
                 image=volume.image.reference,
                 image_pull_policy=volume.image.pull_policy,
                 image_sub_path=part,
@@ -268,6 +292,19 @@ class Manager:
         if self._lacks(wanted):
             raise NotReady(f"volume {key.name}: {self._why_missing(wanted)}")
         return self._executor.volumes[key].path
+
+
+_Mounted = Mapping[tuple[str, int, str], MountEntry]  # by volume, id and target
+
+
+def _mounted(volumes: Iterable[str], otherwise: _Mounted) -> _Mounted:
+    """What others have mounted in these directories; `otherwise` when it cannot be told."""
+    try:
+        mounts = mount.mountinfo()
+    except OSError:
+        return otherwise
+    found = ((volume, one) for volume in volumes for one in nested.strangers(volume, mounts))
+    return {(volume, one.id, one.target): one for volume, one in found}
 
 
 def _bind_anew(volume: Path, part: str, target: Path) -> None:

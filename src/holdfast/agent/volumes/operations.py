@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from holdfast.agent.pod.spec import HostPath
+from holdfast.agent.pod.volumes import HostPath
 from holdfast.agent.volumes import emptydir, files, hostpath, journal, memory, ownership, subpath, teardown
 from holdfast.agent.volumes.emptydir import EmptyDir
 from holdfast.agent.volumes.journal import Entry

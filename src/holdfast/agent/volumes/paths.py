@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label (RFC 1123), as volumes' names are
-UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")
+from holdfast.agent.pod.spec import UID
 
+NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label (RFC 1123), as volumes' names are
 
 PLUGIN: Final = "kubernetes.io~"
 SIZED: Final = "holdfast~sized-empty-dir"

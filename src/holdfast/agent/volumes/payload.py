@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from holdfast.agent.pod.env import Facts, Missing, field_value, resource_value
-from holdfast.agent.pod.spec import ConfigMapProjection, DownwardFile, KeyToPath, Pod, Projection, Volume
+from holdfast.agent.pod.spec import Pod
+from holdfast.agent.pod.volumes import ConfigMapProjection, DownwardFile, KeyToPath, Projection, Volume
 
 FIELDS = ("metadata.name", "metadata.namespace", "metadata.uid", "metadata.labels", "metadata.annotations")
 LONGEST_NAME = 255  # bytes, of a file (path_resolution(7))

@@ -14,7 +14,8 @@ from typing import Final
 
 from holdfast.agent.pod.env import Facts
 from holdfast.agent.pod.quantity import Quantity
-from holdfast.agent.pod.spec import HostPath, Pod, Volume
+from holdfast.agent.pod.spec import Pod
+from holdfast.agent.pod.volumes import HostPath, Volume
 from holdfast.agent.volumes import journal
 from holdfast.agent.volumes.emptydir import EmptyDir
 from holdfast.agent.volumes.ownership import Group

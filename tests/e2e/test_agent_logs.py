@@ -1,0 +1,137 @@
+"""Logs of the agent's pods with real containers: rotated, no line lost whoever is killed meanwhile, gone in the end."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.agent import IMAGE, Agent, running_agent
+from kit.node import BIN, SECONDS, Node, node
+
+POINTS = ["room", "packed", "renamed", "reopened"]
+COUNT = """
+i=0
+while [ ! -e /v/stop ]; do
+    k=0
+    while [ $k -lt 20 ]; do k=$((k+1)); i=$((i+1)); echo $i; done
+    usleep 20000
+done
+echo $i > /v/last
+"""
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Node]:
+    with node() as one:
+        yield one
+
+
+@pytest.fixture
+def there(shared: Node) -> Iterator[Agent]:
+    with running_agent(shared) as one:
+        yield one
+
+
+def pod(script: str, more: str = "") -> str:
+    main = {"name": "main", "image": IMAGE, "command": ["sh", "-c", script]}
+    main["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
+    spec = {"containers": [main], "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0}
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "count"}, "spec": spec})
+
+
+def limits(there: Agent, size: str, most: int) -> None:
+    """From now on."""
+    there.flags = ["--container-log-max-size", size, "--container-log-max-files", str(most)]
+    there.flags += ["--container-log-monitor-interval", "0.3"]
+    there.restart(signal.SIGTERM)
+
+
+def directory(there: Agent) -> Path:
+    (found,) = there.logs.glob("default_count_*/main")
+    return found
+
+
+def begin(there: Agent, script: str) -> Path:
+    """Where its logs are."""
+    there.write("count.yaml", pod(script))
+    there.until(lambda: there.running("main"), "it to run")
+    return directory(there)
+
+
+def stop(there: Agent) -> int:
+    """The last number that it has written; it has ended."""
+    (volume,) = there.root.glob("pods/*/volumes/*/v")
+    (volume / "stop").touch()
+    there.until(lambda: (volume / "last").exists() and (volume / "last").read_text(), "it to end")
+    return int((volume / "last").read_text())
+
+
+def numbers(place: Path, name: str = "0.log") -> list[int]:
+    """Of a log and what was rotated away of it, the oldest first."""
+    older = sorted(one for one in place.iterdir() if one.name.startswith(f"{name}."))
+    data = b"".join(gzip.decompress(one.read_bytes()) if one.suffix == ".gz" else one.read_bytes() for one in older)
+    return [int(line.split(b" ", 3)[3]) for line in (data + (place / name).read_bytes()).splitlines()]
+
+
+def test_no_line_is_lost_by_whom_ever_is_killed(there: Agent) -> None:
+    """The agent at each step of a rotation, and the daemon; somebody who follows the log sees it whole."""
+    place = begin(there, COUNT)
+    with (there.base / "followed").open("wb") as seen:
+        follow = [BIN / "holdfast", "logs", "-f", "pod/count"]
+        following = subprocess.Popen(follow, stdout=seen, env=there.environment)
+        try:
+            there.until(lambda: (there.base / "followed").stat().st_size, "it to be followed")
+            limits(there, "8Ki", 1000)  # who follows sees what is rotated from now on, and not what was before
+            for point in POINTS:
+                (there.inject / f"agent.log.{point}").write_text("1")
+                there.until(lambda point=point: (there.inject / f"agent.log.{point}.hit").exists(), f"log.{point}")
+                there.end(signal.SIGKILL)
+                if point == "renamed":
+                    assert not (place / "0.log").exists()
+                    there.node.restart()
+                there.start()
+            before = len(list(place.iterdir()))
+            there.until(lambda: len(list(place.iterdir())) > before, "another rotation")
+            last = stop(there)
+            there.until(lambda: len(there.runs("main")) > 1 and (place / "0.log").exists(), "it to run again")
+            assert numbers(place) == list(range(1, last + 1))
+            assert following.wait(SECONDS) == 0
+        finally:
+            following.kill()
+            following.wait()
+    assert list(map(int, (there.base / "followed").read_text().split())) == list(range(1, last + 1))
+    assert any(one.suffix == ".gz" for one in place.iterdir())
+    (there.manifests / "count.yaml").unlink()
+    there.until(lambda: not there.left(), "nothing to be left")
+
+
+def test_a_container_that_ends_while_its_log_has_no_name(there: Agent) -> None:
+    limits(there, "8Ki", 1000)
+    place = begin(there, f"{COUNT}exec sleep 1000")
+    (there.inject / "agent.log.renamed").write_text("1")
+    there.until(lambda: (there.inject / "agent.log.renamed.hit").exists(), "the rotation")
+    there.end(signal.SIGKILL)
+    last = stop(there)
+    os.kill(there.node.pid(there.running("main")), signal.SIGKILL)
+    there.until(lambda: not there.running("main"), "it to be dead")
+    there.start()
+    there.until(lambda: (place / "0.log").exists(), "the log to have its name back")
+    assert numbers(place) == list(range(1, last + 1))
+
+
+def test_only_so_many_files(there: Agent) -> None:
+    limits(there, "4Ki", 3)
+    place = begin(there, COUNT)
+    there.until(lambda: any(one.suffix == ".gz" for one in place.iterdir()), "a packed one")
+    for _ in range(30):
+        assert len([one for one in place.iterdir() if one.suffix != ".tmp"]) <= 4, "one more while it is packed"
+    last = stop(there)
+    there.until(lambda: not there.running("main") and (place / "0.log").exists(), "its end")
+    kept = numbers(place)
+    assert kept == list(range(kept[0], last + 1)), "what is kept has no gap"
+    (there.manifests / "count.yaml").unlink()
+    there.until(lambda: not there.left(), "nothing to be left")

@@ -1,0 +1,90 @@
+"""What a scrape of a real agent says while pods run, crash and go; docs/METRICS.md has it all."""
+
+import re
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.agent import IMAGE, Agent, application, free_port, get, running_agent
+from kit.node import node
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+TABLE = Path(__file__).parents[2] / "docs" / "METRICS.md"
+ID = re.compile(r"[0-9a-f]{12,}")
+CRASH = f"""
+{{apiVersion: v1, kind: Pod, metadata: {{name: crash}},
+  spec: {{containers: [{{name: c, image: '{IMAGE}', command: [sh, -c, exit 1]}}]}}}}
+"""
+
+
+@pytest.fixture
+def there() -> Iterator[Agent]:
+    with node() as one, running_agent(one) as agent:
+        yield agent
+
+
+class Scraped:
+    def __init__(self, there: Agent) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        there.flags = ["--metrics-address", self.address]
+        there.restart(signal.SIGTERM)
+
+    def families(self) -> dict[str, Metric]:
+        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=10) as answer:
+            found = {one.name: one for one in text_string_to_metric_families(answer.read().decode())}
+        return {name: one for name, one in found.items() if name.startswith("holdfast_")}
+
+    def value(self, name: str, **labels: str) -> float:
+        """Of one sample; 0 while there is none, or nobody answers yet."""
+        try:
+            samples = [sample for family in self.families().values() for sample in family.samples]
+        except OSError:
+            return 0.0
+        return next((one.value for one in samples if one.name == name and one.labels == labels), 0.0)
+
+
+def test_what_is_told_and_that_the_docs_have_it(there: Agent) -> None:
+    scraped = Scraped(there)
+    port = free_port()
+    there.write("web.yaml", application(port))
+    there.write("crash.yaml", CRASH)
+    there.write("broken.yaml", "kind: [")
+    there.until(lambda: get(port) == b"hello\n", "the application to answer")
+    there.until(lambda: scraped.value("holdfast_agent_restarts_total") >= 1, "a restart")
+    there.until(lambda: scraped.value("holdfast_agent_containers_waiting", reason="CrashLoopBackOff") == 1, "the pause")
+    there.until(lambda: scraped.value("holdfast_agent_backoffs") == 1, "the pause to be counted")
+    assert scraped.value("holdfast_agent_pods", phase="Running") == 2
+    assert scraped.value("holdfast_agent_manifests_unread") == 1
+    assert scraped.value("holdfast_agent_syncs_total", result="ok") > 4
+    assert scraped.value("holdfast_agent_sync_duration_seconds_count") > 4
+    assert scraped.value("holdfast_agent_volume_operations_total", operation="set_up", result="ok") == 2
+    there.node.kill()
+    there.until(lambda: scraped.value("holdfast_agent_syncs_total", result="unavailable") > 0, "no answer to be told")
+    there.node.start()
+    for name in ("broken", "crash", "web"):
+        (there.manifests / f"{name}.yaml").unlink()
+    there.until(lambda: not there.left(), "nothing to be left")
+    there.until(lambda: scraped.value("holdfast_agent_pods", phase="Running") == 0, "no pod to be told")
+    assert scraped.value("holdfast_agent_volume_operations_total", operation="tear_down", result="ok") == 2
+    assert scraped.value("holdfast_agent_volumes_kept") == 0
+    _as_the_docs_have_it(scraped)
+
+
+def _as_the_docs_have_it(scraped: Scraped) -> None:
+    told = {}
+    for line in TABLE.read_text().splitlines():
+        if line.startswith("| `holdfast_agent_"):
+            name, kind, labels, words = (cell.strip() for cell in line.strip("|").split("|"))
+            told[name.strip("`")] = (kind, set(re.findall(r"`(\w+)`", labels)), words)
+    found = scraped.families()
+    shown = {f"{name}_total" if one.type == "counter" else name: one for name, one in found.items()}
+    assert sorted(told) == sorted(shown)
+    for name, one in shown.items():
+        kind, labels, words = told[name]
+        assert (one.type, one.documentation) == (kind, words), name
+        for sample in one.samples:
+            assert sample.labels.keys() - {"le"} == labels, name
+            assert not any(map(ID.search, sample.labels.values())), sample
