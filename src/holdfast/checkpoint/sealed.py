@@ -31,7 +31,7 @@ from holdfast.checkpoint.head import PARTS, Head, Part, encode, parse
 from holdfast.checkpoint.layout import Kind
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint, fault
-from holdfast.model.archive import BoundedHeader
+from holdfast.model.archive import PlainHeader
 from holdfast.model.errors import InvalidArgument
 
 HEAD: Final = "holdfast.json"
@@ -41,7 +41,6 @@ CHUNK: Final = 1024 * 1024
 WINDOW: Final = 128 * 1024 * 1024  # of memory that a zstd stream may ask for
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
 GZIP: Final = b"\x1f\x8b"
-_BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_XDEV
 # What the readers of tar and compression raise for archives that are damaged, or made to be.
 _UNREADABLE: Final = (
     tarfile.TarError,
@@ -115,24 +114,6 @@ def unpack(source: Path, into: Path, kind: Kind, limit: int) -> Head:
             raise
 
 
-def gather(source: Path, into: Path, limit: int) -> Head:
-    """The same with the archive of a container that somebody else has unpacked, as the layer of an image is.
-
-    What is in `source` may be anybody's: no link in it is followed. A seal is held against what is found.
-    """
-    top = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        files.mkdir(into, 0o700)
-        try:
-            with _told(source):
-                return _Gathering(top, into, limit).run()
-        except BaseException:
-            files.remove_tree(into)
-            raise
-    finally:
-        os.close(top)
-
-
 def _files(directory: Path) -> Iterator[Path]:
     for path in directory.rglob("*"):
         found = path.lstat()
@@ -195,7 +176,7 @@ def _opened(source: Path) -> Iterator[tarfile.TarFile]:
             raise InvalidArgument(f"{source}: it is not a regular file")
         with _told(source):
             archive = tarfile.open(  # noqa: SIM115  (closed below)
-                fileobj=_unpacked(file), mode="r|", tarinfo=BoundedHeader, encoding="utf-8", errors="surrogateescape"
+                fileobj=_unpacked(file), mode="r|", tarinfo=PlainHeader, encoding="utf-8", errors="surrogateescape"
             )
         with contextlib.closing(archive):
             yield archive
@@ -231,43 +212,14 @@ def _small(archive: tarfile.TarFile, entry: tarfile.TarInfo, limit: int = HEAD_L
     return file.read()
 
 
-class _Taking:
-    """Parts on their way into one directory."""
-
-    def __init__(self, into: Path, limit: int) -> None:
-        self._into = into
-        self._left = limit
-        self._limit = limit
-
-    def charge(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            raise InvalidArgument(f"it has more than the {self._limit} bytes that it may have")
-
-    def take(self, name: str, size: int, source: IO[bytes]) -> Part:
-        """Copy a part, whose name was looked at and whose length was charged, to its place."""
-        target = self._into / name
-        target.parent.mkdir(0o700, parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        fault("write", target)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            while data := source.read(min(CHUNK, size - file.tell())):
-                digest.update(data)
-                file.write(data)
-            if file.tell() != size:
-                raise InvalidArgument(f"it is cut off within {name!r}")
-        return Part(name, size, digest.hexdigest())
-
-
 class _Unpacking:
     """One archive."""
 
     def __init__(self, archive: tarfile.TarFile, into: Path, kind: Kind, limit: int) -> None:
         self._archive = archive
+        self._into = into
         self._kind: Kind = kind
-        self._limit = limit
-        self._taking = _Taking(into, limit)
+        self._limit = self._left = limit
         self._count = 0
 
     def sealed(self, first: tarfile.TarInfo) -> Head:
@@ -306,13 +258,17 @@ class _Unpacking:
                 raise InvalidArgument(f"its member {entry.name!r} is a path that leads out of it")
             if not (entry.isreg() or entry.isdir()):
                 raise InvalidArgument(f"its member {entry.name!r} is neither a file nor a directory")
-            self._taking.charge(entry.size)
+            self._left -= entry.size
+            if self._left < 0:
+                raise InvalidArgument(f"it has more than the {self._limit} bytes that it may have")
             if entry.isreg() and layout.permits(self._kind, name):
                 if name in parts:
                     raise InvalidArgument(f"it has two members {name!r}")
                 parts[name] = self._take(entry, name)
             entry = self._next()
-        return _of_others(parts)
+        if layout.CONFIG_DUMP not in parts:
+            raise InvalidArgument(f"it has no {layout.CONFIG_DUMP}, so it is no checkpoint of a container")
+        return Head(self._kind, {}, tuple(parts.values()))
 
     def _next_file(self) -> tarfile.TarInfo | None:
         """The next member that is no directory; directories say nothing that the files do not."""
@@ -330,70 +286,20 @@ class _Unpacking:
         return self._archive.next()
 
     def _take(self, entry: tarfile.TarInfo, name: str) -> Part:
+        """Copy a member, whose name was looked at, to its place."""
         if getattr(entry, "sparse", None) is not None:
             raise InvalidArgument(f"its member {name!r} is sparse")
+        target = self._into / name
+        target.parent.mkdir(0o700, parents=True, exist_ok=True)
+        digest = hashlib.sha256()
         source = self._archive.extractfile(entry)
         assert source is not None  # it is a file
-        return self._taking.take(name, entry.size, source)
-
-
-class _Gathering:
-    """What lies below a directory."""
-
-    def __init__(self, top: int, into: Path, limit: int) -> None:
-        self._top = top
-        self._taking = _Taking(into, limit)
-
-    def run(self) -> Head:
-        head = self._head() if HEAD in os.listdir(self._top) else None
-        names = [part.name for part in head.parts] if head is not None else [*self._known()]
-        parts = {name: self._take(name) for name in names}
-        if head is None:
-            return _of_others(parts)
-        for part in head.parts:
-            if parts[part.name] != part:
-                raise InvalidArgument(f"its {part.name} is not as it was when it was written")
-        return head
-
-    def _head(self) -> Head:
-        with self._open(HEAD) as file:
-            head = parse(file.read(HEAD_LIMIT))
-        if head.kind != "container":
-            raise InvalidArgument(f"it is of a {head.kind}, not of a container")
-        return head
-
-    def _known(self) -> Iterator[str]:
-        yield from sorted(layout.OF_A_CONTAINER.intersection(os.listdir(self._top)))
-        try:
-            images = files.openat2(self._top, layout.IMAGES, os.O_RDONLY | os.O_DIRECTORY, _BENEATH)
-        except FileNotFoundError:
-            return
-        try:
-            names = [f"{layout.IMAGES}/{name}" for name in sorted(os.listdir(images))]
-        finally:
-            os.close(images)
-        yield from (name for name in names if layout.permits("container", name))
-
-    def _take(self, name: str) -> Part:
-        with self._open(name) as file:
-            size = os.fstat(file.fileno()).st_size
-            self._taking.charge(size)
-            return self._taking.take(name, size, file)
-
-    def _open(self, name: str) -> IO[bytes]:
-        """Raises InvalidArgument for anything but a file."""
-        try:
-            descriptor = files.openat2(self._top, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _BENEATH)
-        except OSError as exc:
-            raise InvalidArgument(f"cannot open its {name}: {exc.strerror}") from exc
-        file = os.fdopen(descriptor, "rb")
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            file.close()
-            raise InvalidArgument(f"its {name} is not a file")
-        return file
-
-
-def _of_others(parts: dict[str, Part]) -> Head:
-    if layout.CONFIG_DUMP not in parts:
-        raise InvalidArgument(f"it has no {layout.CONFIG_DUMP}, so it is no checkpoint of a container")
-    return Head("container", {}, tuple(parts.values()))
+        fault("write", target)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            while data := source.read(CHUNK):
+                digest.update(data)
+                file.write(data)
+            if file.tell() != entry.size:
+                raise InvalidArgument(f"it is cut off within {name!r}")
+        return Part(name, entry.size, digest.hexdigest())

@@ -31,6 +31,21 @@ class BoundedHeader(tarfile.TarInfo):
         return super()._proc_member(archive)  # type: ignore[misc]  # not in typeshed, but stable since Python 2.6
 
 
+class PlainHeader(BoundedHeader):
+    """One that is refused for a sparse member too: the map of its holes is read as a whole, and is as long as it likes.
+
+    Raises tarfile.ReadError.
+    """
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{self.name!r} is sparse")
+        return super()._proc_member(archive)
+
+    def _proc_gnusparse_10(self, next: tarfile.TarInfo, *_: Any) -> None:
+        raise tarfile.ReadError(f"{next.name!r} is sparse")
+
+
 def parse_deleted(data: bytes) -> list[str]:
     """The paths of a checkpoint's deleted.files, relative to the root. Raises ValueError."""
     found: Any = json.loads(data)
