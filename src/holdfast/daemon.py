@@ -348,7 +348,20 @@ class Daemon:
             gate,
             lambda: tools.examine(handlers.all.values(), config.criu_path),
             pods,
-            PodRestores(world, pods, containers, criu, images, unpacker, storage, background, layout, config.log_root),
+            PodRestores(
+                world,
+                pods,
+                containers,
+                criu,
+                images,
+                unpacker,
+                storage,
+                background,
+                layout,
+                handlers,
+                config.log_root,
+                config.checkpoints,
+            ),
         )
         background.start("catch up", world.catch_up())
         background.start("disks", storage.watch())

@@ -10,6 +10,7 @@ from holdfast.cri import convert
 from holdfast.images.service import Images
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.gate import Gate
+from holdfast.lifecycle.pod_checkpoints import Wish
 from holdfast.lifecycle.pod_restores import Asked, PodRestores
 from holdfast.lifecycle.pods import Pods
 from holdfast.lifecycle.sweep import Sweeper
@@ -91,7 +92,8 @@ class NodeService(NodeServicer):
             yield progress
 
     async def CheckpointPod(self, request: pb.CheckpointPodRequest, context: Any) -> pb.CheckpointPodReply:
-        done = await self._pods.checkpoint(request.pod_id, request.location, request.compress, request.leave_running)
+        asked = Wish(request.location, request.compress, request.leave_running, request.limit)
+        done = await self._pods.checkpoint(request.pod_id, asked)
         return pb.CheckpointPodReply(bytes=done.bytes, frozen_seconds=done.frozen_seconds, left_out=done.left_out)
 
     async def RestorePod(self, request: pb.RestorePodRequest, context: Any) -> pb.RestorePodReply:

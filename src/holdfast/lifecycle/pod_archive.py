@@ -1,16 +1,17 @@
 """What the archive of a pod says of the pod, and what is asked for when a pod is made of it again. Pure.
 
     about: {"pod": {name, namespace, uid, handler, config}, "containers": [{name, image, config}],
-            "volumes": [{name, path, memory, size, inside}], "left_out": [...],
+            "volumes": [{name, path, memory, size, inside}], "files": [{path, mode, uid, gid, data}], "left_out": [...],
             "checkpointed_at": ns, "frozen_seconds": s}
 
 Configurations are those of the CRI as JSON. Whoever has an archive made may have written what he likes into it: it is
 taken for a request, which the one who restores has to stand for as soon as it reaches for anything of the host.
 """
 
+import base64
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -21,19 +22,30 @@ from holdfast.model.errors import FailedPrecondition, InvalidArgument
 from holdfast.proto import runtime_v1_pb2 as pb
 
 EMPTY_DIRS: Final = ("kubernetes.io~empty-dir", "holdfast~sized-empty-dir")
+# Directories of volumes whose content is the pod's alone; that of others is somewhere else, or somebody else's.
+PLUGINS: Final = (
+    *EMPTY_DIRS,
+    "kubernetes.io~configmap",
+    "kubernetes.io~secret",
+    "kubernetes.io~downward-api",
+    "kubernetes.io~projected",
+)
+FILE_LIMIT: Final = 1024 * 1024  # of a file beside the volumes, as /etc/hosts and a termination message are
 NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?")
 _IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _DEFAULT: Final = ("", "runtime/default", "docker/default")  # profiles as they were named once
 _TELLING: Final = ("cdi.k8s.io", "run.oci.", "dev.gvisor.flag.")  # annotations by which devices or rights are had
+_AGENTS: Final = "holdfast.io/agent-"  # annotations by which an agent knows its pods; this one is nobody's
 _UID_LABEL: Final = "io.kubernetes.pod.uid"
 _NAME_LABEL: Final = "io.kubernetes.pod.name"
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """An emptyDir. `path` is where it was on its host, `size` the limit of one in memory in bytes, 0 for none.
+    """An emptyDir, or what a kubelet or agent has put together.
 
-    What was in one that is `inside` is in the images of the pod's sandbox.
+    `path` is where it was on its host, `size` the limit of one in memory in bytes, 0 for none. What was in one that is
+    `inside` is in the images of the pod's sandbox.
     """
 
     name: str
@@ -41,6 +53,17 @@ class Volume:
     memory: bool = False
     size: int = 0
     inside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PodFile:
+    """A file of the pod beside its volumes, which a container mounts."""
+
+    path: str
+    data: bytes
+    mode: int
+    uid: int
+    gid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +86,7 @@ class PodArchive:
     handler: str
     containers: tuple[Saved, ...]
     volumes: tuple[Volume, ...] = ()
+    files: tuple[PodFile, ...] = ()
     left_out: tuple[str, ...] = ()
     checkpointed_at: int = 0
     frozen_seconds: float = 0.0
@@ -84,6 +108,7 @@ class PodArchive:
                 {"name": one.name, "path": one.path, "memory": one.memory, "size": one.size, "inside": one.inside}
                 for one in self.volumes
             ],
+            "files": [{**asdict(one), "data": base64.b64encode(one.data).decode()} for one in self.files],
             "left_out": list(self.left_out),
             "checkpointed_at": self.checkpointed_at,
             "frozen_seconds": self.frozen_seconds,
@@ -98,6 +123,7 @@ class PodArchive:
                 handler=_text(about["pod"]["handler"]),
                 containers=tuple(_saved(one) for one in about["containers"]),
                 volumes=tuple(Volume(**one) for one in about["volumes"]),
+                files=tuple(_file(**one) for one in about["files"]),
                 left_out=tuple(_text(one) for one in about["left_out"]),
                 checkpointed_at=int(about["checkpointed_at"]),
                 frozen_seconds=float(about["frozen_seconds"]),
@@ -121,8 +147,8 @@ class PodArchive:
         if not (NAME.fullmatch(named.name) and NAME.fullmatch(named.namespace)):
             raise InvalidArgument(f"archive: {named.namespace!r} and {named.name!r} cannot be a pod's")
         for volume in self.volumes:
-            if not isinstance(volume.path, str) or empty_dir(volume.path) is None:
-                raise InvalidArgument(f"archive: {volume.path!r} is no emptyDir")
+            if not isinstance(volume.path, str) or volume_at(volume.path) is None:
+                raise InvalidArgument(f"archive: {volume.path!r} is no volume of a pod")
             flags = type(volume.memory) is bool and type(volume.inside) is bool
             if not flags or type(volume.size) is not int or volume.size < 0:
                 raise InvalidArgument(f"archive: what it says of volume {volume.name} is malformed")
@@ -145,16 +171,16 @@ class Wanted:
     places: Mapping[str, str] = field(default_factory=dict)
 
 
-def empty_dir(path: str) -> str | None:
-    """The name of the emptyDir that is at this path, on whichever host; None for anything else."""
+def volume_at(path: str) -> str | None:
+    """The name of the volume of a pod that is at this path, on whichever host; None for anything else."""
     match PurePosixPath(path).parts[-5:]:
-        case ["pods", _, "volumes", plugin, name] if plugin in EMPTY_DIRS and path.startswith("/"):
+        case ["pods", _, "volumes", plugin, name] if plugin in PLUGINS and path.startswith("/"):
             return name
     return None
 
 
 def volumes_of(uid: str, containers: Iterable[pb.ContainerConfig]) -> dict[str, str]:
-    """Where the emptyDirs of a pod are that its containers mount, by name.
+    """Where the volumes of a pod are that its containers mount, and that are the pod's alone, by name.
 
     Raises FailedPrecondition for a part of a volume: which one it is part of cannot be told by its path alone.
     """
@@ -164,13 +190,19 @@ def volumes_of(uid: str, containers: Iterable[pb.ContainerConfig]) -> dict[str, 
             if f"/pods/{uid}/volume-subpaths/" in mount.host_path:
                 why = f"container {config.metadata.name} mounts a subPath of a volume, {mount.host_path}"
                 raise FailedPrecondition(f"{why}, which is not known to be brought back")
-            name = empty_dir(mount.host_path)
+            name = volume_at(mount.host_path)
             if name is None or f"/pods/{uid}/" not in mount.host_path:
                 continue
             path = mount.host_path.rstrip("/")
             if found.setdefault(name, path) != path:
                 raise FailedPrecondition(f"volume {name} is at {found[name]} and at {path}")
     return found
+
+
+def beside(uid: str, containers: Iterable[pb.ContainerConfig]) -> list[str]:
+    """What the containers mount from the pod's directory that is no volume: files, if that is what is there."""
+    paths = {mount.host_path.rstrip("/") for config in containers for mount in config.mounts}
+    return sorted(path for path in paths if f"/pods/{uid}/" in path and "/volumes/" not in path)
 
 
 def reaches(archive: PodArchive) -> list[str]:
@@ -180,7 +212,7 @@ def reaches(archive: PodArchive) -> list[str]:
         found.append("the pod is privileged")
     found += _shares("the pod", context.namespace_options)
     found += [f"port {one.host_port} of the host" for one in archive.config.port_mappings if one.host_port]
-    captured = {one.path for one in archive.volumes}
+    captured = {*(one.path for one in archive.volumes), *(one.path for one in archive.files)}
     for one in archive.containers:
         found += _reaches(one, captured)
     return found
@@ -223,6 +255,8 @@ def pod_config(archive: PodArchive, wanted: Wanted) -> pb.PodSandboxConfig:
     if config.log_directory:
         config.log_directory = f"{wanted.log_root}/{named.namespace}_{named.name}_{named.uid}"
     config.linux.cgroup_parent = ""
+    for key in [one for one in config.annotations if one.startswith(_AGENTS)]:
+        del config.annotations[key]
     _relabel(config.labels, named)
     return config
 
@@ -249,6 +283,14 @@ def _saved(one: Mapping[str, Any]) -> Saved:
     if config.metadata.name != one["name"]:
         raise ValueError(f"container {one['name']!r} calls itself {config.metadata.name!r}")
     return Saved(config, _text(one["image"]))
+
+
+def _file(path: object, data: object, mode: object, uid: object, gid: object) -> PodFile:
+    numbers = [one for one in (mode, uid, gid) if type(one) is int and 0 <= one < 1 << 32]
+    content = base64.b64decode(_text(data), validate=True)
+    if len(numbers) < 3 or len(content) > FILE_LIMIT or not _text(path).startswith("/"):
+        raise ValueError(f"what it says of file {path!r} cannot be")
+    return PodFile(_text(path), content, numbers[0] & 0o777, *numbers[1:])
 
 
 def _text(value: object) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +25,22 @@ from holdfast.lifecycle.container_checkpoints import ContainerCheckpoints
 from holdfast.lifecycle.freezing import Freezer
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Container, Pod, container_cgroup
-from holdfast.lifecycle.pod_archive import NAME, PodArchive, Saved, Volume, volumes_of
+from holdfast.lifecycle.pod_archive import (
+    FILE_LIMIT,
+    NAME,
+    PodArchive,
+    PodFile,
+    Saved,
+    Volume,
+    beside,
+    volumes_of,
+)
 from holdfast.lifecycle.sandbox_checkpoints import SandboxCheckpoints
 from holdfast.lifecycle.tasks import apart, within
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, ipc, mount, tree
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import FailedPrecondition, InvalidArgument, Unavailable
+from holdfast.model.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from holdfast.model.state import ContainerState, PodState
 from holdfast.oci.gvisor import Volume as Inner
 
@@ -40,6 +50,19 @@ ENDING: Final = frozenset({OP, "restore", "run", "create", "start", "stop", "rem
 LOOK_SECONDS: Final = 30.0  # that volumes may take to be looked at
 SHM: Final = "shm"
 _MEMORY: Final = "tmpfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Where an archive is to be, how it is to be packed, and how large it may be; 0 for what there is room for.
+
+    A pod that is not to be left running is stopped once its archive is on disk.
+    """
+
+    location: str
+    compress: str = ""
+    leave_running: bool = False
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +95,16 @@ class PodCheckpoints:
         self._freezer = freezer
         self._layout = layout
 
-    async def checkpoint(self, pod: Pod, location: str, compress: str, leave_running: bool) -> Outcome:
-        """Leave an archive of a pod at `location`. Without `leave_running` nothing of it runs any more on return.
+    async def checkpoint(self, pod: Pod, wish: Wish) -> Outcome:
+        """Leave an archive of a pod. Nothing of it runs any more on return, unless it is left running.
 
         Raises InvalidArgument for a place that cannot be one, AlreadyExists for one that is taken, FailedPrecondition
         and ResourceExhausted before anything is frozen. Then nothing is left of it, and the pod goes on.
         """
         what = f"checkpoint pod {pod.meta.id}"
-        if compress not in COMPRESSIONS:
-            raise InvalidArgument(f"compress: {compress!r} is none of {', '.join(COMPRESSIONS[1:])}")
-        target = await self._archives.check(location, what)
+        if wish.compress not in COMPRESSIONS:
+            raise InvalidArgument(f"compress: {wish.compress!r} is none of {', '.join(COMPRESSIONS[1:])}")
+        target = await self._archives.check(wish.location, what)
         running = _running(pod, what)
         try:
             volumes = await within(LOOK_SECONDS, apart(_volumes, pod, running), f"{what}: look at its volumes")
@@ -100,8 +123,10 @@ class PodCheckpoints:
             size = sum([await self._checkpoints.size(one) for one in running])
         for place in (*[Path(one.path) for one in volumes], self._layout.shm(pod.meta.id)):
             size += await within(LOOK_SECONDS, apart(tree.allocated, place), f"{what}: measure {place}")
+        if wish.limit and size > wish.limit:
+            raise ResourceExhausted(f"cannot {what}: it takes about {size} bytes, and may take {wish.limit}")
         async with self._archives.making(pod, target, size, what) as making:
-            return await self._make(making, pod, running, volumes, (compress, leave_running))
+            return await self._make(making, pod, running, volumes, wish)
 
     async def over(self, pod: Pod) -> None:
         """Wait until no checkpoint of it is under way; one that a stop has ended is over soon."""
@@ -117,22 +142,22 @@ class PodCheckpoints:
         await self._archives.undo(pod)
 
     async def _make(
-        self, making: Making, pod: Pod, running: Sequence[Container], volumes: Sequence[Volume], how: tuple[str, bool]
+        self, making: Making, pod: Pod, running: Sequence[Container], volumes: Sequence[Volume], wish: Wish
     ) -> Outcome:
-        compress, leave_running = how
         archive = _archive(pod, running, volumes)
         async with contextlib.AsyncExitStack() as standing_still:
             window = await standing_still.enter_async_context(self._freezer.frozen(pod, running))
             now = self._world.clock.now()
             left_out = await self._capture(making.directory, pod, running, volumes)
-            archive = replace(archive, checkpointed_at=now, left_out=(*archive.left_out, *left_out))
-            if leave_running:
+            kept = await within(LOOK_SECONDS, apart(_files, pod, running), f"read the files of pod {pod.meta.id}")
+            archive = replace(archive, checkpointed_at=now, files=kept, left_out=(*archive.left_out, *left_out))
+            if wish.leave_running:
                 await standing_still.aclose()
             for container in running:
                 await self._containers.describe(container, self._of(making, container), now)
             archive = replace(archive, frozen_seconds=round(window.elapsed, 3))
-            size = await self._archives.seal(making, "pod", archive.encode(), compress)
-            if not leave_running:
+            size = await self._archives.seal(making, "pod", archive.encode(), wish.compress)
+            if not wish.leave_running:
                 window.ended = True
                 if self._sandboxes.serves(pod):
                     await self._sandboxes.kill(pod)
@@ -226,6 +251,18 @@ def _with_inner(volumes: Sequence[Volume], inside: Callable[[Pod], list[Inner]],
         known = found.get(one.name)
         found[one.name] = replace(known, inside=True) if known else Volume(one.name, one.source, inside=True)
     return list(found.values())
+
+
+def _files(pod: Pod, running: Sequence[Container]) -> tuple[PodFile, ...]:
+    """Those of the pod beside its volumes. What is no file, or a large one, is not the pod's alone."""
+    found = []
+    for path in beside(pod.meta.uid, [one.config for one in running]):
+        try:
+            data, status = files.read_bounded(path, FILE_LIMIT), os.stat(path)
+        except OSError:
+            continue
+        found.append(PodFile(path, data, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid))
+    return tuple(found)
 
 
 def _archive(pod: Pod, running: Sequence[Container], volumes: Sequence[Volume]) -> PodArchive:

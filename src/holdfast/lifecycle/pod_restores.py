@@ -23,7 +23,7 @@ from holdfast.lifecycle.checkpoints import Checkpoints
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Pod
-from holdfast.lifecycle.pod_archive import PodArchive, Volume, Wanted, container_config, pod_config, reaches
+from holdfast.lifecycle.pod_archive import PodArchive, PodFile, Volume, Wanted, container_config, pod_config, reaches
 from holdfast.lifecycle.pods import RESTORE, Pods
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
@@ -31,6 +31,7 @@ from holdfast.lifecycle.world import World
 from holdfast.linux import files, mount
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, InvalidArgument, NotFound
+from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.unpack import Unpacker
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,12 @@ class PodRestores:
         storage: Storage,
         background: Background,
         layout: Layout,
+        handlers: Handlers,
         log_root: Path,
+        enabled: bool,
     ) -> None:
+        self._handlers = handlers
+        self._enabled = enabled
         self._world = world
         self._pods = pods
         self._containers = containers
@@ -94,6 +99,8 @@ class PodRestores:
         if head.kind != "pod":
             raise InvalidArgument(f"location: {location} is the archive of a {head.kind}, not of a pod")
         archive = PodArchive.decode(head.about)
+        handler = asked.handler or archive.handler
+        self._check_handler(handler, head, what)
         if not asked.trusted and (found := reaches(archive)):
             hint = "say that it is trusted if you answer for whoever made it"
             raise FailedPrecondition(
@@ -108,7 +115,7 @@ class PodRestores:
         async def prepare(pod: Pod) -> None:
             places.update(await self._prepare(pod, source, head, archive, places))
 
-        pod = await self._pods.run(config, asked.handler or archive.handler, prepare)
+        pod = await self._pods.run(config, handler, prepare)
         try:
             await self._fill(pod, archive, places)
         except BaseException:
@@ -116,6 +123,22 @@ class PodRestores:
             raise
         log.info("restored pod %s from %s", pod.meta.id, location)
         return pod
+
+    def _check_handler(self, name: str, head: Head, what: str) -> None:
+        """Raises FailedPrecondition for one that cannot take these images, or should not: see config.checkpoints."""
+        handler = self._handlers.usable(name)
+        of_sandbox = any(part.name.startswith(f"{parts.SANDBOX}/") for part in head.parts)
+        if of_sandbox != handler.gvisor:
+            whose = "gVisor's" if of_sandbox else "CRIU's"
+            raise FailedPrecondition(
+                f"cannot {what}: its images are {whose}, and not for runtime handler {handler.name}"
+            )
+        if handler.gvisor:
+            return
+        if not self._enabled:
+            raise FailedPrecondition(f"cannot {what}: CRIU's images are trusted, and `checkpoints` is not set here")
+        if why := self._checkpoints.handler_problem(handler):
+            raise FailedPrecondition(f"cannot {what}: {why}")
 
     async def _require_images(self, archive: PodArchive, what: str) -> None:
         """Raises NotFound for an image that is not here: one of that name elsewhere may be another one."""
@@ -136,11 +159,16 @@ class PodRestores:
         if PodArchive.decode(read.about) != archive:
             raise InvalidArgument(f"location: {source} was exchanged while it was being read")
         crashpoint("restore.read")
-        made = {}
+        made, top = {}, self._layout.volumes(pod.meta.id)
+        for number, one in enumerate(archive.files):
+            if one.path not in places:
+                place = top / _directory(pod.meta.uid) / "files" / str(number)
+                await apart(_write, top, place, one)
+                made[one.path] = str(place)
         for volume in archive.volumes:
             if volume.path not in places:
-                place = self._layout.volumes(pod.meta.id) / _named(pod.meta.uid, volume)
-                await apart(_make, self._layout.volumes(pod.meta.id), place, volume)
+                place = top / _directory(pod.meta.uid) / "volumes" / "kubernetes.io~empty-dir" / volume.name
+                await apart(_make, top, place, volume)
                 made[volume.path] = str(place)
             place = Path(places.get(volume.path) or made[volume.path])
             if volume.inside:
@@ -172,9 +200,16 @@ class PodRestores:
         await pod.gone.wait()
 
 
-def _named(uid: str, volume: Volume) -> Path:
-    """As a kubelet names it, so that a checkpoint of the restored pod finds it in its turn."""
-    return Path("pods", uid, "volumes", "kubernetes.io~empty-dir", volume.name)
+def _directory(uid: str) -> Path:
+    """As a kubelet names it, so that a checkpoint of the restored pod finds its volumes in its turn."""
+    return Path("pods", uid)
+
+
+def _write(top: Path, place: Path, one: PodFile) -> None:
+    files.make_private(top)
+    place.parent.mkdir(0o755, parents=True, exist_ok=True)
+    files.write_atomic(place, one.data, one.mode)
+    os.chown(place, one.uid, one.gid)
 
 
 def _make(top: Path, place: Path, volume: Volume) -> None:
@@ -192,6 +227,7 @@ def _places(archive: PodArchive, given: dict[str, str]) -> dict[str, str]:
     Raises NotFound for what is not there, InvalidArgument for what is given and not mounted.
     """
     volumes = {volume.path: volume.name for volume in archive.volumes}
+    ours = {*volumes, *(one.path for one in archive.files)}
     found, asked = {}, dict(given)
     for one in archive.containers:
         for each in one.config.mounts:
@@ -199,15 +235,15 @@ def _places(archive: PodArchive, given: dict[str, str]) -> dict[str, str]:
             if each.HasField("image") or path in found:
                 continue
             place = asked.pop(volumes.get(path, path), "")
-            if not place and path in volumes:
+            if not place and path in ours:
                 continue
             place = place or path
             if not os.path.exists(place):
                 raise NotFound(
                     f"container {one.name} mounts {path}, and there is no {place} here; say what is to be there"
                 )
-            if path in volumes and os.listdir(place):
-                raise FailedPrecondition(f"volume {volumes[path]} is to be at {place}, which is not empty")
+            if path in volumes and (not os.path.isdir(place) or os.listdir(place)):
+                raise FailedPrecondition(f"volume {volumes[path]} is to be at {place}, which is no empty directory")
             found[path] = place
     if asked:
         raise InvalidArgument(f"volumes: no container mounts {', '.join(sorted(asked))}")

@@ -21,7 +21,7 @@ from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.limits import Limits
 from holdfast.lifecycle.networks import Networks
 from holdfast.lifecycle.objects import Pod, init_cgroup
-from holdfast.lifecycle.pod_checkpoints import Outcome, PodCheckpoints
+from holdfast.lifecycle.pod_checkpoints import Outcome, PodCheckpoints, Wish
 from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, in_thread, within
@@ -204,11 +204,11 @@ class Pods:
         await self._world.update_pod(pod, stopped, end="stop")
         crashpoint("stopp.done")
 
-    async def checkpoint(self, pod_id: str, location: str, compress: str, leave_running: bool) -> Outcome:
-        """Leave an archive of a pod at `location`; see PodCheckpoints. Unless left running it is stopped."""
+    async def checkpoint(self, pod_id: str, wish: Wish) -> Outcome:
+        """Leave an archive of a pod; see PodCheckpoints. Unless left running it is stopped."""
         pod = self._world.pod(pod_id)
-        done = await self._checkpoints.checkpoint(pod, location, compress, leave_running)
-        if not leave_running:
+        done = await self._checkpoints.checkpoint(pod, wish)
+        if not wish.leave_running:
             await self.finish_stop(pod)
         return done
 

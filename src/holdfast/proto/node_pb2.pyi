@@ -7,16 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckpointPodRequest(_message.Message):
-    __slots__ = ("pod_id", "location", "compress", "leave_running")
+    __slots__ = ("pod_id", "location", "compress", "leave_running", "limit")
     POD_ID_FIELD_NUMBER: _ClassVar[int]
     LOCATION_FIELD_NUMBER: _ClassVar[int]
     COMPRESS_FIELD_NUMBER: _ClassVar[int]
     LEAVE_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
     pod_id: str
     location: str
     compress: str
     leave_running: bool
-    def __init__(self, pod_id: _Optional[str] = ..., location: _Optional[str] = ..., compress: _Optional[str] = ..., leave_running: _Optional[bool] = ...) -> None: ...
+    limit: int
+    def __init__(self, pod_id: _Optional[str] = ..., location: _Optional[str] = ..., compress: _Optional[str] = ..., leave_running: _Optional[bool] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class CheckpointPodReply(_message.Message):
     __slots__ = ("bytes", "frozen_seconds", "left_out")

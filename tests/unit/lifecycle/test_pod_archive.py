@@ -6,13 +6,15 @@ import pytest
 
 from holdfast.lifecycle.pod_archive import (
     PodArchive,
+    PodFile,
     Saved,
     Volume,
     Wanted,
+    beside,
     container_config,
-    empty_dir,
     pod_config,
     reaches,
+    volume_at,
     volumes_of,
 )
 from holdfast.model.errors import FailedPrecondition, InvalidArgument
@@ -21,6 +23,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 UID = "0c5c"
 DISK = f"/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~empty-dir/scratch"
 MEMORY = f"/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~empty-dir/fast"
+HOSTS = f"/var/lib/kubelet/pods/{UID}/etc-hosts"
 IMAGE = f"sha256:{'a' * 64}"
 
 
@@ -40,12 +43,14 @@ def archive(*containers: pb.ContainerConfig, **fields: Any) -> PodArchive:
         hostname="shop",
         log_directory=f"/var/log/pods/default_shop_{UID}",
         labels={"io.kubernetes.pod.uid": UID, "app": "shop"},
+        annotations={"holdfast.io/agent-root": "/agent", "note": "kept"},
         linux=pb.LinuxPodSandboxConfig(cgroup_parent=f"/kubepods/pod{UID}"),
         **fields,
     )
     volumes = (Volume("scratch", DISK), Volume("fast", MEMORY, True, 1 << 20))
     saved = tuple(Saved(one, IMAGE) for one in containers or (container(),))
-    return PodArchive(config, "runc", saved, volumes, ("scratch/run/listener",), 7, 0.25)
+    files = (PodFile(HOSTS, b"127.0.0.1\tlocalhost\n\xff", 0o644, 0, 7),)
+    return PodArchive(config, "runc", saved, volumes, files, ("scratch/run/listener",), 7, 0.25)
 
 
 def test_it_comes_back_as_it_was() -> None:
@@ -76,6 +81,12 @@ def test_it_comes_back_as_it_was() -> None:
         lambda about: about["volumes"][0].update(memory="yes"),
         lambda about: about["volumes"][0].update(more=1),
         lambda about: about.update(left_out=[1]),
+        lambda about: about["files"][0].update(path="etc/hosts"),
+        lambda about: about["files"][0].update(data="not base64"),
+        lambda about: about["files"][0].update(data="A" * 4 * (1 << 20)),
+        lambda about: about["files"][0].update(mode="0644"),
+        lambda about: about["files"][0].update(uid=-1),
+        lambda about: about["files"][0].update(more=1),
     ],
 )
 def test_what_strangers_say_of_a_pod(change: Callable[[dict[str, Any]], object]) -> None:
@@ -85,16 +96,26 @@ def test_what_strangers_say_of_a_pod(change: Callable[[dict[str, Any]], object])
         PodArchive.decode(about)
 
 
-def test_empty_dirs_are_known_by_where_they_are() -> None:
-    assert empty_dir(DISK) == "scratch"
-    assert empty_dir(f"/agent/pods/{UID}/volumes/holdfast~sized-empty-dir/big") == "big"
-    for path in ("/etc", "", f"{DISK}/below", DISK.removeprefix("/"), DISK.replace("empty-dir", "secret")):
-        assert empty_dir(path) is None
+def test_volumes_are_known_by_where_they_are() -> None:
+    assert volume_at(DISK) == "scratch"
+    assert volume_at(f"/agent/pods/{UID}/volumes/holdfast~sized-empty-dir/big") == "big"
+    for path in ("/etc", "", f"{DISK}/below", DISK.removeprefix("/"), DISK.replace("empty-dir", "csi")):
+        assert volume_at(path) is None
     hosts = pb.Mount(host_path="/etc/hosts", container_path="/etc/hosts")
     others = pb.Mount(host_path=DISK.replace(UID, "other"), container_path="/other")
     both = [container(), container("side")]
     both[1].mounts.extend([hosts, others])
     assert volumes_of(UID, both) == {"scratch": DISK, "fast": MEMORY}
+
+
+def test_files_of_the_pod_are_beside_its_volumes() -> None:
+    one = container()
+    one.mounts.add(host_path=HOSTS, container_path="/etc/hosts")
+    one.mounts.add(host_path="/etc/localtime", container_path="/etc/localtime")
+    message = f"/var/lib/kubelet/pods/{UID}/containers/web/0c5d"
+    one.mounts.add(host_path=message, container_path="/dev/termination-log")
+    assert beside(UID, [one, one]) == [message, HOSTS]
+    assert reaches(archive(one)) == ["container web mounts /etc/localtime", f"container web mounts {message}"]
 
 
 def test_a_part_of_a_volume_is_refused() -> None:
@@ -149,6 +170,7 @@ def test_the_pod_that_is_asked_for() -> None:
     assert found.linux.cgroup_parent == ""
     assert dict(found.labels) == {"io.kubernetes.pod.uid": "new", "app": "shop"}
     assert found.hostname == "shop"
+    assert dict(found.annotations) == {"note": "kept"}
     assert pod_config(archive(), Wanted(uid="new")).metadata.name == "shop"
 
 
