@@ -57,10 +57,14 @@ class Scripted(RuntimeServiceServicer, ImageServiceServicer):
 
     async def up(self) -> None:
         self._server = grpc.aio.server()
-        add_RuntimeServiceServicer_to_server(self, self._server)
-        add_ImageServiceServicer_to_server(self, self._server)
+        self.register(self._server)
         self._server.add_insecure_port(f"unix:{self.socket}")
         await self._server.start()
+
+    def register(self, server: Any) -> None:
+        """What it serves."""
+        add_RuntimeServiceServicer_to_server(self, server)
+        add_ImageServiceServicer_to_server(self, server)
 
     async def down(self) -> None:
         """As if it was killed: whoever waits is not answered. What it has stays."""

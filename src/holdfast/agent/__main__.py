@@ -7,15 +7,19 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Final
 
 from holdfast import logs
 from holdfast.agent.pod.quantity import Quantity
 from holdfast.agent.sync.agent import Agent, Settings, node_of
 from holdfast.agent.sync.api import SOCKET, Api
+from holdfast.agent.sync.kept import Retention
 from holdfast.agent.sync.rotation import Limits
 from holdfast.linux import files, systemd
 from holdfast.model.cgroups import DRIVERS
 from holdfast.model.errors import Unavailable
+
+DAY: Final = 24 * 3600 * 1_000_000_000  # ns
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("root", "manifests"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--node-name", default="")
+    parser.add_argument("--checkpoint-quota", required=True, type=size)
+    parser.add_argument("--checkpoint-days", required=True, type=float)
     parser.add_argument("--cgroup-driver", default="", choices=DRIVERS)
     parser.add_argument("--metrics-address", default="", type=address)
     parser.add_argument("--container-log-max-size", required=True, type=size)
@@ -84,6 +90,7 @@ async def _serve(options: argparse.Namespace) -> None:
         options.cgroup_driver,
         logs_of_containers,
         options.metrics_address,
+        Retention(options.checkpoint_quota, int(options.checkpoint_days * DAY)),
     )
     agent = Agent(settings)
     loop = asyncio.get_running_loop()

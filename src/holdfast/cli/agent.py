@@ -33,6 +33,8 @@ from holdfast.model.cgroups import DRIVERS
     help="Seconds between looks at the logs.",
 )
 @click.option("--cgroup-root", default="/holdfast-agent", show_default=True, help="Cgroup below which the pods' are.")
+@click.option("--checkpoint-quota", default="10Gi", show_default=True, help="Bytes of checkpoints kept; 0 for any.")
+@click.option("--checkpoint-days", default="0", show_default=True, help="For how many days they are; 0 for ever.")
 @click.option(
     "--cgroup-driver",
     type=click.Choice(DRIVERS),

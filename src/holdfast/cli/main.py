@@ -38,6 +38,7 @@ VERBS: Final = {
     "get": ("agent_pods", "List the agent's pods."),
     "describe": ("agent_pods", "Show what a pod of the agent is, does and has met with."),
     "delete": ("agent_pods", "End pods of the agent."),
+    "checkpoints": ("agent_checkpoints", "Make, list and remove checkpoints that the agent keeps of its pods."),
     "completion": ("completion", "Print a shell completion script."),
 }
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aholdfast/proto/agent.proto\x12\x0bholdfast.v1\" \n\x0c\x41pplyRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"=\n\nApplyReply\x12\x0f\n\x07\x61pplied\x18\x01 \x03(\t\x12\x10\n\x08warnings\x18\x02 \x03(\t\x12\x0c\n\x04\x64one\x18\x03 \x03(\t\"\\\n\rDeleteRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\x05grace\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_grace\"\r\n\x0b\x44\x65leteReply\"2\n\x0fListPodsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xac\x01\n\rListPodsReply\x12#\n\x04pods\x18\x01 \x03(\x0b\x32\x15.holdfast.v1.AgentPod\x12\x36\n\x06unread\x18\x02 \x03(\x0b\x32&.holdfast.v1.ListPodsReply.UnreadEntry\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x1a-\n\x0bUnreadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa2\x01\n\x08\x41gentPod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04json\x18\x05 \x01(\t\x12%\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x15.holdfast.v1.PodEvent\x12\x0f\n\x07volumes\x18\x07 \x03(\t\x12\x12\n\ndeleted_at\x18\x08 \x01(\x03\"i\n\x08PodEvent\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08\x66irst_at\x18\x04 \x01(\x03\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0f\n\x07warning\x18\x06 \x01(\x08\x32\x93\x02\n\x05\x41gent\x12;\n\x05\x41pply\x12\x19.holdfast.v1.ApplyRequest\x1a\x17.holdfast.v1.ApplyReply\x12>\n\x06\x44\x65lete\x12\x1a.holdfast.v1.DeleteRequest\x1a\x18.holdfast.v1.DeleteReply\x12\x44\n\x08ListPods\x12\x1c.holdfast.v1.ListPodsRequest\x1a\x1a.holdfast.v1.ListPodsReply\x12G\n\tWatchPods\x12\x1c.holdfast.v1.ListPodsRequest\x1a\x1a.holdfast.v1.ListPodsReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aholdfast/proto/agent.proto\x12\x0bholdfast.v1\" \n\x0c\x41pplyRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"=\n\nApplyReply\x12\x0f\n\x07\x61pplied\x18\x01 \x03(\t\x12\x10\n\x08warnings\x18\x02 \x03(\t\x12\x0c\n\x04\x64one\x18\x03 \x03(\t\"\\\n\rDeleteRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\x05grace\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_grace\"\r\n\x0b\x44\x65leteReply\"2\n\x0fListPodsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xac\x01\n\rListPodsReply\x12#\n\x04pods\x18\x01 \x03(\x0b\x32\x15.holdfast.v1.AgentPod\x12\x36\n\x06unread\x18\x02 \x03(\x0b\x32&.holdfast.v1.ListPodsReply.UnreadEntry\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x1a-\n\x0bUnreadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa2\x01\n\x08\x41gentPod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04json\x18\x05 \x01(\t\x12%\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x15.holdfast.v1.PodEvent\x12\x0f\n\x07volumes\x18\x07 \x03(\t\x12\x12\n\ndeleted_at\x18\x08 \x01(\x03\"F\n\x11\x43heckpointRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63ompress\x18\x03 \x01(\t\"_\n\x0eKeptCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\n\n\x02\x61t\x18\x04 \x01(\x03\x12\x16\n\x0e\x66rozen_seconds\x18\x05 \x01(\x01\"\x18\n\x16ListCheckpointsRequest\"H\n\x14ListCheckpointsReply\x12\x30\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1b.holdfast.v1.KeptCheckpoint\"\'\n\x17RemoveCheckpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15RemoveCheckpointReply\"i\n\x08PodEvent\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08\x66irst_at\x18\x04 \x01(\x03\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0f\n\x07warning\x18\x06 \x01(\x08\x32\x97\x04\n\x05\x41gent\x12;\n\x05\x41pply\x12\x19.holdfast.v1.ApplyRequest\x1a\x17.holdfast.v1.ApplyReply\x12>\n\x06\x44\x65lete\x12\x1a.holdfast.v1.DeleteRequest\x1a\x18.holdfast.v1.DeleteReply\x12\x44\n\x08ListPods\x12\x1c.holdfast.v1.ListPodsRequest\x1a\x1a.holdfast.v1.ListPodsReply\x12I\n\nCheckpoint\x12\x1e.holdfast.v1.CheckpointRequest\x1a\x1b.holdfast.v1.KeptCheckpoint\x12Y\n\x0fListCheckpoints\x12#.holdfast.v1.ListCheckpointsRequest\x1a!.holdfast.v1.ListCheckpointsReply\x12\\\n\x10RemoveCheckpoint\x12$.holdfast.v1.RemoveCheckpointRequest\x1a\".holdfast.v1.RemoveCheckpointReply\x12G\n\tWatchPods\x12\x1c.holdfast.v1.ListPodsRequest\x1a\x1a.holdfast.v1.ListPodsReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,8 +49,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPODSREPLY_UNREADENTRY']._serialized_end=474
   _globals['_AGENTPOD']._serialized_start=477
   _globals['_AGENTPOD']._serialized_end=639
-  _globals['_PODEVENT']._serialized_start=641
-  _globals['_PODEVENT']._serialized_end=746
-  _globals['_AGENT']._serialized_start=749
-  _globals['_AGENT']._serialized_end=1024
+  _globals['_CHECKPOINTREQUEST']._serialized_start=641
+  _globals['_CHECKPOINTREQUEST']._serialized_end=711
+  _globals['_KEPTCHECKPOINT']._serialized_start=713
+  _globals['_KEPTCHECKPOINT']._serialized_end=808
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=810
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=834
+  _globals['_LISTCHECKPOINTSREPLY']._serialized_start=836
+  _globals['_LISTCHECKPOINTSREPLY']._serialized_end=908
+  _globals['_REMOVECHECKPOINTREQUEST']._serialized_start=910
+  _globals['_REMOVECHECKPOINTREQUEST']._serialized_end=949
+  _globals['_REMOVECHECKPOINTREPLY']._serialized_start=951
+  _globals['_REMOVECHECKPOINTREPLY']._serialized_end=974
+  _globals['_PODEVENT']._serialized_start=976
+  _globals['_PODEVENT']._serialized_end=1081
+  _globals['_AGENT']._serialized_start=1084
+  _globals['_AGENT']._serialized_end=1619
 # @@protoc_insertion_point(module_scope)

@@ -83,6 +83,50 @@ class AgentPod(_message.Message):
     deleted_at: int
     def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., uid: _Optional[str] = ..., source: _Optional[str] = ..., json: _Optional[str] = ..., events: _Optional[_Iterable[_Union[PodEvent, _Mapping]]] = ..., volumes: _Optional[_Iterable[str]] = ..., deleted_at: _Optional[int] = ...) -> None: ...
 
+class CheckpointRequest(_message.Message):
+    __slots__ = ("namespace", "name", "compress")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COMPRESS_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    name: str
+    compress: str
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., compress: _Optional[str] = ...) -> None: ...
+
+class KeptCheckpoint(_message.Message):
+    __slots__ = ("name", "path", "bytes", "at", "frozen_seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    path: str
+    bytes: int
+    at: int
+    frozen_seconds: float
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., bytes: _Optional[int] = ..., at: _Optional[int] = ..., frozen_seconds: _Optional[float] = ...) -> None: ...
+
+class ListCheckpointsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListCheckpointsReply(_message.Message):
+    __slots__ = ("checkpoints",)
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[KeptCheckpoint]
+    def __init__(self, checkpoints: _Optional[_Iterable[_Union[KeptCheckpoint, _Mapping]]] = ...) -> None: ...
+
+class RemoveCheckpointRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class RemoveCheckpointReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class PodEvent(_message.Message):
     __slots__ = ("at", "reason", "message", "first_at", "count", "warning")
     AT_FIELD_NUMBER: _ClassVar[int]

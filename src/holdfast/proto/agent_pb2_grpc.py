@@ -49,6 +49,21 @@ class AgentStub:
                 request_serializer=holdfast_dot_proto_dot_agent__pb2.ListPodsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_proto_dot_agent__pb2.ListPodsReply.FromString,
                 _registered_method=True)
+        self.Checkpoint = channel.unary_unary(
+                '/holdfast.v1.Agent/Checkpoint',
+                request_serializer=holdfast_dot_proto_dot_agent__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=holdfast_dot_proto_dot_agent__pb2.KeptCheckpoint.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/holdfast.v1.Agent/ListCheckpoints',
+                request_serializer=holdfast_dot_proto_dot_agent__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_proto_dot_agent__pb2.ListCheckpointsReply.FromString,
+                _registered_method=True)
+        self.RemoveCheckpoint = channel.unary_unary(
+                '/holdfast.v1.Agent/RemoveCheckpoint',
+                request_serializer=holdfast_dot_proto_dot_agent__pb2.RemoveCheckpointRequest.SerializeToString,
+                response_deserializer=holdfast_dot_proto_dot_agent__pb2.RemoveCheckpointReply.FromString,
+                _registered_method=True)
         self.WatchPods = channel.unary_stream(
                 '/holdfast.v1.Agent/WatchPods',
                 request_serializer=holdfast_dot_proto_dot_agent__pb2.ListPodsRequest.SerializeToString,
@@ -79,6 +94,25 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkpoint(self, request, context):
+        """of a pod, which goes on
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveCheckpoint(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchPods(self, request, context):
         """all of them now, and whenever one has changed
         """
@@ -103,6 +137,21 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.ListPods,
                     request_deserializer=holdfast_dot_proto_dot_agent__pb2.ListPodsRequest.FromString,
                     response_serializer=holdfast_dot_proto_dot_agent__pb2.ListPodsReply.SerializeToString,
+            ),
+            'Checkpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=holdfast_dot_proto_dot_agent__pb2.CheckpointRequest.FromString,
+                    response_serializer=holdfast_dot_proto_dot_agent__pb2.KeptCheckpoint.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=holdfast_dot_proto_dot_agent__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=holdfast_dot_proto_dot_agent__pb2.ListCheckpointsReply.SerializeToString,
+            ),
+            'RemoveCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveCheckpoint,
+                    request_deserializer=holdfast_dot_proto_dot_agent__pb2.RemoveCheckpointRequest.FromString,
+                    response_serializer=holdfast_dot_proto_dot_agent__pb2.RemoveCheckpointReply.SerializeToString,
             ),
             'WatchPods': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchPods,
@@ -191,6 +240,87 @@ class Agent:
             '/holdfast.v1.Agent/ListPods',
             holdfast_dot_proto_dot_agent__pb2.ListPodsRequest.SerializeToString,
             holdfast_dot_proto_dot_agent__pb2.ListPodsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Agent/Checkpoint',
+            holdfast_dot_proto_dot_agent__pb2.CheckpointRequest.SerializeToString,
+            holdfast_dot_proto_dot_agent__pb2.KeptCheckpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Agent/ListCheckpoints',
+            holdfast_dot_proto_dot_agent__pb2.ListCheckpointsRequest.SerializeToString,
+            holdfast_dot_proto_dot_agent__pb2.ListCheckpointsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Agent/RemoveCheckpoint',
+            holdfast_dot_proto_dot_agent__pb2.RemoveCheckpointRequest.SerializeToString,
+            holdfast_dot_proto_dot_agent__pb2.RemoveCheckpointReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,7 @@ from holdfast.agent.pod.spec import Pod
 from holdfast.agent.sync import applied, limits, names, orphans, record, said
 from holdfast.agent.sync import files as pod_files
 from holdfast.agent.sync.convert import Node
+from holdfast.agent.sync.kept import Checkpoints, Retention
 from holdfast.agent.sync.measures import CountedManager, Measures
 from holdfast.agent.sync.orphans import Orphan
 from holdfast.agent.sync.parts import Parts
@@ -56,6 +57,7 @@ class Settings:
     cgroup_driver: str = ""  # "" is as the runtime says
     logs: Limits = field(default_factory=Limits)
     metrics_address: str = ""
+    kept: Retention = field(default_factory=Retention)
 
 
 class Agent:
@@ -89,6 +91,7 @@ class Agent:
             self._users,
             self.measures.counted,
         )
+        self.checkpoints = Checkpoints(settings.root / "checkpoints", self._runtime, settings.kept, self._parts.clock)
         self.workers: dict[str, Worker] = {}
         self._soon = asyncio.Event()
         self._gone: set[str] = set()  # pods that have ended since the last look at the source began
@@ -109,6 +112,7 @@ class Agent:
                 await self._remember(await in_thread(record.records, self._paths))
                 group.create_task(self.volumes.run(), name="volumes")
                 group.create_task(self._listen(), name="events of the runtime")
+                group.create_task(self.checkpoints.look_after(), name="checkpoints")
                 group.create_task(self._seek(), name="orphans")
                 group.create_task(self._weigh(), name="weights of the classes")
                 rotations = self.measures.counted.rotations

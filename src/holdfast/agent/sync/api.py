@@ -13,10 +13,13 @@ import grpc.aio
 from holdfast.agent.pod.decode import Refused
 from holdfast.agent.sync import applied, orphans
 from holdfast.agent.sync.agent import Agent
+from holdfast.agent.sync.kept import Kept
 from holdfast.agent.sync.orphans import Orphan
+from holdfast.agent.sync.runtime import MEANING
 from holdfast.agent.sync.worker import Worker
 from holdfast.linux import files
 from holdfast.linux.threads import in_thread
+from holdfast.model.errors import HoldfastError
 from holdfast.proto import agent_pb2 as pb
 from holdfast.proto.agent_pb2_grpc import AgentServicer, add_AgentServicer_to_server
 
@@ -83,6 +86,35 @@ class Api(AgentServicer):
         words = f"pod {worker.pod.metadata.namespace}/{worker.pod.metadata.name} is what {worker.record.source} says"
         return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{words}: change it there")
 
+    async def Checkpoint(self, request: pb.CheckpointRequest, context: Any) -> Any:
+        workers = self._agent.named(request.namespace, request.name) if request.name else []
+        if len(workers) != 1:
+            what = f"pod {request.namespace}/{request.name}"
+            return await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {what}")
+        try:
+            made, seconds = await self._agent.checkpoints.make(workers[0], request.compress)
+        except (HoldfastError, OSError) as exc:
+            return await context.abort(_code(exc), str(exc))
+        return self._kept(made, seconds)
+
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Any) -> Any:
+        try:
+            found = await self._agent.checkpoints.all()
+        except OSError as exc:
+            return await context.abort(_code(exc), str(exc))
+        return pb.ListCheckpointsReply(checkpoints=[self._kept(one) for one in found])
+
+    async def RemoveCheckpoint(self, request: pb.RemoveCheckpointRequest, context: Any) -> Any:
+        try:
+            await self._agent.checkpoints.remove(request.name)
+        except (HoldfastError, OSError) as exc:
+            return await context.abort(_code(exc), str(exc))
+        return pb.RemoveCheckpointReply()
+
+    def _kept(self, one: Kept, seconds: float = 0.0) -> pb.KeptCheckpoint:
+        path = str(self._agent.checkpoints.path(one))
+        return pb.KeptCheckpoint(name=one.name, path=path, bytes=one.bytes, at=one.at, frozen_seconds=seconds)
+
     async def ListPods(self, request: pb.ListPodsRequest, context: Any) -> pb.ListPodsReply:
         return self._listed(request)
 
@@ -112,6 +144,11 @@ class Api(AgentServicer):
             volumes=self._agent.volumes.told(meta.uid),
             deleted_at=worker.record.deleted_at,
         )
+
+
+def _code(exc: HoldfastError | OSError) -> grpc.StatusCode:
+    """As the runtime's answers mean it; what a disk does may be over soon."""
+    return next((code for code, kind in MEANING.items() if isinstance(exc, kind)), grpc.StatusCode.UNAVAILABLE)
 
 
 def _shown_orphan(one: Orphan) -> pb.AgentPod:

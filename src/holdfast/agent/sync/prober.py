@@ -1,8 +1,9 @@
 """The probes of one pod: a task for each probe of each run, which ends with the run."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -32,6 +33,9 @@ class Prober:
         self._told = told
         self._clock = clock
         self._tasks: dict[tuple[str, Kind], asyncio.Task[None]] = {}
+        self._pauses = 0
+        self._asking = 0
+        self._idle = asyncio.Event()
 
     def follow(
         self,
@@ -62,6 +66,18 @@ class Prober:
             work = self._repeat(container, run, key[1], probe, health, address)
             self._tasks[key] = self._group.create_task(work, name=f"{key[1].value} probe of {run.id[:13]}")
 
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Within it nothing is asked; it begins when nobody is waiting for an answer any more."""
+        self._pauses += 1
+        try:
+            while self._asking:
+                self._idle.clear()
+                await self._idle.wait()
+            yield
+        finally:
+            self._pauses -= 1
+
     def end(self) -> None:
         for task in self._tasks.values():
             task.cancel()
@@ -81,8 +97,13 @@ class Prober:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            if kind in health(run.id).asked(container):
-                await self._once(container, run, kind, probe, address)
+            if kind in health(run.id).asked(container) and not self._pauses:
+                self._asking += 1
+                try:
+                    await self._once(container, run, kind, probe, address)
+                finally:
+                    self._asking -= 1
+                    self._idle.set()
             await asyncio.sleep(max(began + probe.period_seconds - loop.time(), 0))
 
     async def _once(self, container: Container, run: Run, kind: Kind, probe: Probe, address: str) -> None:

@@ -20,13 +20,16 @@ from holdfast.linux import cgroup
 from holdfast.linux.threads import in_thread
 from holdfast.model import cgroups, errors
 from holdfast.model.errors import HoldfastError, NotFound, Unavailable, Unimplemented
+from holdfast.proto import node_pb2
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.node_pb2_grpc import NodeStub
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
 LOOK: Final = 10.0  # seconds for what only reads
 ACT: Final = 120.0  # for what changes something, a kubelet's
 SANDBOX: Final = 240.0  # for a sandbox, whose network somebody else may have to make
 PULL: Final = 3600.0
+CHECKPOINT: Final = 3600.0
 MARGIN: Final = 15.0  # for a call beyond the time that it is asked to take itself
 POLL: Final = 1.0  # between looks at a runtime that tells no events
 RECONNECT: Final = 1.0
@@ -67,6 +70,7 @@ class Runtime:
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=OPTIONS)
         self._runtime = RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._images = ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._node = NodeStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self._channel.close(None)
@@ -279,6 +283,16 @@ class Runtime:
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=seconds)
         found: pb.ExecSyncResponse = await self._call(self._runtime.ExecSync, request, seconds + MARGIN)
         return found
+
+    async def checkpoint(self, sandbox_id: str, location: str, compress: str, limit: int) -> float:
+        """Leave an archive of a pod, which goes on. Returns for how many seconds it stood still.
+
+        Raises Unimplemented where the runtime cannot; Holdfast can.
+        """
+        request = node_pb2.CheckpointPodRequest(
+            pod_id=sandbox_id, location=location, compress=compress, leave_running=True, limit=limit
+        )
+        return float((await self._call(self._node.CheckpointPod, request, CHECKPOINT)).frozen_seconds)
 
     async def cgroup_driver(self) -> str:
         """It is asked once: as with a kubelet, who changes it ends the pods and the agent first."""

@@ -8,6 +8,7 @@ then it may be over. A runtime that does not answer leaves everything as it is.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -90,6 +91,10 @@ class Worker:
         await self._keep(lambda known: replace(known, pod=pod))
         self._held.clear()
         self._wake.set()
+
+    def unprobed(self) -> AbstractAsyncContextManager[None]:
+        """Within it no probe is asked, and what fails of them is nobody's failure. For a pod that runs."""
+        return self._prober.paused()
 
     def status(self) -> dict[str, Any]:
         """PodStatus, as Kubernetes shows it."""

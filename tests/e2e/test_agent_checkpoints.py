@@ -1,0 +1,75 @@
+"""Checkpoints that the agent keeps of its pods, with a real daemon, runc and CRIU: made, listed, restored, removed."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.agent import IMAGE, Agent, running_agent
+from kit.checkpoints import follow, numbers
+from kit.node import Node, node, until
+from kit.tools import CRIU, needs_criu
+
+from holdfast.linux import files
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_criu]
+
+POD = f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: web}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: count
+    image: {IMAGE}
+    command: [sh, -c, "n=0; while :; do n=$((n+1)); echo $n; echo $n > /work/n; sleep 0.02; done"]
+    livenessProbe: {{exec: {{command: ["true"]}}, periodSeconds: 1, failureThreshold: 1}}
+    volumeMounts: [{{name: work, mountPath: /work}}, {{name: fast, mountPath: /fast}}]
+  volumes:
+  - name: work
+    emptyDir: {{}}
+  - name: fast
+    emptyDir: {{medium: Memory, sizeLimit: 1Mi}}
+"""
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Node]:
+    with node("runc", checkpoints=True, criu_path=CRIU) as made:
+        yield made
+
+
+@pytest.fixture
+def agent(one: Node) -> Iterator[Agent]:
+    with running_agent(one) as found:
+        yield found
+
+
+def test_a_checkpoint_is_kept_and_a_pod_is_made_of_it_again(one: Node, agent: Agent) -> None:
+    agent.write("web.yaml", POD)
+    first = agent.until(lambda: agent.running("count"), "the pod to run")
+    until(lambda: len(numbers(one, first)) > 10)
+    said = agent.cli("checkpoints", "make", "web", "--compress", "zstd").stdout
+    path = Path(said.partition(":")[0])
+    assert path.parent == agent.root / "checkpoints" and "stood still for" in said
+    [listed] = json.loads(agent.cli("checkpoints", "list", "-o", "json").stdout)["items"]
+    assert (listed["path"], int(listed["bytes"])) == (str(path), path.stat().st_size)
+    at = len(numbers(one, first))
+    until(lambda: len(numbers(one, first)) > at + 5)  # it goes on, and no probe has failed for it
+    assert agent.running("count") == first
+    assert follow(numbers(one, first))
+    (agent.manifests / "web.yaml").unlink()
+    agent.until(lambda: not one.pods(), "the pod to go")
+    pod = one.cli("restore", str(path), "--name", "again").stdout.strip()
+    [again] = [found.id for found in one.containers() if found.pod_sandbox_id == pod]
+    until(lambda: len(numbers(one, again)) > 5)
+    assert follow(numbers(one, again)) and numbers(one, again)[0] > 10
+    volume = next((one.root / "volumes" / pod).glob("pods/*/volumes/kubernetes.io~empty-dir/work"))
+    assert int((volume / "n").read_text()) >= numbers(one, again)[0]
+    one.remove_pod(pod)
+    agent.cli("checkpoints", "remove", path.name)
+    assert not path.exists()
+    assert agent.cli("checkpoints", "remove", path.name, check=False).returncode == 1
+    files.remove_tree(one.base / "logs")
