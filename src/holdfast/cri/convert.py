@@ -134,6 +134,7 @@ def container_info(container: Container, spec: dict[str, object] | None) -> dict
         "snapshotKey": container.meta.snapshot_key,
         "oomKills": container.status.oom_kills,
         "underWay": sorted(container.intents),
+        "restoredFrom": container.meta.checkpoint,
         "runtimeSpec": spec,
     }
     return {"info": json.dumps(info)}

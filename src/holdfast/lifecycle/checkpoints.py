@@ -7,7 +7,7 @@ from typing import Final
 
 from holdfast.lifecycle.objects import Container, Pod, container_cgroup
 from holdfast.lifecycle.tasks import apart, in_thread, within
-from holdfast.lifecycle.tools import criu_problem, find_criu
+from holdfast.lifecycle.tools import criu_problem, find_criu, problem
 from holdfast.linux import cgroup, descriptors, process, tree
 from holdfast.linux.inject import crashpoint
 from holdfast.model.checkpoint import IMAGES, CriuSettings
@@ -20,7 +20,6 @@ from holdfast.snapshots.overlay import Snapshots
 TCP: Final = "dev.holdfast.checkpoint.tcp"  # annotation of a container or its pod
 ESTABLISHED: Final = "established"  # its value: connections are kept in the images
 RUNC: Final = "runc"
-ASK_SECONDS: Final = 20.0
 LOOK_SECONDS: Final = 10.0
 _SHARED: Final = {pb.POD: "that of its pod", pb.NODE: "the host's", pb.TARGET: "that of another container"}
 
@@ -33,7 +32,7 @@ class Checkpoints:
         self._shims = shims
         self._snapshots = snapshots
         self._criu_path = criu_path
-        self._asked: tuple[str, str] = ("", "")  # a CRIU that was looked at, and what is wrong with it
+        self._good = ""  # the CRIU that was looked at last and does
 
     async def refuse(self, container: Container) -> None:
         """Raise FailedPrecondition that says why this container, which runs, cannot be checkpointed."""
@@ -85,15 +84,18 @@ class Checkpoints:
         return ""
 
     async def _of_criu(self) -> str:
+        """One that does is not asked again."""
         binary = find_criu(self._criu_path)
         try:
             known = fingerprint(binary)
         except OSError as exc:
             return f"there is no program {binary}: {exc.strerror}"
-        if self._asked[0] != known:
-            look = apart(criu_problem, binary)
-            self._asked = known, await within(ASK_SECONDS, look, f"ask {binary} for its version")
-        return f"{binary} does not do: {self._asked[1]}" if self._asked[1] else ""
+        if known == self._good:
+            return ""
+        if why := await problem("criu", binary, criu_problem):
+            return f"{binary} does not do: {why}"
+        self._good = known
+        return ""
 
 
 def established(container: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> bool:

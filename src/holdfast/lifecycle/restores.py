@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.checkpoint import layout as parts
-from holdfast.checkpoint import sealed
+from holdfast.checkpoint import rights, sealed
 from holdfast.images.service import Images
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.checkpoints import Checkpoints
@@ -28,6 +28,7 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.checkpoint import STDIO_FILE, CriuSettings, decode_stdio
 from holdfast.model.errors import Damaged, FailedPrecondition, InvalidArgument, NotFound
 from holdfast.model.image import Image
+from holdfast.oci.capabilities import CAPABILITIES, capability_name
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime.unpack import Unpacker
 from holdfast.snapshots.overlay import Snapshots
@@ -131,7 +132,7 @@ class Restores:
             return
         place = self._layout.restore(container.meta.id)
         spec = await in_thread(self._bundles.load, container)
-        await in_thread(_compare, place, spec, container.config)
+        await in_thread(compare, place, spec, container.config)
 
     async def begin(self, container: Container) -> tuple[Path, CriuSettings] | None:
         """Where the images are from which a container is to be started, if it is to be restored.
@@ -154,7 +155,10 @@ class Restores:
 
     async def _fill_anew(self, container: Container) -> None:
         key = container.meta.snapshot_key
-        below = self._images.snapshot_name(self._images.find(container.meta.image_id))
+        if self._snapshots.has(key):
+            below = self._snapshots.parent(key)
+        else:  # one that has got this far, and no further
+            below = self._images.snapshot_name(self._images.find(container.meta.image_id))
         await self._snapshots.remove(key)
         crashpoint("restore.emptied")
         await self._snapshots.prepare(key, below)
@@ -203,7 +207,7 @@ class Restores:
             raise NotFound(f"{FIELD}: the checkpoint stands on {reference}, which is not here; pull it first") from exc
 
 
-def _compare(place: Path, spec: dict[str, Any], config: pb.ContainerConfig) -> None:
+def compare(place: Path, spec: dict[str, Any], config: pb.ContainerConfig) -> None:
     """Hold the spec of the new container against that of the old one."""
     try:
         before = json.loads(files.read_bounded(place / parts.SPEC_DUMP, TEXT_LIMIT))
@@ -222,8 +226,26 @@ def _compare(place: Path, spec: dict[str, Any], config: pb.ContainerConfig) -> N
         known = decode_stdio(files.read_bounded(streams, TEXT_LIMIT)) if streams.exists() else None
     except Damaged as exc:
         raise InvalidArgument(f"{FIELD}: {exc}") from exc
+    try:
+        excess = rights.excess(place / parts.IMAGES, _allowed(spec))
+    except ValueError as exc:
+        raise InvalidArgument(f"{FIELD}: cannot read CRIU's images: {exc}") from exc
+    if excess:
+        raise InvalidArgument(f"{FIELD}: the checkpoint wants more than the request gives: {excess}")
     if known is not None and not config.tty and ("stdin" in known) != config.stdin:
         raise InvalidArgument(f"config.stdin: the checkpoint was made {'with' if 'stdin' in known else 'without'} it")
+
+
+def _allowed(spec: dict[str, Any]) -> rights.Allowed:
+    """What a spec gives, in CRIU's terms."""
+    names = spec["process"].get("capabilities", {}).get("bounding", [])
+    return rights.Allowed(
+        frozenset(CAPABILITIES.index(capability_name(name)) for name in names),
+        bool(spec["process"].get("noNewPrivileges", False)),
+        "seccomp" in spec["linux"],
+        frozenset(os.path.normpath(one["destination"]) for one in spec["mounts"])
+        | frozenset(spec["linux"].get("maskedPaths", [])),
+    )
 
 
 def _mounted(spec: dict[str, Any]) -> set[str]:

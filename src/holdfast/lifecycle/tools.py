@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -41,7 +41,7 @@ async def examine(handlers: Iterable[Handler], criu_path: str) -> list[Tool]:
         ("runsc", runsc, "gVisor pods", runsc_problem),
         ("criu", find_criu(criu_path), "checkpoints of pods under runc", criu_problem),
     )
-    return [Tool(name, binary, what, await _problem(name, binary, look)) for name, binary, what, look in asked]
+    return [Tool(name, binary, what, await problem(name, binary, look)) for name, binary, what, look in asked]
 
 
 def find_criu(configured: str) -> str:
@@ -70,11 +70,11 @@ def criu_problem(binary: str) -> str:
     return "" if _GOOD in ask(binary, "check") else f"`{binary} check` finds that the kernel does not do"
 
 
-async def _problem(name: str, binary: str, look: Any) -> str:
+async def problem(name: str, binary: str, look: Callable[[str], str]) -> str:
+    """Why a program does not do, or cannot be asked; "" when it does."""
     if shutil.which(binary) is None:
         return f"there is no program {binary}"
     try:
-        found: str = await within(SECONDS, apart(look, binary), f"ask {name}")
+        return await within(SECONDS, apart(look, binary), f"ask {name}")
     except (HoldfastError, OSError, subprocess.TimeoutExpired) as exc:
         return f"cannot ask {binary}: {exc}"
-    return found

@@ -228,8 +228,11 @@ def freeze(path: str) -> None:
 
 def thaw(path: str) -> None:
     """Let them go on. One that is gone has nobody to hold up."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         _set_freezer(path, "THAWED", "0")
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
 
 
 def frozen(path: str) -> bool:

@@ -105,6 +105,16 @@ def parent(pid: int) -> int:
     return int(fields[1]) if fields else 0
 
 
+def in_group(group: int) -> list[int]:
+    """Who is in a process group, setpgid(2), and lives."""
+    found = []
+    for name in os.listdir("/proc"):
+        fields = _stat(int(name)) if name.isdigit() else None
+        if fields and int(fields[2]) == group and fields[0] not in (b"Z", b"X"):
+            found.append(int(name))
+    return found
+
+
 def stuck(pid: int) -> str:
     """Where in the kernel a thread of the process waits that no signal reaches (state D); "" when none does.
 

@@ -391,3 +391,18 @@ def test_a_streamer_of_nobody() -> None:
         Fix.KILL,
         ProcessRef(70, 700, BOOT),
     )
+
+
+def test_what_is_written_of_a_checkpoint_belongs_to_who_is_being_checkpointed() -> None:
+    survey = replace(SURVEY, files={**SURVEY.files, "/r/checkpoints": directory(CONTAINER)})
+    assert (found := only(wrong(survey))).why == "nobody is writing it"
+    assert (found.verdict, found.fix) == (Verdict.ORPHAN, Fix.DELETE)
+    under_way = replace(RUNNING, intents=frozenset({"checkpoint"}))
+    assert wrong(survey, replace(ROWS, containers={CONTAINER: under_way})) == []
+
+
+def test_what_a_container_will_be_restored_from_is_its_own_also_before_it_has_a_row() -> None:
+    survey = replace(SURVEY, files={**SURVEY.files, "/r/restores": directory(CONTAINER, STRAY)})
+    found = only(wrong(survey))
+    assert (found.where, found.verdict, found.fix) == (f"/r/restores/{STRAY}", Verdict.ORPHAN, Fix.DELETE)
+    assert wrong(survey, replace(ROWS, under_way=UnderWay(restores=frozenset({STRAY})))) == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from holdfast.linux import process
+from holdfast.workers.shim.criu import to_the_end
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause
 
 
@@ -178,3 +179,50 @@ def test_a_callback_that_fails_stops_nothing(loop: Loop, capsys: pytest.CaptureF
     loop.soon(lambda: seen.append("next"))
     turn_until(loop, lambda: seen)
     assert "IndexError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("patience", "ends"), [(5.0, True), (0.0, False)])
+def test_what_a_child_leaves_that_somebody_has_killed(loop: Loop, tmp_path: Path, patience: float, ends: bool) -> None:
+    """It may come to its end for a while, and is killed then: nothing of it goes on behind who has asked for it."""
+
+    def killed() -> str:
+        script = f"echo $$ > {tmp_path}/pid; sleep 0.3; echo > {tmp_path}/over"
+        spawn("sh", "-c", script)
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return "never"
+
+    failure = run(loop, loop.in_child(killed, 5, patience))
+    assert isinstance(failure, Failed)
+    pid = int((tmp_path / "pid").read_text())
+    turn_until(loop, lambda: process.state(pid) in ("", "Z"))
+    assert (tmp_path / "over").exists() is ends
+
+
+def test_a_command_outlives_the_shim_for_a_moment(tmp_path: Path) -> None:
+    """The shim is killed over it: who runs it waits for its end, rather than to take it along."""
+    reading, writing = os.pipe()
+    if (shim := os.fork()) == 0:  # pragma: no cover (another process)
+        made = Loop(lambda pid, *_: process.reap(pid))
+
+        def work() -> str:
+            with to_the_end("/nobody"):
+                spawn("sh", "-c", f"echo > {tmp_path}/begun; sleep 0.3; echo > {tmp_path}/over")
+            os.write(writing, b"1")
+            return ""
+
+        made.start(made.in_child(work, 10), lambda *_: None)
+        made.run()
+    os.close(writing)
+    try:
+        deadline = time.monotonic() + 5
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.kill(shim, signal.SIGKILL)
+        os.waitpid(shim, 0)
+    with os.fdopen(reading, "rb") as told:
+        assert told.read() == b"1"
+    assert (tmp_path / "over").exists()

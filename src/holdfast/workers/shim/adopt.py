@@ -32,7 +32,7 @@ from holdfast.model.witness import (
 )
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import freezing, remains
+from holdfast.workers.shim import remains
 from holdfast.workers.shim.loop import Lock, Loop, void
 from holdfast.workers.shim.operations import Operations
 from holdfast.workers.shim.stdio import Stdio
@@ -124,7 +124,7 @@ class Adoption:
         if alive:
             task.own_pids = self._operations.runtime.gvisor or remains.is_first_in_namespace(record.pid)
             if not self._operations.runtime.gvisor:
-                freezing.let_go(bundle, record.cgroup)
+                self._operations.freezing.thaw(task.id)
         self._end_execs(task, record)
         try:
             init.stdio.adopt(paths, terminal, self._of(task))

@@ -9,7 +9,9 @@ import contextlib
 import json
 import os
 import re
+import signal
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +22,17 @@ from holdfast.linux.inject import crashpoint
 from holdfast.model.checkpoint import STDIO_FILE, CriuSettings, decode_stdio
 from holdfast.model.errors import Damaged
 from holdfast.workers.shim import remains
-from holdfast.workers.shim.loop import Failed
+from holdfast.workers.shim.loop import Failed, end_group
 from holdfast.workers.shim.oci import ENVIRONMENT, Runtime, memory_file, path_of
 from holdfast.workers.shim.task import Task
 
 NUMBERS: Final = {"stdin": 0, "stdout": 1, "stderr": 2}
-GHOST_BYTES: Final = 1 << 40  # files that are open and have no name are in the images, however large
+GHOST_BYTES: Final = (1 << 32) - 1  # files that are open and have no name are in the images, as large as CRIU can say
 LOG_BYTES: Final = 16 * 1024 * 1024
 PID_LIMIT: Final = 64
+ORPHAN_SECONDS: Final = 2
+PATIENCE: Final = 10.0  # with a CRIU that nobody waits for any more
+PAUSE: Final = 0.01
 STATE_LIMIT: Final = 4 * 1024 * 1024
 _HARMLESS: Final = "rlimit: Can't setup"  # without CAP_SYS_RESOURCE; it goes on
 _ERROR: Final = re.compile(rb"Error \([^)]*\): (.*)")
@@ -44,7 +49,11 @@ class Revived:
 
 
 def dump(runtime: Runtime, task: Task, images: Path, settings: CriuSettings) -> None:
-    """Write the images of a frozen container, which stays as it is. Blocks. Raises Failed."""
+    """Write the images of a frozen container, which stays as it is. Blocks. Raises Failed.
+
+    It ends when CRIU has ended: that writes over the registers of processes for a while to have them run code of its
+    own, and where it is killed meanwhile they are let go as they are, and die of it.
+    """
     assert task.record is not None
     found = _stdio(task)
     _refuse_guests(task)
@@ -53,7 +62,11 @@ def dump(runtime: Runtime, task: Task, images: Path, settings: CriuSettings) -> 
     options = ["--tcp-established"] if settings.tcp_established else []
     where = ["--image-path", str(images), "--work-path", settings.work, "--leave-running"]
     crashpoint("shim.dumping")
-    with _configured(lines) as environment, _explained(Path(settings.work) / "dump.log"):
+    with (
+        to_the_end(task.record.cgroup),
+        _configured(lines) as environment,
+        _explained(Path(settings.work) / "dump.log"),
+    ):
         runtime.run(
             "checkpoint", *where, *options, task.id, environment=environment, criu=settings.program, session=False
         )
@@ -150,6 +163,31 @@ def _refuse_guests(task: Task) -> None:
             one = process.parent(one)
         if one != init:
             raise Failed(f"process {pid} was executed in it and does not descend from its init")
+
+
+@contextlib.contextmanager
+def to_the_end(path: str) -> Iterator[None]:
+    """Wait for CRIU, which may go on when runc has gone; when our shim has, not for long: its successor waits for us.
+
+    The cgroup that a shim that is dead has frozen is thawed then. For a child of the loop.
+    """
+    orphaned = False
+
+    def shim_is_gone(*_: object) -> None:
+        nonlocal orphaned
+        orphaned = True
+        signal.alarm(ORPHAN_SECONDS)
+
+    signal.signal(signal.SIGALRM, end_group)
+    signal.signal(signal.SIGUSR2, shim_is_gone)
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + PATIENCE
+        while process.in_group(os.getpgrp()) != [os.getpid()] and time.monotonic() < deadline:
+            time.sleep(PAUSE)
+        if orphaned:
+            cgroup.thaw(path)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,23 @@
 """Freezing tasks of the pod, all at one instant, for whoever copies what they are: on a lease.
 
 Whoever has them frozen says so again before the lease is over, else they are thawed; so nobody's death leaves a
-container standing still. Of a shim's own death tells a mark in each bundle: the shim that adopts the pod thaws then.
+container standing still. After a shim's own death the one that adopts the pod thaws; what was paused bears a mark.
 """
 
 import json
 import traceback
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any, Final
 
 from holdfast.linux import cgroup, files
 from holdfast.linux.inject import crashpoint
 from holdfast.ttrpc.server import FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND, CallError
+from holdfast.workers.shim.failures import as_call_error
 from holdfast.workers.shim.loop import Loop, Timer
 from holdfast.workers.shim.loop import Pause as Pausing
 from holdfast.workers.shim.task import State, Task
 
-MARK: Final = "frozen"  # in the bundle, for as long as the task is
+MARK: Final = "frozen"  # in the bundle of what is paused, for as long as it is
 FREEZE_SECONDS: Final = 10.0  # until all have stopped; what waits in the kernel may take longer, and is let go
 PAUSE: Final = 0.002
 AGAIN: Final = 50  # pauses after which it is said again: a fork may have slipped through (cgroup v1)
@@ -48,10 +48,10 @@ class Freezing:
             tasks = [self._running(id) for id in ids]
             try:
                 await self._freeze(tasks)
-            except (CallError, OSError):
+            except (CallError, OSError) as exc:
                 for task in tasks:
                     self.thaw(task.id)
-                raise
+                raise as_call_error(exc, f"cannot freeze task {ids[0]}") from exc
         for id in ids:
             self._lease(id, seconds)
 
@@ -77,7 +77,7 @@ class Freezing:
             self.resume([task])
             return
         try:
-            let_go(task.bundle, task.record.cgroup)
+            cgroup.thaw(task.record.cgroup)
         except OSError:
             traceback.print_exc()
             self._lease(id, RETRY_SECONDS)
@@ -99,6 +99,11 @@ class Freezing:
         if error is not None:
             traceback.print_exception(error)
 
+    def dumped(self, task: Task) -> None:
+        """Its images were written, or not: what was thawed meanwhile, CRIU may have frozen again at its end."""
+        if self._pause is None and task.id not in self._leases:
+            self.thaw(task.id)
+
     async def thawed(self, task: Task) -> None:
         """Wait until it is not frozen: what is executed in it now would stand still, and spoil the copy."""
         while task.id in self._leases:
@@ -109,7 +114,8 @@ class Freezing:
 
     async def _freeze(self, tasks: list[Task]) -> None:
         for task in tasks:
-            (task.bundle / MARK).touch(0o600)
+            if self._pause is not None:
+                (task.bundle / MARK).touch(0o600)
             self._lease(task.id, FREEZE_SECONDS * 2)
         crashpoint("shim.freezing")
         if self._pause is not None:
@@ -141,13 +147,6 @@ class Freezing:
             condition = "frozen" if id in self._leases else task.init.state.name.lower()
             raise CallError(FAILED_PRECONDITION, f"cannot freeze task {id}: it is {condition}")
         return task
-
-
-def let_go(bundle: Path, path: str) -> None:
-    """Thaw what bears a mark, or bore one. Raises OSError."""
-    if (bundle / MARK).exists():
-        cgroup.thaw(path)
-        files.unlink(bundle / MARK)
 
 
 def _parse(asked: str) -> tuple[list[str], float, bool]:

@@ -183,11 +183,12 @@ class Loop:
         status: int = await Pause(arrange)
         return status
 
-    async def in_child(self, work: Callable[[], str], seconds: float) -> str:
+    async def in_child(self, work: Callable[[], str], seconds: float, patience: float = 0) -> str:
         """The door for what may block, and for what touches much memory that is then nobody's any more.
 
         `work` runs in a forked child, in a process group of its own; its result comes back as text. Raises Failed
-        with the text of the OSError or Failed that it has raised, or when it is killed after `seconds`.
+        with the text of the OSError or Failed that it has raised, or when it is killed after `seconds`. What a child
+        that somebody else has killed leaves of its group may go on for `patience` seconds.
         """
         answer = -1
         try:
@@ -210,10 +211,17 @@ class Loop:
         finally:
             os.close(answer)
         if status:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # it may have been killed over a command that would go on without it
+            await self._end_group(pid, patience)
             raise Failed(text or f"the child that was to do it ended with status {status}")
         return text
+
+    async def _end_group(self, group: int, patience: float) -> None:
+        """A child may have been killed over a command that would go on without it."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and process.in_group(group):
+            await self.sleep(CALM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
     def _patience(self) -> float | None:
         """How long nothing may happen."""
@@ -283,13 +291,14 @@ def void(_: object) -> None:
 
 def _die_with(parent: int) -> None:
     """When the shim dies, this process ends with its whole group: a command must not finish behind its successor."""
-    signal.signal(signal.SIGUSR2, _end_group)
+    signal.signal(signal.SIGUSR2, end_group)
     process.signal_at_parents_death(signal.SIGUSR2)
     if os.getppid() != parent:
-        _end_group()
+        end_group()
 
 
-def _end_group(*_: object) -> None:
+def end_group(*_: object) -> None:
+    """Kill this process and whatever it has started that has not left its group."""
     os.killpg(0, signal.SIGKILL)
 
 

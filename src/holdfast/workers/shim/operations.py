@@ -114,7 +114,10 @@ class Operations:
                 work = lambda: gvisor.dump(self._runtime, images)  # noqa: E731
             else:
                 work = lambda: criu.dump(self._runtime, task, images, settings)  # noqa: E731
-            await self._child(f"checkpoint task {task.id}", work)
+            try:
+                await self._child(f"checkpoint task {task.id}", work, criu.PATIENCE)
+            finally:
+                self.freezing.dumped(task)
 
     def _refuse_checkpoint(self) -> None:
         """Of what runsc would write without a word, and could not restore. Raises CallError."""
@@ -363,13 +366,13 @@ class Operations:
         result: bool = await Pause(arrange)
         return result
 
-    async def _child(self, what: str, work: Callable[[], None]) -> None:
+    async def _child(self, what: str, work: Callable[[], None], patience: float = 0) -> None:
         def quietly() -> str:
             work()
             return ""
 
         try:
-            await self._loop.in_child(quietly, self._runtime.seconds)
+            await self._loop.in_child(quietly, self._runtime.seconds, patience)
         except Failed as exc:
             raise as_call_error(exc, f"cannot {what}") from exc
 

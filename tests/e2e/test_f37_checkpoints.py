@@ -1,0 +1,144 @@
+"""F37: checkpoints fill the disk, or are cut off: no half archive counts, nothing is left, and what ran runs on."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from kit import disk, invariants
+from kit.checkpoints import checkpoint, follow, lines, numbers, place, run
+from kit.crash import Inject
+from kit.node import Node, node, until
+from kit.tools import CRIU, needs_criu
+
+from holdfast.checkpoint import sealed
+from holdfast.linux import cgroup
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_criu]
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Node]:
+    with node("auto", inject=True, checkpoints=True, criu_path=CRIU) as made:
+        yield made
+
+
+@pytest.fixture
+def inject(one: Node) -> Iterator[Inject]:
+    yield Inject(one)
+    for pod in one.pods():
+        one.remove_pod(pod.id)
+    invariants.check(one)
+
+
+@pytest.fixture
+def counter(one: Node, inject: Inject) -> str:
+    container_id = run(one)
+    until(lambda: len(lines(one, container_id)) > 5, "a few numbers")
+    return container_id
+
+
+class Asked(threading.Thread):
+    """A CheckpointContainer that somebody else waits for."""
+
+    def __init__(self, one: Node, container_id: str, target: Path, timeout: int = 60) -> None:
+        super().__init__(name=str(target))
+        self._call = lambda: checkpoint(one, container_id, target, timeout)
+        self.error: grpc.RpcError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._call()
+        except grpc.RpcError as exc:
+            self.error = exc
+
+    def answer(self) -> grpc.StatusCode | None:
+        """What came of it; None for an archive."""
+        self.join(90)
+        assert not self.is_alive()
+        return self.error.code() if self.error is not None else None
+
+
+def goes_on(one: Node, container_id: str) -> None:
+    at = len(numbers(one, container_id))
+    until(lambda: len(numbers(one, container_id)) > at + 3, "the container to go on")
+    assert follow(numbers(one, container_id))
+
+
+def nothing_left(one: Node, target: Path) -> None:
+    """Neither an archive, whole or half, nor what it was made of."""
+    until(lambda: not os.listdir(one.root / "checkpoints"), "what was being written to go")
+    assert not os.listdir(target.parent)
+
+
+def at(inject: Inject, point: str, asked: Callable[[], Asked]) -> tuple[int, Asked]:
+    """Whoever stands at that point, and who has asked."""
+    inject.disarm(point)
+    inject.arm(point, 1)
+    found = asked()
+    return until(lambda: inject.hit(point), point), found
+
+
+def test_checkpoints_until_the_disk_is_full(one: Node, counter: str, tmp_path: Path) -> None:
+    with disk.small("ext4", tmp_path, 64 << 20) as small:
+        made = []
+        with pytest.raises(grpc.RpcError) as failure:
+            for number in range(1000):
+                made.append(checkpoint(one, counter, small / f"{number}.tar"))
+                (small / f"ballast-{number}").write_bytes(bytes(6 << 20))
+        assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert str(small) in failure.value.details()
+        assert made
+        assert sorted(small.glob("*.tar")) == sorted(made)
+        assert not [name for name in os.listdir(small) if name.startswith(".")]
+        for number, archive in enumerate(made):
+            sealed.unpack(archive, tmp_path / f"read-{number}", "container", 1 << 30)
+        goes_on(one, counter)
+        invariants.check(one)
+
+
+@pytest.mark.parametrize("call", ["fail-fsync", "fail-rename"])
+def test_a_disk_that_fills_up_in_the_middle(one: Node, inject: Inject, counter: str, call: str) -> None:
+    target = place(one, "full.tar")
+    point, asked = at(inject, "checkpoint.thawed", lambda: Asked(one, counter, target))
+    (one.inject / call).write_text("1 28")  # ENOSPC, of what the daemon does from here on
+    inject.go_on(point)
+    assert asked.answer() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    (one.inject / f"{call}.hit").unlink()
+    nothing_left(one, target)
+    goes_on(one, counter)
+    checkpoint(one, counter, target)
+    target.unlink()
+
+
+def test_the_daemon_is_gone_and_what_was_frozen_goes_on_by_itself(one: Node, inject: Inject, counter: str) -> None:
+    target, path = place(one, "daemon.tar"), path_of(one, counter)
+    _, asked = at(inject, "checkpoint.packed", lambda: Asked(one, counter, target))
+    assert cgroup.frozen(path)
+    one.kill()
+    asked.answer()
+    until(lambda: not cgroup.frozen(path), "the shim to thaw it")
+    one.start()
+    nothing_left(one, target)
+    goes_on(one, counter)
+
+
+def path_of(one: Node, container_id: str) -> str:
+    pod = next(found.pod_sandbox_id for found in one.containers() if found.id == container_id)
+    return f"{one.cgroup}/{pod}/{container_id}"
+
+
+def test_a_stop_ends_a_checkpoint_and_is_not_held_up_by_it(one: Node, inject: Inject, counter: str) -> None:
+    target = place(one, "stopped.tar")
+    point, asked = at(inject, "shim.dumping", lambda: Asked(one, counter, target))
+    stopping = threading.Thread(target=lambda: one.stop_container(counter), name="stop")
+    stopping.start()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert one.exited(counter).exit_code == 137
+    inject.go_on(point)
+    assert asked.answer() is grpc.StatusCode.FAILED_PRECONDITION
+    nothing_left(one, target)
