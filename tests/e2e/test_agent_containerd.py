@@ -15,7 +15,10 @@ from kit.node import Node, node
 RUNC = "io.containerd.runc.v2"
 
 
-@pytest.fixture(params=["holdfast", "containerd", "containerd-with-our-shim"])
+SOAK = [pytest.param(one, marks=pytest.mark.soak) for one in ("holdfast", "containerd-with-our-shim")]
+
+
+@pytest.fixture(params=["containerd", *SOAK])
 def runtime(request: pytest.FixtureRequest) -> Iterator[Node | Other]:
     if request.param == "holdfast":
         with node() as one:

@@ -165,7 +165,10 @@ def test_a_process_in_state_d_is_named_with_where_it_waits_and_its_stop_ends_whe
     invariants.check(life)
 
 
-@pytest.mark.parametrize(("shim", "of_pod"), [("answers", "StopPodSandbox"), ("stopped", "RemovePodSandbox")])
+@pytest.mark.parametrize(
+    ("shim", "of_pod"),
+    [("answers", "StopPodSandbox"), pytest.param("stopped", "RemovePodSandbox", marks=pytest.mark.soak)],
+)
 def test_f02_while_a_process_may_live_no_volume_is_torn_down(life: Node, stuck: Stuck, shim: str, of_pod: str) -> None:
     with concurrent.futures.ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as stack:
         if shim == "stopped":

@@ -130,8 +130,10 @@ class There:
                 await asyncio.sleep(0.005)
 
     def is_small(self) -> bool:
-        """The log was rotated."""
-        return self.writer.path.exists() and self.writer.path.stat().st_size < 100
+        """The log was rotated, and has its name again."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.writer.path.stat().st_size < 100
+        return False
 
     def older(self) -> list[str]:
         """Names without what the clock says of them."""

@@ -165,8 +165,9 @@ async def test_files_follow_their_source(tmp_path: Path, runtime: Runtime) -> No
     runtime.data = {}
     async with running(tmp_path, runtime) as volumes:
         volumes.want([pod("a", PLAIN)], complete=True)
+        await until(lambda: "learnt" not in " ".join(volumes.told("a")))
         with pytest.raises(NotReady, match="volume conf: there is no ConfigMap 'conf'"):
-            await volumes.ready("a", 0.1)
+            await volumes.ready("a")
         runtime.data = {"key": b"1"}
         path = Path((await volumes.ready("a", SECONDS))["conf"])
         runtime.data = {"key": b"2", "more": b"3"}
