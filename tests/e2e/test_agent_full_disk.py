@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kit import disk
 from kit.agent import IMAGE, Agent, running_agent
-from kit.node import Node, node
+from kit.node import Node
 
 MANIFEST = """
 apiVersion: v1
@@ -35,12 +35,6 @@ spec:
 ---
 {kind: ConfigMap, metadata: {name: NAME}, data: {said: v1}}
 """
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture

@@ -2,29 +2,14 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from image import build_busybox_image
 from kit import images
-from kit.agent import Agent, running_agent
-from kit.node import Node, node
+from kit.agent import Agent
 from kit.registry import LOGIN, push, registry
 
 from holdfast.proto import runtime_v1_pb2 as pb
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture
-def there(shared: Node) -> Iterator[Agent]:
-    with running_agent(shared) as one:
-        yield one
 
 
 def program(base: Path, host: str, tag: str, says: str) -> str:

@@ -1,26 +1,11 @@
 """What a pod's manifest asks for, looked at from inside its containers."""
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-from kit.agent import FOREVER, IMAGE, Agent, box, running_agent
-from kit.node import Node, node
+from kit.agent import FOREVER, IMAGE, Agent, box
 
 FORCED = "cat /proc/sys/kernel/shm_rmid_forced"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture
-def there(shared: Node) -> Iterator[Agent]:
-    with running_agent(shared) as one:
-        yield one
 
 
 VARIABLES = [

@@ -5,25 +5,11 @@ Each test runs several pods at once, and looks at what the agent says of them an
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.agent import FOREVER, Agent, box, free_port, running_agent
-from kit.node import Node, node
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture
-def there(shared: Node) -> Iterator[Agent]:
-    with running_agent(shared) as one:
-        yield one
+from kit.agent import FOREVER, Agent, box, free_port
 
 
 def command(script: str) -> dict[str, Any]:

@@ -5,12 +5,10 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from kit.agent import IMAGE, Agent, running_agent
-from kit.node import BIN, SECONDS, Node, node
+from kit.agent import IMAGE, Agent
+from kit.node import BIN, SECONDS
 
 POINTS = ["room", "packed", "renamed", "reopened"]
 COUNT = """
@@ -22,18 +20,6 @@ while [ ! -e /v/stop ]; do
 done
 echo $i > /v/last
 """
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture
-def there(shared: Node) -> Iterator[Agent]:
-    with running_agent(shared) as one:
-        yield one
 
 
 def pod(script: str, more: str = "") -> str:

@@ -4,16 +4,15 @@ import re
 import signal
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from kit import metrics
 from kit.agent import IMAGE, Agent, application, free_port, get, running_agent
 from kit.node import node
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-TABLE = Path(__file__).parents[2] / "docs" / "METRICS.md"
-ID = re.compile(r"[0-9a-f]{12,}")
+OURS = re.compile("holdfast_agent_")
 CRASH = f"""
 {{apiVersion: v1, kind: Pod, metadata: {{name: crash}},
   spec: {{containers: [{{name: c, image: '{IMAGE}', command: [sh, -c, exit 1]}}]}}}}
@@ -70,21 +69,4 @@ def test_what_is_told_and_that_the_docs_have_it(there: Agent) -> None:
     there.until(lambda: scraped.value("holdfast_agent_pods", phase="Running") == 0, "no pod to be told")
     assert scraped.value("holdfast_agent_volume_operations_total", operation="tear_down", result="ok") == 2
     assert scraped.value("holdfast_agent_volumes_kept") == 0
-    _as_the_docs_have_it(scraped)
-
-
-def _as_the_docs_have_it(scraped: Scraped) -> None:
-    told = {}
-    for line in TABLE.read_text().splitlines():
-        if line.startswith("| `holdfast_agent_"):
-            name, kind, labels, words = (cell.strip() for cell in line.strip("|").split("|"))
-            told[name.strip("`")] = (kind, set(re.findall(r"`(\w+)`", labels)), words)
-    found = scraped.families()
-    shown = {f"{name}_total" if one.type == "counter" else name: one for name, one in found.items()}
-    assert sorted(told) == sorted(shown)
-    for name, one in shown.items():
-        kind, labels, words = told[name]
-        assert (one.type, one.documentation) == (kind, words), name
-        for sample in one.samples:
-            assert sample.labels.keys() - {"le"} == labels, name
-            assert not any(map(ID.search, sample.labels.values())), sample
+    metrics.check(scraped.families(), OURS)

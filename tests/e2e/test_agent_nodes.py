@@ -1,13 +1,11 @@
 """What the agent does with the machine: weights and limits of cgroups, users of pods, and a reboot."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from kit.agent import IMAGE, Agent, running_agent
 from kit.boot import reboot
-from kit.node import Node, node, until
+from kit.node import Node, until
 
 from holdfast.agent.sync import users
 from holdfast.agent.sync.convert import USERS
@@ -17,18 +15,6 @@ from holdfast.proto import runtime_v1_pb2 as pb
 
 MIB = 1 << 20
 SLEEP = 'command: [sh, -c, "trap exit TERM; while sleep 0.1; do :; done"]'
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture
-def there(shared: Node) -> Iterator[Agent]:
-    with running_agent(shared) as one:
-        yield one
 
 
 def manifest(name: str, containers: str, more: str = "hostNetwork: true") -> str:

@@ -2,24 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from kit.agent import Agent, application, free_port, get, running_agent
-from kit.node import Node, node
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture
-def there(shared: Node) -> Iterator[Agent]:
-    with running_agent(shared) as one:
-        yield one
+from kit.agent import Agent, application, free_port, get
 
 
 def test_an_application_outlives_agent_and_daemon_and_leaves_nothing(there: Agent) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit import disk
 from kit.agent import IMAGE, Agent, running_agent
-from kit.node import Node, node
+from kit.node import Node
 
 from holdfast.linux import mount
 
@@ -105,23 +106,10 @@ def racer(verb: str, root: Path, canary: Path, said: Path) -> Iterator[None]:
             process.wait()
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem that hands on what is mounted in it, as that of an agent's root has to for propagation."""
-    found = tmp_path / "place"
-    found.mkdir()
-    mount.mount("agent", found, "tmpfs")
-    mount.set_propagation(found, mount.MS_SHARED)
-    try:
+    with disk.handed_on(tmp_path / "place") as found:
         yield found
-    finally:
-        mount.unmount_tree(found)
 
 
 @pytest.fixture

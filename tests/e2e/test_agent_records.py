@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.agent import IMAGE, Agent, running_agent
-from kit.node import Node, node
+from kit.node import Node
 
 from holdfast.linux import mount
 
@@ -31,12 +31,6 @@ spec:
 ---
 {kind: ConfigMap, metadata: {name: NAME}, data: {said: something}}
 """
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture

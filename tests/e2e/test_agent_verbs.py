@@ -12,17 +12,11 @@ from typing import Any
 import pytest
 import yaml
 from kit.agent import IMAGE, Agent, application, free_port, get, running_agent
-from kit.node import BIN, SECONDS, Node, node, until
+from kit.node import BIN, SECONDS, Node, until
 from kit.terminal import Terminal
 
 BOTH = "httpd, fill (init), refresh (init)"
 NOTE = f'Defaulted container "httpd" out of: {BOTH}\n'
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture

@@ -71,17 +71,12 @@ class Volume:
 def volume(life: Node, request: pytest.FixtureRequest) -> Iterator[Volume]:
     """On a filesystem that hands on what is mounted in it, as a kubelet's has to."""
     place = life.base / request.node.originalname
-    place.mkdir()
-    mount.mount("kubelet", place, "tmpfs")
-    mount.set_propagation(place, mount.MS_SHARED)
-    one = Volume(life, place / "kubelet", place / "share", f"0b5e-{life.pods_made}")
-    one.path.mkdir(parents=True)
-    one.share.mkdir()
-    try:
+    with disk.handed_on(place):
+        one = Volume(life, place / "kubelet", place / "share", f"0b5e-{life.pods_made}")
+        one.path.mkdir(parents=True)
+        one.share.mkdir()
         yield one
-    finally:
-        mount.unmount_tree(place)
-        place.rmdir()
+    place.rmdir()
 
 
 @contextlib.contextmanager

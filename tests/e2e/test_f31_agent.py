@@ -9,7 +9,6 @@ killed. A failure names the combination: replay it, or the sample, with
 """
 
 import contextlib
-import hashlib
 import os
 import signal
 import zlib
@@ -22,7 +21,8 @@ import pytest
 from kit import disk
 from kit.agent import IMAGE, Agent, running_agent
 from kit.crash import Combination, every_agent_point, shuffled
-from kit.node import Node, node, until
+from kit.node import Node, until
+from shares import digest
 
 from holdfast.agent.volumes.paths import Paths
 from holdfast.linux import loop, mount, process
@@ -293,21 +293,6 @@ class Stage:
     def is_over(self, operation: str) -> bool:
         """As far as can be seen at a glance."""
         return not self.left() if operation == "down" else bool(self.agent.running("every"))
-
-
-def digest(directory: Path) -> str:
-    """Of all names and all contents."""
-    found = hashlib.sha256()
-    for path in sorted(directory.rglob("*")):
-        found.update(os.fsencode(path.relative_to(directory)))
-        found.update(path.read_bytes() if path.is_file() else b"")
-    return found.hexdigest()
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture

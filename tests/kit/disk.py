@@ -11,6 +11,8 @@ from typing import Final
 import pytest
 from loops import mounted
 
+from holdfast.linux import mount
+
 _MAKE: Final = {
     "ext4": (64 << 20, ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "2048"]),
     # Which takes no less than 300 MB, and makes inodes as they are needed, of one per cent of the space at most.
@@ -27,6 +29,18 @@ def device(kind: str, directory: Path, size: int = 0, *options: str) -> Path:
         file.truncate(max(size, usual))
     subprocess.run([*command, *options, str(image)], check=True, capture_output=True)
     return image
+
+
+@contextlib.contextmanager
+def handed_on(place: Path) -> Iterator[Path]:
+    """A filesystem in memory there, that hands on what is mounted in it, as that of a host's volumes does."""
+    place.mkdir()
+    mount.mount("memory", place, "tmpfs")
+    mount.set_propagation(place, mount.MS_SHARED)
+    try:
+        yield place
+    finally:
+        mount.unmount_tree(place)
 
 
 def with_quotas(kind: str, directory: Path) -> Path:

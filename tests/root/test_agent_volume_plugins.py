@@ -33,15 +33,9 @@ SECONDS = 30.0
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """On a filesystem without quotas, that hands on what is mounted in it, as a host's does."""
-    place = tmp_path / "agent"
-    place.mkdir()
-    mount.mount("agent", place, "tmpfs")
-    mount.set_propagation(place, mount.MS_SHARED)
-    try:
+    """On a filesystem without quotas."""
+    with disk.handed_on(tmp_path / "agent") as place:
         yield place
-    finally:
-        mount.unmount_tree(place)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit import disk
 
 from holdfast.agent.volumes import subpath, teardown
 from holdfast.agent.volumes.paths import Paths
@@ -23,15 +24,8 @@ UID = "8e1f2a"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """The agent's, on a filesystem of its own that shares its mounts with nobody but hands them on."""
-    place = tmp_path / "agent"
-    place.mkdir()
-    mount.mount("agent", place, "tmpfs")
-    mount.set_propagation(place, mount.MS_SHARED)
-    try:
+    with disk.handed_on(tmp_path / "agent") as place:
         yield place
-    finally:
-        mount.unmount_tree(place)
 
 
 @pytest.fixture
