@@ -11,7 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
-from kit.gvisor import emptydir, filestores, gvisor_node, last_number, mounted, numbers, shim
+from kit.cni import network
+from kit.gvisor import RUNTIMES, emptydir, filestores, gvisor_node, last_number, mounted, numbers, shim
 from kit.node import Node, until
 from kit.tools import needs_runsc
 
@@ -160,3 +161,26 @@ def test_a_pod_that_was_to_be_left_running_runs_whoever_dies(one: Node, dead: st
     assert pod.sh(pod.reader, "md5sum < /workspace/blob") == pod.blob
     checkpoint(one, pod.id, "again.tar", leave_running=True)
     counting(one, pod.writer, pod.reader)
+
+
+def test_a_restored_pod_answers_at_another_address() -> None:
+    with network(default_runtime="runsc", runtimes=RUNTIMES, checkpoints=True) as net:
+        node = net.node
+        first, asking = (node.run_pod(node.pod_config(name, **PRIVATE)) for name in ("server", "client"))
+        node.run(first, "while true; do nc -l -p 80 -e /bin/echo hello; done", "server", **PRIVATE)
+        client = node.run(asking, ["/bin/sleep", "100000"], **PRIVATE)
+
+        def address(pod: str) -> str:
+            request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod)
+            return str(node.call("PodSandboxStatus", request).status.network.ip)
+
+        def answers(where: str) -> bool:
+            return bool(node.exec(client, ["/bin/sh", "-c", f"nc {where} 80"]).stdout == b"hello\n")
+
+        before = address(first)
+        until(lambda: answers(before), "an answer")
+        archive, _ = checkpoint(node, first)
+        second, _ = restore(node, archive, "again")
+        after = address(second)
+        assert after != before
+        until(lambda: answers(after), "an answer from the other address")

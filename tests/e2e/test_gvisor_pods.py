@@ -242,3 +242,27 @@ def test_an_image_as_a_volume(one: Node) -> None:
     container = one.run(one.run_pod(), SLEEP, mounts=[mount])
     assert b"busybox" in one.exec(container, ["/bin/ls", "/image/bin"]).stdout
     assert one.exec(container, ["/bin/touch", "/image/x"]).exit_code != 0
+
+
+def test_where_a_shims_death_is_to_be_that_of_its_pod() -> None:
+    with gvisor_node(on_shim_death="cleanup") as alone:
+        pod = alone.run_pod()
+        container = alone.run(pod, COUNT)
+        os.kill(shim(alone, pod), signal.SIGKILL)
+        assert alone.exited(container).exit_code == 137
+        until(lambda: not ready(alone, pod), "the pod to be not ready")
+        alone.remove_pod(pod)
+        assert not alone.leftovers()
+
+
+def test_a_root_that_cannot_be_written(one: Node) -> None:
+    context = pb.LinuxContainerSecurityContext(
+        readonly_rootfs=True, namespace_options=pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER)
+    )
+    place = one.base / "mounted"
+    place.mkdir(exist_ok=True)
+    mounts = [pb.Mount(host_path=str(place), container_path="/nowhere/below")]
+    linux = pb.LinuxContainerConfig(security_context=context)
+    container = one.run(one.run_pod(), SLEEP, linux=linux, mounts=mounts)
+    assert one.exec(container, ["/bin/touch", "/x"]).exit_code != 0
+    assert one.exec(container, ["/bin/touch", "/nowhere/below/x"]).exit_code == 0
