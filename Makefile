@@ -26,8 +26,8 @@ demo-checkpoint: setup  ## a gVisor pod of two containers moved to another node,
 demo-volumes: setup  ## what a kubelet's delete of a volume leaves of others' shares, next to Debian's containerd
 	$(PYTHON) demo/demo_volumes.py
 
-test: setup  ## all tests but the long ones
-	$(PYTEST) -q
+test: setup  ## all tests but the long ones, two files at a time
+	$(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff and mypy
 	$(PYTHON) -m ruff check src tests demo bench

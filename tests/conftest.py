@@ -1,6 +1,7 @@
 """Nothing a test makes may outlive it: processes, mounts, namespaces, cgroups and loop devices are counted."""
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-RUN = re.compile(r"hf[-_][a-z]+[-_](\d+)")  # the directories and cgroups of the kits bear the number of their test run
+# The directories and cgroups of the kits bear the number of their test run; those of a bench are of none.
+RUN = re.compile(r"hf[-_](?:bench|[a-z]+[-_](\d+))")
 TEMPORARY = re.compile(r"/pytest-of-[^/]+/pytest-\d+/")  # and tests' own directories the one that pytest gives it
 SETTLE_SECONDS = 10.0  # the kernel lets go of a loop device a moment after its filesystem was unmounted
 REPLACEABLE = ("(holdfastd)", "(hf-keeper)", "(hf-template)")
+ROOM, DOOR = Path(__file__), Path(__file__).with_name("e2e") / "conftest.py"  # to be locked by all runs of this tree
 MARK = f"HOLDFAST_TESTS={os.getpid()}"
 os.environ.update([MARK.split("=")])  # inherited by all that the tests start, but for what runs in containers
 
@@ -24,6 +27,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("holdfast")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that bear no company come last, when nobody waits for them."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests run beside those of other processes, but for those marked `alone`; waiting for that is not of their time.
+
+    Who wants to be alone holds the door while those inside end, lest new ones come in for ever.
+    """
+    alone = item.get_closest_marker("alone") is not None
+    with ROOM.open() as room:
+        with DOOR.open() as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)  # a child that the test has forked may have it still
 
 
 def processes() -> set[str]:
@@ -77,10 +102,16 @@ def belongings(temporary: Path) -> set[str]:
 
 
 def left_behind(before: set[str], temporary: Path) -> list[str]:
+    """What has come to be and stays: of what bears no number, another run may be about to remove it."""
+
+    def may_go(one: str) -> bool:
+        numbered = RUN.search(one) or TEMPORARY.search(one) or one.startswith("process")
+        return one.startswith("loop device") or not numbered
+
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         left = sorted(belongings(temporary) - before)
-        if not any(one.startswith("loop device") for one in left) or time.monotonic() > deadline:
+        if not any(map(may_go, left)) or time.monotonic() > deadline:
             return left
         time.sleep(0.05)
 

@@ -72,6 +72,7 @@ def test_the_same_application(runtime: Node | Other) -> None:
         os.kill(pid, signal.SIGKILL)
         there.until(lambda: there.running("httpd") not in ("", httpd), "what was killed to be restarted")
         there.until(lambda: get(port) == b"hello\n", "what was filled in to be there still")
+        there.until(lambda: "lastState" in there.container("web", "httpd"), "its end to be told")
         assert there.container("web", "httpd")["lastState"]["terminated"]["exitCode"] == 137
 
         (there.manifests / "web.yaml").unlink()

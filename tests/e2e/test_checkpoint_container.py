@@ -17,7 +17,7 @@ from kit.checkpoints import COUNT, PRIVATE, checkpoint, create, follow, lines, n
 from kit.node import Node, node, until
 from kit.tools import CRIU, needs_criu
 
-from holdfast.linux import mount, process
+from holdfast.linux import cgroup, mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
 
@@ -82,6 +82,7 @@ def test_a_counter_goes_on_in_another_pod_and_the_first_one_never_stops(one: Nod
     status = one.status(second)
     assert (status.state, status.image.image) == (pb.CONTAINER_RUNNING, str(archive))
     assert status.image_ref == one.status(first).image_ref
+    assert [one.info(each)["restoredFrom"] for each in (first, second)] == ["", str(archive)]
     one.stop_container(second)
     assert one.exited(second).exit_code == 137
     goes_on(one, first)
@@ -89,10 +90,10 @@ def test_a_counter_goes_on_in_another_pod_and_the_first_one_never_stops(one: Nod
 
 def test_memory_files_without_a_name_and_pipes_are_as_they_were(one: Node) -> None:
     script = """
-        x=$(head -c 3000000 /dev/urandom | base64); exec 7<>/tmp/secret; echo "$x" | md5sum >&7; rm /tmp/secret
+        x=$(head -c 3000000 /dev/urandom | base64); exec 7<>/tmp/secret; echo "$x" >&7; rm /tmp/secret
         mkfifo /tmp/p; exec 8<>/tmp/p; echo in-the-pipe >&8
         echo ready; while [ ! -e /tmp/go ]; do sleep 0.01; done
-        echo "$x" | md5sum; cat /proc/$$/fd/7; read line <&8; echo $line; exit 42
+        echo "$x" | md5sum; md5sum < /proc/$$/fd/7; read line <&8; echo $line; exit 42
     """
     first = run(one, script)
     until(lambda: "ready" in lines(one, first))
@@ -161,6 +162,9 @@ def test_users_limits_and_a_read_only_root(one: Node, user: int) -> None:
     assert (status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == ("1", "2")
     assert one.exec(second, ["touch", "/x"]).exit_code != 0
     assert one.status(second).resources.linux.memory_limit_in_bytes == 64 << 20
+    path = cgroup.of_process(one.pid(second))
+    limit = cgroup.read(path, "memory", "memory.limit_in_bytes") or cgroup.read(path, "", "memory.max")
+    assert limit == str(64 << 20)
 
 
 def test_connections_are_refused_or_kept(one: Node) -> None:

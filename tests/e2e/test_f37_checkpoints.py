@@ -1,22 +1,28 @@
 """F37: checkpoints fill the disk, or are cut off: no half archive counts, nothing is left, and what ran runs on."""
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from kit import disk, invariants
-from kit.checkpoints import checkpoint, follow, lines, numbers, place, run
-from kit.crash import Inject
+from kit.checkpoints import PRIVATE, checkpoint, follow, lines, numbers, place, restore, run
+from kit.crash import Inject, at_rest, pids, read
 from kit.node import Node, node, until
 from kit.tools import CRIU, needs_criu
 
 from holdfast.checkpoint import sealed
-from holdfast.linux import cgroup
+from holdfast.linux import cgroup, process
+from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.runtime import keeper
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_criu]
+
+ROUNDS = 12
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,59 @@ def test_a_disk_that_fills_up_in_the_middle(one: Node, inject: Inject, counter: 
     target.unlink()
 
 
+@pytest.mark.parametrize("victim", ["shim", "runc"])
+def test_shim_or_runc_is_killed_at_any_moment(one: Node, inject: Inject, counter: str, victim: str) -> None:
+    """CRIU comes to its end all the same, and nobody in the container notices."""
+    target, failed, pod = place(one, "killed.tar"), 0, path_of(one, counter).split("/")[-2]
+    for round_ in range(ROUNDS):
+        asked = Asked(one, counter, target)
+        until(lambda: criu_of(one) or not asked.is_alive(), "CRIU")  # noqa: B023
+        time.sleep(round_ * 0.015)
+        shims = [worker.pid for worker in keeper.workers(one.state) if worker.id == pod]
+        for pid in shims if victim == "shim" else [process.parent(criu) for criu in criu_of(one)]:
+            os.kill(pid, signal.SIGKILL)
+        if asked.answer() is None:
+            target.unlink()
+        else:
+            failed += 1
+        nothing_left(one, target)
+        goes_on(one, counter)
+    assert failed
+    checkpoint(one, counter, target)
+    target.unlink()
+
+
+def test_criu_itself_is_killed(one: Node, inject: Inject) -> None:
+    """While it is in the registers of a process that may cost it its life, and then that is told; all else goes on."""
+    target = place(one, "killed.tar")
+    for round_ in range(ROUNDS):
+        container_id = run(one)
+        until(lambda: len(lines(one, container_id)) > 3, "a few numbers")  # noqa: B023
+        path = path_of(one, container_id)
+        asked = Asked(one, container_id, target)
+        until(lambda: criu_of(one) or not asked.is_alive(), "CRIU")  # noqa: B023
+        time.sleep(round_ * 0.015)
+        for pid in criu_of(one):
+            os.kill(pid, signal.SIGKILL)
+        if asked.answer() is None:
+            target.unlink()
+        nothing_left(one, target)
+        at_rest(one)
+        if one.status(container_id).state == pb.CONTAINER_RUNNING:
+            assert not cgroup.frozen(path)
+            at = len(lines(one, container_id))
+            until(lambda: len(lines(one, container_id)) > at + 3, "the container to go on")  # noqa: B023
+        else:
+            assert one.status(container_id).exit_code in (133, 139)
+
+
+def criu_of(one: Node) -> list[int]:
+    """The CRIUs that this node's shims have running, as runc calls them."""
+    ours = f"--root\0{one.state}/oci/runc\0".encode()
+    runcs = {pid for pid in pids() if ours in read(pid, "cmdline")}
+    return [pid for pid in pids() if b"\0swrk\0" in read(pid, "cmdline") and process.parent(pid) in runcs]
+
+
 def test_the_daemon_is_gone_and_what_was_frozen_goes_on_by_itself(one: Node, inject: Inject, counter: str) -> None:
     target, path = place(one, "daemon.tar"), path_of(one, counter)
     _, asked = at(inject, "checkpoint.packed", lambda: Asked(one, counter, target))
@@ -131,6 +190,17 @@ def path_of(one: Node, container_id: str) -> str:
     return f"{one.cgroup}/{pod}/{container_id}"
 
 
+def test_the_shim_is_killed_and_its_successor_thaws(one: Node, inject: Inject, counter: str) -> None:
+    target, pod = place(one, "shim.tar"), path_of(one, counter).split("/")[-2]
+    point, asked = at(inject, "checkpoint.packed", lambda: Asked(one, counter, target))
+    shim = next(worker.pid for worker in keeper.workers(one.state) if worker.id == pod)
+    os.kill(shim, signal.SIGKILL)
+    inject.go_on(point)
+    assert asked.answer() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
+    nothing_left(one, target)
+    goes_on(one, counter)
+
+
 def test_a_stop_ends_a_checkpoint_and_is_not_held_up_by_it(one: Node, inject: Inject, counter: str) -> None:
     target = place(one, "stopped.tar")
     point, asked = at(inject, "shim.dumping", lambda: Asked(one, counter, target))
@@ -142,3 +212,46 @@ def test_a_stop_ends_a_checkpoint_and_is_not_held_up_by_it(one: Node, inject: In
     inject.go_on(point)
     assert asked.answer() is grpc.StatusCode.FAILED_PRECONDITION
     nothing_left(one, target)
+
+
+def test_a_checkpoint_that_takes_too_long_is_given_up(one: Node, inject: Inject, counter: str) -> None:
+    target = place(one, "late.tar")
+    point, asked = at(inject, "shim.dumping", lambda: Asked(one, counter, target, timeout=1))
+    assert asked.answer() is grpc.StatusCode.DEADLINE_EXCEEDED
+    nothing_left(one, target)
+    goes_on(one, counter)
+    inject.go_on(point)
+    until(lambda: not criu_of(one), "CRIU to end")
+    goes_on(one, counter)
+    checkpoint(one, counter, target)
+    target.unlink()
+
+
+def test_a_restore_is_cut_off_by_the_death_of_criu(one: Node, inject: Inject, counter: str) -> None:
+    archive = checkpoint(one, counter, place(one, "kept.tar"))
+    for round_ in range(4):
+        pod = one.run_pod(one.pod_config(**PRIVATE))
+        errors: list[grpc.RpcError] = []
+
+        def start(pod: str = pod, errors: list[grpc.RpcError] = errors) -> None:
+            try:
+                restore(one, archive, pod)
+            except grpc.RpcError as exc:
+                errors.append(exc)
+
+        starting = threading.Thread(target=start, name="restore")
+        starting.start()
+        until(lambda: criu_of(one) or not starting.is_alive(), "CRIU")  # noqa: B023
+        time.sleep(round_ * 0.03)
+        for pid in criu_of(one):
+            os.kill(pid, signal.SIGKILL)
+        starting.join(60)
+        assert not starting.is_alive()
+        (found,) = [each for each in one.containers() if each.pod_sandbox_id == pod]
+        if errors:
+            assert one.status(found.id).reason == "StartError"
+            until(lambda: not cgroup.exists(f"{one.cgroup}/{pod}/{found.id}"), "nobody to be left")  # noqa: B023
+        else:
+            until(lambda: len(numbers(one, found.id)) > 3, "the container to go on")  # noqa: B023
+        one.remove_pod(pod)
+    archive.unlink()

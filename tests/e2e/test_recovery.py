@@ -201,6 +201,7 @@ def test_an_orphaned_directory_and_cgroup_are_swept(life: Node) -> None:
     assert orphan in report
 
 
+@pytest.mark.alone
 def test_a_hundred_pods_survive() -> None:
     """Started eight at a time; after SIGKILL all of them run, with the same pids, within two seconds of exec."""
     with node() as one:

@@ -118,7 +118,7 @@ def closes_all_but(pid: int, count: int) -> None:
 @pytest.fixture
 def state() -> Iterator[Path]:
     """A state directory; whatever keeps it, or was forked for it, is killed in the end."""
-    directory = Path(tempfile.mkdtemp(prefix="hf-k-"))
+    directory = Path(tempfile.mkdtemp(prefix=f"hf-k-{os.getpid()}-"))
     yield directory
     pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
     for pid in pids:
@@ -393,6 +393,7 @@ async def _take(events: AsyncIterator[client.WorkerInfo], count: int) -> AsyncIt
         yield await anext(events)
 
 
+@pytest.mark.alone
 async def test_a_slow_worker_holds_up_nobody(keeper: Keeper) -> None:
     slow = asyncio.gather(fork(keeper, "time.sleep(0.7)\n" + SLEEP, "slow"))
     began = time.monotonic()
@@ -696,6 +697,7 @@ async def test_requests_to_a_stopped_keeper_end_in_time(
     assert len(await keeper.list_workers()) == 1  # it was done all the same; the daemon finds it here
 
 
+@pytest.mark.alone
 async def test_what_a_fork_and_a_worker_cost(pid: int, keeper: Keeper, record_property: Callable[..., None]) -> None:
     times = []
     for number in range(20):

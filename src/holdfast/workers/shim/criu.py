@@ -192,8 +192,11 @@ def to_the_end(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _configured(lines: Iterable[str]) -> Iterator[Mapping[str, str]]:
-    """The environment in which CRIU finds these settings."""
-    text = "\n".join([*lines, f"ghost-limit {GHOST_BYTES}", ""])
+    """The environment in which CRIU finds these settings.
+
+    It need not lock the network: all of a container stands still already, and who is killed over a lock leaves it.
+    """
+    text = "\n".join([*lines, f"ghost-limit {GHOST_BYTES}", "network-lock skip", ""])
     with memory_file("criu.conf", text.encode()) as settings:
         yield {**ENVIRONMENT, "CRIU_CONFIG_FILE": path_of(settings)}
 
