@@ -185,6 +185,8 @@ def test_f38_volumes_are_the_same_to_the_last_byte(one: Node) -> None:
     assert mounted[str(volumes / "fast")] == "tmpfs"
     assert os.statvfs(volumes / "fast").f_blocks * os.statvfs(volumes / "fast").f_frsize == 16 << 20
     assert (volumes / "scratch" / "hole").stat().st_blocks == 0
+    for place in (volumes / "scratch", volumes / "fast"):
+        assert (place / "sparse").stat().st_blocks * 512 < 1 << 20 < (place / "sparse").stat().st_size
     one.remove_pod(pod)
     assert not (one.root / "volumes" / pod).exists()
 
@@ -231,7 +233,7 @@ def test_f38_a_large_file_without_a_name(one: Node) -> None:
     two = TwoContainers(one, script, "sleep 1000")
     until(lambda: one.exec(two.writer, ["readlink", "/proc/1/fd/5"]).stdout.endswith(b"(deleted)\n"))
     archive, _ = checkpoint(one, two.id, "pod.tar", leave_running=True)
-    again = members(one, restore(one, archive))["writer"]
+    again = members(one, restore(one, archive, name="again"))["writer"]
     assert one.exec(again, ["wc", "-c", "/proc/1/fd/5"]).stdout.split()[0] == b"8388608"
 
 
@@ -242,11 +244,16 @@ def test_the_command_line(one: Node) -> None:
     archive.parent.mkdir()
     said = one.cli("checkpoint", "shop", "--output", str(archive), "--compress", "zstd", "--leave-running").stdout
     assert str(archive) in said and "stood still for" in said
+    clash = one.cli("restore", str(archive), check=False)
+    assert clash.returncode == 1 and "test/shop is there and runs; give this one another name" in clash.stderr
+    assert [found.id for found in one.pods()] == [two.id]
     pod = one.cli("restore", str(archive), "--name", "shop-again").stdout.strip()
     assert {found.metadata.name: found.id for found in one.pods()}["shop-again"] == pod
+    failed = one.cli("restore", str(archive), "--name", "../shop", check=False)
+    assert failed.returncode == 1 and "cannot be a pod's" in failed.stderr
     failed = one.cli("restore", str(archive), "--volume", "scratch", check=False)
     assert failed.returncode == 1 and "NAME=PATH" in failed.stderr
-    failed = one.cli("restore", str(archive), "--volume", "other=/tmp", check=False)
+    failed = one.cli("restore", str(archive), "--name", "third", "--volume", "other=/tmp", check=False)
     assert failed.returncode == 1 and "no container mounts other" in failed.stderr
 
 
@@ -363,6 +370,13 @@ HOSTILE = {
     "image by name": (lambda about: about["containers"][0].update(image="evil.example/x:1"), "not named by its digest"),
     "host path": (asks(mounts=[{"host_path": "/", "container_path": "/host"}]), "mounts /"),
     "device": (asks(devices=[{"host_path": "/dev/mem", "container_path": "/dev/mem"}]), "/dev/mem"),
+    "CDI by annotation": (asks(annotations={"cdi.k8s.io/gpu": "vendor.com/gpu=all"}), "annotation cdi.k8s.io/gpu"),
+    "capability": (
+        lambda about: about["containers"][0]["config"]["linux"]["security_context"].update(
+            capabilities={"add_capabilities": ["SYS_ADMIN"]}
+        ),
+        "capability SYS_ADMIN",
+    ),
     "CDI": (asks(CDI_devices=[{"name": "vendor.com/gpu=all"}]), "vendor.com/gpu"),
     "privileged": (lambda about: about["pod"]["config"]["linux"]["security_context"].update(privileged=True), "privil"),
     "name": (lambda about: about["pod"]["config"]["metadata"].update(name="../../../x"), "cannot be a pod's"),
