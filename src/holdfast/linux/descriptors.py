@@ -42,13 +42,17 @@ def of(pid: int) -> list[Descriptor]:
 
 
 def _read(pid: int, number: int) -> Descriptor | None:
-    place = f"/proc/{pid}/fd/{number}"
+    """All of one file: it is held meanwhile, for the process may put another one in its place between two looks."""
     try:
-        link, found = os.readlink(place), os.stat(place)
-        with open(f"/proc/{pid}/fdinfo/{number}") as file:
-            fields = dict(line.split(":", 1) for line in file if line.startswith("mnt_id"))
+        held = os.open(f"/proc/{pid}/fd/{number}", os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):  # it was closed
         return None
+    try:
+        link, found = os.readlink(f"/proc/self/fd/{held}"), os.fstat(held)
+        with open(f"/proc/self/fdinfo/{held}") as file:
+            fields = dict(line.split(":", 1) for line in file if line.startswith("mnt_id"))
+    finally:
+        os.close(held)
     return Descriptor(pid, number, link, int(fields["mnt_id"]), found.st_dev, found.st_ino, stat.S_IFMT(found.st_mode))
 
 
