@@ -1,5 +1,6 @@
 """Checkpoints that the agent keeps of its pods, with a real daemon, runc and CRIU: made, listed, restored, removed."""
 
+import concurrent.futures
 import json
 import os
 from collections.abc import Iterator
@@ -72,4 +73,30 @@ def test_a_checkpoint_is_kept_and_a_pod_is_made_of_it_again(one: Node, agent: Ag
     agent.cli("checkpoints", "remove", path.name)
     assert not path.exists()
     assert agent.cli("checkpoints", "remove", path.name, check=False).returncode == 1
+    files.remove_tree(one.base / "logs")
+
+
+@pytest.mark.parametrize(("point", "kept"), [("agent.checkpoint", 0), ("agent.checkpointed", 1)])
+def test_the_agent_is_killed_while_one_is_made(one: Node, agent: Agent, point: str, kept: int) -> None:
+    """It is kept as a whole or not at all, and the pod goes on."""
+    agent.write("web.yaml", POD)
+    first = agent.until(lambda: agent.running("count"), "the pod to run")
+    until(lambda: len(numbers(one, first)) > 10)
+    (agent.inject / point).write_text("1")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(agent.cli, "checkpoints", "make", "web", check=False)
+        until((agent.inject / f"{point}.hit").exists, "the point to be passed")
+        agent.end()
+        (agent.inject / point).unlink(missing_ok=True)
+        assert asked.result().returncode == 1
+    agent.start()
+    agent.until(lambda: agent.shown("web")[2:] == ["1/1", "Running"], "the pod to be seen again")
+    listed = json.loads(agent.cli("checkpoints", "list", "-o", "json").stdout).get("items", [])
+    assert len(listed) == kept
+    assert sorted(os.listdir(agent.root / "checkpoints")) == [Path(found["path"]).name for found in listed]
+    at = len(numbers(one, first))
+    until(lambda: len(numbers(one, first)) > at + 5)
+    assert agent.running("count") == first and follow(numbers(one, first))
+    (agent.manifests / "web.yaml").unlink()
+    agent.until(lambda: not one.pods(), "the pod to go")
     files.remove_tree(one.base / "logs")

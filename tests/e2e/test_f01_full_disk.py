@@ -163,7 +163,7 @@ def test_f01_without_a_reserve_what_is_known_waits_for_room(kind: str, tmp_path:
             pass
         codes = [life.exited(container_id).exit_code for container_id in ids]
         assert codes == list(range(1, 41))
-        assert not conditions(life)["StorageHealthy"].status
+        until(lambda: not conditions(life)["StorageHealthy"].status, "it to be found out that they cannot be written")
         life.stop_container(other, 10)
         for _ in range(2):
             life.restart()
