@@ -3,8 +3,9 @@
 #
 # runsc is that of bookworm-backports; bookworm's own cannot restore. criu is one of 4.2 or later, since older ones
 # fail on each socket from Linux 6.16 on; it comes with all libraries it needs and runs by their loader, and so does
-# checkpointctl, of the same suite, which only tests use: it reads our archives as it reads others'. They are got by an apt with lists, cache and sources of its own, from the mirror that this machine uses anyway, and checked
-# against Debian's keyring. What cannot be got is said, and missing: the tests that need it are skipped.
+# checkpointctl of the same suite, by which tests read our archives. They are got by an apt with lists, cache and
+# sources of its own, from the mirror that this machine uses anyway, and checked against Debian's keyring. What
+# cannot be got is said, and missing: the tests that need it are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 
