@@ -10,7 +10,7 @@ taken for a request, which the one who restores has to stand for as soon as it r
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -18,6 +18,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from holdfast.checkpoint import layout
 from holdfast.model.errors import FailedPrecondition, InvalidArgument
 from holdfast.proto import runtime_v1_pb2 as pb
 
@@ -169,6 +170,16 @@ class Wanted:
     uid: str = ""
     log_root: str = ""
     places: Mapping[str, str] = field(default_factory=dict)
+
+
+def lacking(archive: PodArchive, parts: Collection[str]) -> list[str]:
+    """What of a pod is not among the parts of its archive. A sandbox's images have all containers, and some volumes."""
+    whole = any(part.startswith(f"{layout.SANDBOX}/{layout.IMAGES}/") for part in parts)
+    wanted = [f"{layout.CONTAINERS}/{one.name}/{layout.CONFIG_DUMP}" for one in archive.containers]
+    if not whole:
+        wanted += [f"{layout.CONTAINERS}/{one.name}/{layout.IMAGES}/inventory.img" for one in archive.containers]
+    wanted += [f"{layout.VOLUMES}/{one.name}.tar" for one in archive.volumes if not (one.inside and whole)]
+    return [name for name in wanted if name not in parts]
 
 
 def volume_at(path: str) -> str | None:

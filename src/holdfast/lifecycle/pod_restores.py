@@ -31,6 +31,7 @@ from holdfast.lifecycle.pod_archive import (
     Volume,
     Wanted,
     container_config,
+    lacking,
     pod_config,
     reaches,
 )
@@ -111,6 +112,8 @@ class PodRestores:
         if head.kind != "pod":
             raise InvalidArgument(f"location: {location} is the archive of a {head.kind}, not of a pod")
         archive = PodArchive.decode(head.about)
+        if missing := lacking(archive, {part.name for part in head.parts}):
+            raise InvalidArgument(f"location: {location} has no {missing[0]}, and says that it has")
         named = archive.config.metadata
         self._require_name(named.namespace, asked.name or named.name, what)
         handler = asked.handler or archive.handler

@@ -1,18 +1,16 @@
 """Archives: what was sealed comes back as it was, and of anything else nothing is used and nothing is left."""
 
 import gzip
-import hashlib
-import io
-import json
 import os
 import resource
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
+from kit.archives import Members, members, regular, resealed, rewrite, special
 
 from holdfast.checkpoint import layout, sealed
 from holdfast.linux import files
@@ -20,7 +18,6 @@ from holdfast.model.errors import FailedPrecondition, HoldfastError, InvalidArgu
 
 LIMIT = 64 * 1024 * 1024
 ABOUT = {"name": "web", "since": 7}
-Members = list[tuple[tarfile.TarInfo, bytes]]
 
 
 @pytest.fixture
@@ -37,29 +34,6 @@ def source(tmp_path: Path) -> Path:
 
 def content(place: Path) -> dict[str, bytes]:
     return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-
-
-def members(archive: Path) -> Members:
-    with tarfile.open(archive) as tar:
-        return [(one, file.read() if (file := tar.extractfile(one)) else b"") for one in tar]
-
-
-def rewrite(archive: Path, entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> None:
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        for one, data in entries:
-            tar.addfile(one, io.BytesIO(data))
-
-
-def regular(name: str, data: bytes = b"data") -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    return info, data
-
-
-def special(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    return info, b""
 
 
 @pytest.mark.parametrize("compress", ["", "zstd"])
@@ -157,17 +131,8 @@ def refused(
 
 
 def _forged(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Members], Members]:
-    """An archive whose head was changed, with a seal that fits."""
-
     def forge(found: Members) -> Members:
-        head = json.loads(found[0][1])
-        change(head)
-        data = json.dumps(head).encode()
-        return [
-            regular(sealed.HEAD, data),
-            *found[1:-1],
-            regular(sealed.SEAL, hashlib.sha256(data).hexdigest().encode()),
-        ]
+        return resealed(found, change)
 
     forge.__name__ = name
     return forge

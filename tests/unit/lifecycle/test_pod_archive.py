@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from holdfast.lifecycle.pod_archive import (
     Wanted,
     beside,
     container_config,
+    lacking,
     pod_config,
     reaches,
     volume_at,
@@ -183,3 +185,15 @@ def test_the_container_that_is_asked_for() -> None:
     assert dict(found.labels) == {"io.kubernetes.pod.uid": "new", "io.kubernetes.pod.name": "copy", "app": "web"}
     assert found.metadata.attempt == 2
     assert one.containers[0].config == container()
+
+
+def test_what_an_archive_says_that_it_has() -> None:
+    made = replace(archive(), volumes=(Volume("scratch", DISK), Volume("fast", MEMORY, inside=True)))
+    of_criu = {"containers/web/config.dump", "containers/web/checkpoint/inventory.img", "volumes/scratch.tar"}
+    assert lacking(made, of_criu) == ["volumes/fast.tar"]  # which is in no sandbox's images
+    assert lacking(made, {*of_criu, "volumes/fast.tar"}) == []
+    for one in of_criu:
+        assert lacking(made, {*of_criu, "volumes/fast.tar"} - {one}) == [one]
+    of_sandbox = {"containers/web/config.dump", "sandbox/checkpoint/checkpoint.img", "volumes/scratch.tar"}
+    assert lacking(made, of_sandbox) == []
+    assert lacking(made, of_sandbox - {"volumes/scratch.tar"}) == ["volumes/scratch.tar"]
