@@ -145,6 +145,8 @@ class PodCheckpoints:
         self, making: Making, pod: Pod, running: Sequence[Container], volumes: Sequence[Volume], wish: Wish
     ) -> Outcome:
         archive = _archive(pod, running, volumes)
+        if self._sandboxes.serves(pod):
+            await self._sandboxes.prepare(pod)
         async with contextlib.AsyncExitStack() as standing_still:
             window = await standing_still.enter_async_context(self._freezer.frozen(pod, running))
             now = self._world.clock.now()
