@@ -13,7 +13,7 @@ from typing import Final
 
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
-from holdfast.model.checkpoint import FREEZE, THAW, CriuSettings
+from holdfast.model.checkpoint import FORGET, FREEZE, THAW, CriuSettings
 from holdfast.model.gvisor import KILLED
 from holdfast.model.witness import EXIT_FILE, INIT_FILE, decode_init
 from holdfast.proto import task_pb2
@@ -157,7 +157,7 @@ class Operations:
                     task.init.state = after
 
     async def update(self, task: Task, request: task_pb2.UpdateTaskRequest) -> None:
-        """Change limits; its annotations are for what no other call has room for: REOPEN_LOG, ATTACH, FREEZE, THAW."""
+        """Change limits; its annotations are for what no other call has room for: REOPEN_LOG, ATTACH, FREEZE, ..."""
         output = task.init.stdio.output
         if REOPEN_LOG in request.annotations and output.log is not None:
             try:
@@ -166,6 +166,9 @@ class Operations:
                 raise CallError(FAILED_PRECONDITION, f"cannot reopen log of task {task.id}: {exc}") from exc
         if ATTACH in request.annotations:
             output.attach(request.annotations[ATTACH])
+        if FORGET in request.annotations and self._runtime.gvisor:
+            inside = [one.id for one in self.tasks.values() if self._runtime.is_inside(one.id) and one.init.alive]
+            await self._child("forget what has ended", lambda: gvisor.forget(self._runtime, inside))
         if FREEZE in request.annotations:
             await self.freezing.freeze(request.annotations[FREEZE])
         if THAW in request.annotations:
