@@ -323,6 +323,7 @@ WISHES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "flag of gVisor": (asks(annotations={"dev.gvisor.flag.debug": "true"}), "annotation dev.gvisor.flag.debug"),
     "capability": (_security(capabilities={"add_capabilities": ["SYS_ADMIN"]}), "capability SYS_ADMIN"),
     "no seccomp": (_security(seccomp={"profile_type": "Unconfined"}), "seccomp profile"),
+    "the host's kernel": (_security(readonly_paths=[]), "may write to /proc/bus of the host"),
     "privileged": (_security(privileged=True), "is privileged"),
     "privileged pod": (lambda about: about["pod"]["config"]["linux"]["security_context"].update(privileged=True),
                        "is privileged"),

@@ -295,7 +295,8 @@ class _Unpacking:
         if getattr(entry, "sparse", None) is not None:
             raise InvalidArgument(f"its member {name!r} is sparse")
         target = self._into / name
-        target.parent.mkdir(0o700, parents=True, exist_ok=True)
+        for above in reversed(PurePosixPath(name).parents[:-1]):  # and not `into`, if somebody has given this up
+            files.mkdir(self._into / above, 0o700, exist_ok=True)
         digest = hashlib.sha256()
         source = self._archive.extractfile(entry)
         assert source is not None  # it is a file

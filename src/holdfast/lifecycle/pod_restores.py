@@ -39,9 +39,16 @@ from holdfast.lifecycle.pods import RESTORE, Pods
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
 from holdfast.lifecycle.world import World
-from holdfast.linux import files, mount
+from holdfast.linux import files, memory, mount
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from holdfast.model.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from holdfast.model.state import PodState
 from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.unpack import Unpacker
@@ -118,7 +125,8 @@ class PodRestores:
         self._require_name(named.namespace, asked.name or named.name, what)
         handler = asked.handler or archive.handler
         self._check_handler(handler, head, what)
-        if not asked.trusted and (found := reaches(archive)):
+        own_kernel = self._handlers.get(handler).gvisor
+        if not asked.trusted and (found := reaches(archive, own_kernel)):
             hint = "say that it is trusted if you answer for whoever made it"
             raise FailedPrecondition(
                 f"cannot {what}: it asks for more than a confined pod has: {'; '.join(found)}; {hint}"
@@ -128,6 +136,7 @@ class PodRestores:
         wanted = Wanted(asked.name, str(uuid.uuid4()), str(self._log_root))
         config = pod_config(archive, wanted)
         await self._storage.require_room({self._layout.root: 2 * head.bytes}, what)
+        await apart(_require_memory, archive, head, places, what)
 
         async def prepare(pod: Pod) -> None:
             places.update(await self._prepare(pod, source, head, archive, places))
@@ -245,8 +254,17 @@ def _make(top: Path, place: Path, volume: Volume) -> None:
     files.make_private(top)
     place.mkdir(0o755, parents=True)
     if volume.memory:
-        mount.mount("tmpfs", place, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, f"mode=0777,size={volume.size}")
+        size = min(volume.size or memory.total(), memory.total())
+        mount.mount("tmpfs", place, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, f"mode=0777,size={size}")
     crashpoint("restore.made")
+
+
+def _require_memory(archive: PodArchive, head: Head, places: Mapping[str, str], what: str) -> None:
+    """Raises ResourceExhausted for volumes in memory that would take more of it than the machine can spare."""
+    made = {f"{parts.VOLUMES}/{one.name}.tar" for one in archive.volumes if one.memory and one.path not in places}
+    size, spare = sum(part.bytes for part in head.parts if part.name in made), memory.available()
+    if size > spare:
+        raise ResourceExhausted(f"cannot {what}: its volumes in memory have {size} bytes, and {spare} are to be had")
 
 
 def _places(archive: PodArchive, given: dict[str, str]) -> dict[str, str]:
