@@ -718,6 +718,11 @@ class RestoreStart(Restore):
         stage.node.start_container(target.container)
 
     def repeat(self, stage: Stage, target: Target) -> None:
+        if target.state() == pb.CONTAINER_EXITED:  # a start that fails ends it, and a client makes another one
+            status = stage.node.status(target.container)
+            assert (status.exit_code, status.reason) == (128, "StartError")
+            stage.node.call("RemoveContainer", pb.RemoveContainerRequest(container_id=target.container))
+            super().act(stage, target)
         if target.state() != pb.CONTAINER_RUNNING:
             self.act(stage, target)
 

@@ -167,6 +167,7 @@ def play(chosen: list[Case], ward: Ward) -> None:
         ward.fill()
 
 
+@pytest.mark.timeout(900)
 def test_each_file_in_some_way() -> None:
     """The seed is printed when it fails, and HOLDFAST_SEED replays it."""
     with node() as one:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from shares import FILES, KINDS
 
 TOP = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in found if cells[0] in KINDS.values()}
 
 
+@pytest.mark.alone
 def test_f02_the_canary_story_next_to_containerd() -> None:
     command = [sys.executable, TOP / "demo/demo_volumes.py", "--docs"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -179,8 +179,7 @@ def test_f37_a_restore_is_whole_or_nothing_is_left(one: Node, point: str, count:
     struck(one, lambda: restore(one, archive, "restored"), point, count, victim)
 
     def settled() -> bool:
-        pods = one.pods()
-        return not pods or all(one.status(each).state == pb.CONTAINER_RUNNING for each in members(one, pods[0].id))
+        return not one.pods() or [each.state for each in one.containers()] == [pb.CONTAINER_RUNNING] * 2
 
     until(settled, "the restore to be undone or whole", 60)
     if pods := one.pods():

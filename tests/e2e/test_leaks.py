@@ -39,6 +39,7 @@ def brittle() -> Iterator[Node]:
 # -- F06
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("which", ["its process", "its shim", "the first"])
 def test_f06_a_process_that_cannot_be_looked_at_once_is_not_leaked(brittle: Node, which: str) -> None:
     """The question for pids fails in the recovery's own look, once."""
