@@ -235,6 +235,22 @@ def test_f38_a_large_file_without_a_name(one: Node) -> None:
     assert one.exec(again, ["wc", "-c", "/proc/1/fd/5"]).stdout.split()[0] == b"8388608"
 
 
+@pytest.mark.parametrize("place", ["/work", "/fast", ""])
+def test_f38_an_open_file_that_has_another_name_now_is_refused(one: Node, place: str) -> None:
+    """CRIU would leave a name of its own beside it for the restore, in what is being packed."""
+    keep = (
+        f"exec 5<>{place}/old; ln {place}/old {place}/new; rm {place}/old; while :; do echo . >&5; usleep 20000; done"
+    )
+    two = TwoContainers(one, keep, "sleep 1000")
+    until(lambda: one.exec(two.writer, ["ls", f"{place}/old"]).exit_code == 1)
+    with pytest.raises(grpc.RpcError) as failure:
+        checkpoint(one, two.id, "pod.tar")
+    assert f"{place}/old" in str(failure.value.details()) and not list((one.base / "archives").iterdir())
+    size = lambda: int(one.exec(two.writer, ["stat", "-c", "%s", f"{place}/new"]).stdout)  # noqa: E731
+    before = size()
+    until(lambda: size() > before, "it to go on")
+
+
 def test_the_command_line(one: Node) -> None:
     two = TwoContainers(one, name="shop")
     two.counting()
