@@ -42,6 +42,7 @@ bench: setup  ## figures against containerd, as ratios
 	$(PYTHON) bench/recovery.py
 	$(PYTHON) bench/shim.py
 	$(PYTHON) bench/volumes.py
+	$(PYTHON) bench/checkpoint.py
 
 soak: setup  ## the long tests
 	$(PYTEST) -q -m soak

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Unpack what Debian 12 lacks into .tools, installing nothing: .tools/bin/runsc and .tools/bin/criu.
+# Unpack what Debian 12 lacks into .tools, installing nothing: .tools/bin/{runsc,criu,checkpointctl}.
 #
 # runsc is that of bookworm-backports; bookworm's own cannot restore. criu is one of 4.2 or later, since older ones
-# fail on each socket from Linux 6.16 on; it comes with all libraries it needs and runs by their loader. They are got
-# by an apt with lists, cache and sources of its own, from the mirror that this machine uses anyway, and checked
-# against Debian's keyring. What cannot be got is said, and missing: the tests that need it are skipped.
+# fail on each socket from Linux 6.16 on; it comes with all libraries it needs and runs by their loader, and so does
+# checkpointctl of the same suite, by which tests read our archives. They are got by an apt with lists, cache and
+# sources of its own, from the mirror that this machine uses anyway, and checked against Debian's keyring. What
+# cannot be got is said, and missing: the tests that need it are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -62,29 +63,40 @@ get_runsc() {
   unpack .tools/runsc && ln -sf ../runsc/usr/bin/runsc .tools/bin/runsc && .tools/bin/runsc --version >/dev/null
 }
 
+wrap() { # $1: a program below .tools/criu/usr, which runs with the loader and the libraries of that prefix
+  program=.tools/bin/$(basename "$1")
+  cat >"$program" <<EOF
+#!/bin/sh
+prefix=\$(dirname "\$(readlink -f "\$0")")/../criu/usr
+exec "\$(echo "\$prefix"/lib*/ld-linux-*.so.*)" --library-path "\$(echo "\$prefix"/lib/*-linux-gnu*)" "\$prefix/$1" "\$@"
+EOF
+  chmod 755 "$program"
+}
+
 get_criu() { # $1: the suite
   rm -rf .tools/criu
   private_apt "$1" || return 1
   apt-get -c "$private/apt.conf" install -qq -y --no-install-recommends --download-only criu >/dev/null || return 1
   unpack .tools/criu || return 1
-  cat >.tools/bin/criu <<'EOF'
-#!/bin/sh
-# criu with the loader and the libraries of its own prefix
-prefix=$(dirname "$(readlink -f "$0")")/../criu/usr
-exec "$(echo "$prefix"/lib*/ld-linux-*.so.*)" --library-path "$(echo "$prefix"/lib/*-linux-gnu*)" "$prefix/sbin/criu" "$@"
-EOF
-  chmod 755 .tools/bin/criu
+  wrap sbin/criu
   version=$(.tools/bin/criu --version | sed -n 's/^Version: *//p')
   dpkg --compare-versions "${version:-0}" ge 4.2
 }
 
-echo "setup: fetching runsc and criu"
+get_checkpointctl() { # of the suite that criu was got from
+  rm -f "$private"/cache/archives/*.deb
+  (cd "$private/cache/archives" && apt-get -c "$private/apt.conf" download -qq checkpointctl) || return 1
+  unpack .tools/criu && wrap bin/checkpointctl && .tools/bin/checkpointctl show --help >/dev/null
+}
+
+echo "setup: fetching runsc, criu and checkpointctl"
 mkdir -p .tools/bin
 get_runsc || missing "runsc of bookworm-backports"
 if get_criu forky || get_criu sid; then
   [ "$(id -u)" != 0 ] || .tools/bin/criu check >/dev/null 2>&1 || echo "setup: criu check complains here: $(.tools/bin/criu check 2>&1 | tail -n 1)" >&2
+  get_checkpointctl || missing checkpointctl
 else
-  rm -f .tools/bin/criu
+  rm -f .tools/bin/criu .tools/bin/checkpointctl
   missing "criu 4.2 or later of forky or sid"
 fi
 rm -rf "$private"

@@ -318,7 +318,7 @@ class Config:
         parse=_path_or_none,
     )  # fmt: skip
     checkpoints: bool = setting(
-        False, "Whether containers are made from checkpoints (whose archives are trusted like who runs this node), and "
+        False, "Whether containers and pods are made from checkpoints (trusted like who runs this node), and "
         "default_runtime auto prefers runc to crun, which can make none.", parse=_flag,
     )  # fmt: skip
     volume_roots: tuple[str, ...] = setting(

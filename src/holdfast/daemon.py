@@ -27,7 +27,7 @@ from holdfast.cri.node_service import NodeService
 from holdfast.cri.runtime_service import RuntimeService
 from holdfast.images.content import Content
 from holdfast.images.service import Images
-from holdfast.lifecycle import facts, tools
+from holdfast.lifecycle import facts, keeper_watch, tools
 from holdfast.lifecycle.adopt import Adopter
 from holdfast.lifecycle.archives import Archives
 from holdfast.lifecycle.bundle import Bundles
@@ -75,7 +75,7 @@ from holdfast.linux import cgroup, process, sockets, systemd
 from holdfast.model import trace
 from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.clock import Clock
-from holdfast.model.errors import FailedPrecondition, HoldfastError, Unavailable
+from holdfast.model.errors import FailedPrecondition, Unavailable
 from holdfast.model.tally import Measure
 from holdfast.network.cni import Cni
 from holdfast.network.network import LoopbackOnly, Network
@@ -83,7 +83,6 @@ from holdfast.network.plugin import Plugins
 from holdfast.proto.node_pb2_grpc import add_NodeServicer_to_server
 from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_server, add_RuntimeServiceServicer_to_server
 from holdfast.runtime import handlers as runtime_handlers
-from holdfast.runtime import keeper as keeper_client
 from holdfast.runtime.features import RuntimeFeatures
 from holdfast.runtime.keepers import Keepers
 from holdfast.runtime.loggers import Loggers
@@ -108,7 +107,6 @@ GRPC_OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
 )
 GRACE_SECONDS: Final = 5.0
-KEEPER_SECONDS: Final = 1.0  # between attempts to have one again
 
 
 class Daemon:
@@ -121,7 +119,6 @@ class Daemon:
         self._stop = asyncio.Event()
         self._background = Background()
         self._shims: Shims | None = None
-        self._keeper: Keepers | None = None
         self._measures: list[Measure] = []
 
     async def run(self) -> None:
@@ -132,7 +129,7 @@ class Daemon:
             witnesses = (config.root / "snapshots", config.root / "content" / "sha256", config.state / "pods")
             store = await in_thread(lambda: Store.open(config.root / "holdfast.db", config.reserve_bytes, witnesses))
             stack.push_async_callback(in_thread, store.close)
-            self._keeper = keeper = await Keepers.connect(config.state)
+            keeper = await Keepers.connect(config.state)
             stack.push_async_callback(keeper.aclose)
             layout = Layout(config.root, config.state)
             self._shims = shims = Shims(layout.pods, keeper, layout.events)
@@ -149,7 +146,8 @@ class Daemon:
             self._background.start("recovery", recovery.run())
             self._background.start("deletions", images.finish_deletions())
             self._background.start("mend images", images.mend())
-            self._background.start("keeper watch", self._watch_keeper(keeper, recovery.living_pods))
+            watch = keeper_watch.watch(keeper, config.state, self._files, recovery.living_pods, self._background)
+            self._background.start("keeper watch", watch)
             await self._stop.wait()
             log.info("stopping; containers run on")
 
@@ -507,28 +505,6 @@ class Daemon:
         for pod_id in self._shims.connected() if self._shims else []:
             log.info("dump: connected to the shim of pod %s", pod_id, extra={"pod": pod_id})
         log.info("dump: %d threads, python %s", len(os.listdir("/proc/self/task")), sys.version.split()[0])
-
-    async def _watch_keeper(self, keeper: Keepers, pods: Callable[[], frozenset[str]]) -> None:
-        """Log workers that end unasked; replace a keeper that is gone, however often. Its shims live on."""
-        while not self._stop.is_set():
-            for path in keeper.find_aside():
-                self._background.start(path.name, keeper.attend(path, pods))
-            async for event in keeper.events():
-                log.info("worker %s %s (pid %d) ended with status %d", event.kind, event.id, event.pid, event.status)
-            if not self._stop.is_set():
-                await self._replace_keeper(keeper)
-
-    async def _replace_keeper(self, keeper: Keepers) -> None:
-        log.error("the keeper is gone; starting another one")
-        while True:
-            try:
-                await in_thread(keeper_client.ensure_running, self._config.state, self._files)
-                await keeper.reconnect()
-                keeper.replaced.add()
-                return
-            except HoldfastError as exc:
-                log.error("%s; trying again", exc)
-                await asyncio.sleep(KEEPER_SECONDS)
 
 
 def _link(path: str) -> str:

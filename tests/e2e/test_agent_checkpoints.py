@@ -61,6 +61,9 @@ def test_a_checkpoint_is_kept_and_a_pod_is_made_of_it_again(one: Node, agent: Ag
     until(lambda: len(numbers(one, first)) > at + 5)  # it goes on, and no probe has failed for it
     assert agent.running("count") == first
     assert follow(numbers(one, first))
+    clash = one.cli("restore", str(path), check=False)
+    assert clash.returncode == 1 and "default/web is there and runs; give this one another name" in clash.stderr
+    assert len(one.pods()) == 1 and agent.running("count") == first
     (agent.manifests / "web.yaml").unlink()
     agent.until(lambda: not one.pods(), "the pod to go")
     pod = one.cli("restore", str(path), "--name", "again").stdout.strip()
@@ -69,6 +72,17 @@ def test_a_checkpoint_is_kept_and_a_pod_is_made_of_it_again(one: Node, agent: Ag
     assert follow(numbers(one, again)) and numbers(one, again)[0] > 10
     volume = next((one.root / "volumes" / pod).glob("pods/*/volumes/kubernetes.io~empty-dir/work"))
     assert int((volume / "n").read_text()) >= numbers(one, again)[0]
+    memory = os.statvfs(volume.with_name("fast"))
+    assert memory.f_blocks * memory.f_frsize == 1 << 20
+    assert "again" not in agent.cli("get", "pods").stdout
+    assert "again" in one.cli("pods").stdout
+    agent.write("other.yaml", POD.replace("name: web", "name: other"))  # the agent looks at all pods there are, now
+    agent.until(lambda: agent.running("count"), "another pod to run")
+    at = len(numbers(one, again))
+    until(lambda: len(numbers(one, again)) > at + 5)
+    assert follow(numbers(one, again))
+    (agent.manifests / "other.yaml").unlink()
+    agent.until(lambda: [found.id for found in one.pods()] == [pod], "that to go, and nothing else")
     one.remove_pod(pod)
     agent.cli("checkpoints", "remove", path.name)
     assert not path.exists()

@@ -13,10 +13,23 @@ from pathlib import Path
 import grpc
 import pytest
 from kit import images, invariants
-from kit.checkpoints import COUNT, PRIVATE, checkpoint, create, follow, lines, numbers, place, restore, run
+from kit.checkpoints import (
+    COUNT,
+    PRIVATE,
+    checkpoint,
+    checkpoint_pod,
+    create,
+    follow,
+    lines,
+    numbers,
+    place,
+    restore,
+    run,
+)
 from kit.node import Node, node, until
-from kit.tools import CRIU, needs_criu
+from kit.tools import CHECKPOINTCTL, CRIU, needs_checkpointctl, needs_criu
 
+from holdfast.checkpoint import sealed
 from holdfast.linux import cgroup, mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
@@ -372,3 +385,32 @@ def test_without_the_setting_nothing_is_made_from_archives(one: Node) -> None:
         checkpoint(other, first)  # that may be done all the same
         for pod in other.pods():
             other.remove_pod(pod.id)
+
+
+def checkpointctl(*arguments: str | Path) -> str:
+    done = subprocess.run([CHECKPOINTCTL, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout
+
+
+@needs_checkpointctl
+def test_checkpointctl_reads_our_archives(one: Node) -> None:
+    container_id = run(one, "exec 3<>/etc/group; " + COUNT)
+    found = next(each for each in one.containers() if each.id == container_id)
+    archive = checkpoint(one, container_id)
+    (said,) = json.loads(checkpointctl("inspect", "--all", "--format", "json", archive))
+    assert (said["container_name"], said["id"], said["image"]) == ("main", container_id, found.image.image)
+    assert said["runtime"] == "runc"
+    assert said["statistics"]["pages_written"] > 0
+    assert said["checkpoint_size"]["memory_pages_size"] > 0
+    assert (said["process_tree"]["pid"], said["process_tree"]["command"]) == (1, "sh")
+    files = next(each["open_files"] for each in said["file_descriptors"] if each["pid"] == 1)
+    assert "/etc/group" in [file["path"] for file in files]
+    assert "/dev/shm" in [each["destination"] for each in said["mounts"]]
+    packed = place(one, "packed.tar.zst")
+    checkpoint_pod(one, found.pod_sandbox_id, packed, leave_running=True, compress="zstd")
+    sealed.unpack(packed, unpacked := one.base / "archives/unpacked", "pod", 1 << 30)
+    taken = place(one, "taken.tar.zst")  # what docs/CHECKPOINTS.md says of a container of a pod's archive
+    subprocess.run(["tar", "--zstd", "-cf", taken, "-C", unpacked / "containers/main", "."], check=True)
+    for each in (archive, taken):
+        row = checkpointctl("show", each).splitlines()[-1].split()
+        assert row[:4] == ["main", found.image.image, container_id[:12], "runc"]

@@ -1,5 +1,6 @@
 """F37: checkpoints fill the disk, or are cut off: no half archive counts, nothing is left, and what ran runs on."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from kit import disk, invariants
-from kit.checkpoints import PRIVATE, checkpoint, follow, lines, numbers, place, restore, run
+from kit.checkpoints import PRIVATE, checkpoint, follow, lines, lost, numbers, place, restore, run
 from kit.crash import Inject, at_rest, pids, read
 from kit.node import Node, node, until
 from kit.tools import CRIU, needs_criu
@@ -23,6 +24,8 @@ from holdfast.runtime import keeper
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_criu]
 
 ROUNDS = 12
+STEP = 0.015  # s between the moments of two rounds; they cover all that CRIU does
+STUCK_SECONDS = 15
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ class Asked(threading.Thread):
 def goes_on(one: Node, container_id: str) -> None:
     at = len(numbers(one, container_id))
     until(lambda: len(numbers(one, container_id)) > at + 3, "the container to go on")
-    assert follow(numbers(one, container_id))
+    assert follow(numbers(one, container_id), lost(one, container_id))
 
 
 def nothing_left(one: Node, target: Path) -> None:
@@ -123,11 +126,11 @@ def test_a_disk_that_fills_up_in_the_middle(one: Node, inject: Inject, counter: 
 @pytest.mark.parametrize("victim", ["shim", "runc"])
 def test_shim_or_runc_is_killed_at_any_moment(one: Node, inject: Inject, counter: str, victim: str) -> None:
     """CRIU comes to its end all the same, and nobody in the container notices."""
-    target, failed, pod = place(one, "killed.tar"), 0, path_of(one, counter).split("/")[-2]
+    target, failed, pod = place(one, "killed.tar"), 0, pod_of(one, counter)
     for round_ in range(ROUNDS):
         asked = Asked(one, counter, target)
         until(lambda: criu_of(one) or not asked.is_alive(), "CRIU")  # noqa: B023
-        time.sleep(round_ * 0.015)
+        time.sleep(round_ * STEP)
         shims = [worker.pid for worker in keeper.workers(one.state) if worker.id == pod]
         for pid in shims if victim == "shim" else [process.parent(criu) for criu in criu_of(one)]:
             os.kill(pid, signal.SIGKILL)
@@ -142,28 +145,80 @@ def test_shim_or_runc_is_killed_at_any_moment(one: Node, inject: Inject, counter
     target.unlink()
 
 
-def test_criu_itself_is_killed(one: Node, inject: Inject) -> None:
+@pytest.mark.parametrize("rounds", [ROUNDS // 3, pytest.param(ROUNDS * 5, marks=pytest.mark.soak)])
+def test_criu_itself_is_killed(one: Node, inject: Inject, rounds: int) -> None:
     """While it is in the registers of a process that may cost it its life, and then that is told; all else goes on."""
     target = place(one, "killed.tar")
-    for round_ in range(ROUNDS):
+    for round_ in range(rounds):
         container_id = run(one)
         until(lambda: len(lines(one, container_id)) > 3, "a few numbers")  # noqa: B023
-        path = path_of(one, container_id)
         asked = Asked(one, container_id, target)
         until(lambda: criu_of(one) or not asked.is_alive(), "CRIU")  # noqa: B023
-        time.sleep(round_ * 0.015)
+        time.sleep(round_ % ROUNDS * STEP * ROUNDS / min(rounds, ROUNDS))
         for pid in criu_of(one):
             os.kill(pid, signal.SIGKILL)
         if asked.answer() is None:
             target.unlink()
         nothing_left(one, target)
         at_rest(one)
-        if one.status(container_id).state == pb.CONTAINER_RUNNING:
-            assert not cgroup.frozen(path)
-            at = len(lines(one, container_id))
-            until(lambda: len(lines(one, container_id)) > at + 3, "the container to go on")  # noqa: B023
-        else:
-            assert one.status(container_id).exit_code in (133, 139)
+        lives_or_tells(one, container_id)
+        ends_at_once(one, container_id)
+
+
+def test_criu_leaves_a_child_that_is_stopped(one: Node, inject: Inject, counter: str) -> None:
+    """As it has for a moment when it looks what the kernel can do: that child has the socket on which runc waits."""
+    target = place(one, "killed.tar")
+    for _ in range(ROUNDS * 5):
+        asked = Asked(one, counter, target)
+        until(lambda: criu_of(one) or not asked.is_alive(), "CRIU")  # noqa: B023
+        child = 0
+        for criu in criu_of(one):
+            while process.state(criu) not in ("", "Z") and not child:
+                child = next(iter(process.children(criu)), 0)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child or criu, signal.SIGSTOP)
+                os.kill(criu, signal.SIGKILL)
+        caught = child and process.state(child) == "T"
+        began, answer = time.monotonic(), asked.answer()
+        if answer is None:
+            target.unlink()
+        nothing_left(one, target)
+        goes_on(one, counter)
+        if caught:
+            assert answer is grpc.StatusCode.UNKNOWN
+            assert time.monotonic() - began < STUCK_SECONDS
+            assert process.state(child) in ("", "Z")
+            return
+    pytest.fail("no child of CRIU was met")
+
+
+def test_a_pod_is_stopped_whose_criu_hangs(one: Node, inject: Inject, counter: str) -> None:
+    target = place(one, "hangs.tar")
+    asked = Asked(one, counter, target)
+    criu = until(lambda: criu_of(one), "CRIU")[0]
+    os.kill(criu, signal.SIGSTOP)
+    pod = pod_of(one, counter)
+    one.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod), STUCK_SECONDS)
+    assert one.exited(counter).exit_code == 137
+    assert asked.answer() is not None
+    assert process.state(criu) in ("", "Z")
+    nothing_left(one, target)
+
+
+def lives_or_tells(one: Node, container_id: str) -> None:
+    """A container over which CRIU was killed goes on, or has ended and says of which signal."""
+    if one.status(container_id).state == pb.CONTAINER_RUNNING:
+        assert not cgroup.frozen(path_of(one, container_id))
+        at = len(lines(one, container_id))
+        until(lambda: len(lines(one, container_id)) > at + 3, "the container to go on")
+    else:
+        assert one.status(container_id).exit_code in (128 + signal.SIGTRAP, 128 + signal.SIGSEGV)
+
+
+def ends_at_once(one: Node, container_id: str) -> None:
+    pod = pod_of(one, container_id)
+    one.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod), STUCK_SECONDS)
+    one.remove_pod(pod)
 
 
 def criu_of(one: Node) -> list[int]:
@@ -185,13 +240,16 @@ def test_the_daemon_is_gone_and_what_was_frozen_goes_on_by_itself(one: Node, inj
     goes_on(one, counter)
 
 
+def pod_of(one: Node, container_id: str) -> str:
+    return next(found.pod_sandbox_id for found in one.containers() if found.id == container_id)
+
+
 def path_of(one: Node, container_id: str) -> str:
-    pod = next(found.pod_sandbox_id for found in one.containers() if found.id == container_id)
-    return f"{one.cgroup}/{pod}/{container_id}"
+    return f"{one.cgroup}/{pod_of(one, container_id)}/{container_id}"
 
 
 def test_the_shim_is_killed_and_its_successor_thaws(one: Node, inject: Inject, counter: str) -> None:
-    target, pod = place(one, "shim.tar"), path_of(one, counter).split("/")[-2]
+    target, pod = place(one, "shim.tar"), pod_of(one, counter)
     point, asked = at(inject, "checkpoint.packed", lambda: Asked(one, counter, target))
     shim = next(worker.pid for worker in keeper.workers(one.state) if worker.id == pod)
     os.kill(shim, signal.SIGKILL)

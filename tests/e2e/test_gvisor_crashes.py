@@ -30,7 +30,8 @@ VICTIMS = ("daemon", "shim", "both")
 # (point, the how manieth time): the sandbox container passes those of the shim first, then the containers.
 BEGIN = (("foreign.sandbox", 1), ("shim.mounted", 1), ("shim.created", 2), ("shim.starting", 2), ("shim.started", 2))
 CHECKPOINT = (
-    ("checkpoint.recorded", 1), ("shim.freezing", 1), ("shim.frozen", 1), ("shim.dumping", 1), ("shim.dumped", 1),
+    ("checkpoint.recorded", 1), ("shim.forgetting", 1),
+    ("shim.freezing", 1), ("shim.frozen", 1), ("shim.dumping", 1), ("shim.dumped", 1),
     ("checkpoint.dumped", 1), ("checkpoint.thawed", 1), ("checkpoint.sealed", 1),
 )  # fmt: skip
 RESTORE = (

@@ -1,5 +1,7 @@
 """Containers that count, checkpoints of them and of pods, and what is made from those, for tests."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 from kit.node import Node
 
 COUNT = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done"
+LOST = re.compile(r"holdfast: lost \d+ log lines \((\d+) bytes\)")
 PRIVATE = {"network": pb.POD}
 
 
@@ -54,14 +57,22 @@ def restore_pod(one: Node, archive: Path, **how: Any) -> str:
 
 
 def lines(one: Node, container_id: str) -> list[str]:
-    """What it has said, without the log's own words."""
-    return [line.split(b" ", 3)[3].decode() for line in one.container_log(container_id).splitlines()]
+    """What it has said, without the log's own words; nor what a shim that died has lost, which the log tells of."""
+    said = [line.split(b" ", 3)[3].decode() for line in one.container_log(container_id).splitlines()]
+    return [line for line in said if not LOST.match(line)]
+
+
+def lost(one: Node, container_id: str) -> int:
+    """How many bytes of what it has said are missing, as its log tells."""
+    return sum(map(int, LOST.findall(one.container_log(container_id).decode())))
 
 
 def numbers(one: Node, container_id: str) -> list[int]:
     return [int(line) for line in lines(one, container_id)]
 
 
-def follow(found: list[int]) -> bool:
-    """Whether each number is one more than the one before."""
-    return found == list(range(found[0], found[0] + len(found)))
+def follow(found: list[int], lost: int = 0) -> bool:
+    """Whether each number is one more than the one before, but for `lost` bytes at most."""
+    pairs = list(itertools.pairwise(found))
+    missing = sum(len(f"{number}\n") for one, other in pairs for number in range(one + 1, other))
+    return missing <= lost and all(one < other for one, other in pairs)

@@ -51,6 +51,17 @@ def shim(one: Node, pod: str) -> int:
     return found
 
 
+def used(volume: Path) -> int:
+    """Bytes that a volume's files take on the disk."""
+    return sum(path.stat().st_blocks * 512 for path in volume.iterdir())
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process's memory that are no file's (proc(5), status)."""
+    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return sum(int(found[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+
+
 def kill_sentry(one: Node, container: str) -> None:
     """SIGKILL for the process that is the kernel of a container's pod."""
     os.kill(one.pid(container), signal.SIGKILL)

@@ -18,6 +18,7 @@ from image import build_busybox_image
 
 from holdfast.config import toml
 from holdfast.linux import cgroup, mount
+from holdfast.model.hidden import MASKED, READ_ONLY
 from holdfast.proto import node_pb2, node_pb2_grpc
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
@@ -174,6 +175,9 @@ class Node:
         if not linux.security_context.HasField("namespace_options"):
             options = pb.NamespaceOption(network=more.pop("network", pb.NODE), pid=more.pop("pid", pb.CONTAINER))
             linux.security_context.namespace_options.CopyFrom(options)
+            if options.network == pb.POD:  # one as a kubelet makes it
+                linux.security_context.masked_paths.extend(MASKED)
+                linux.security_context.readonly_paths.extend(READ_ONLY)
         return pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name=name, attempt=more.pop("attempt", 0)),
             image=pb.ImageSpec(image=more.pop("image", IMAGE)),

@@ -8,6 +8,7 @@ import pytest
 BIN = Path(__file__).parents[2] / ".tools" / "bin"
 RUNSC = str(BIN / "runsc")
 CRIU = str(BIN / "criu")
+CHECKPOINTCTL = str(BIN / "checkpointctl")
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -18,3 +19,4 @@ def needs(program: str) -> pytest.MarkDecorator:
 
 needs_runsc = needs(RUNSC)
 needs_criu = needs(CRIU)
+needs_checkpointctl = needs(CHECKPOINTCTL)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,16 @@ class ShimKit:
 
 
 KEPT = {"config.json", "rootfs", "init.json", "exit.json"}
+
+
+@contextlib.contextmanager
+def running_shim(base: Path, runtime: str, lower: Path, **how: Any) -> Iterator[ShimKit]:
+    made = ShimKit(base, runtime, lower, **how)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

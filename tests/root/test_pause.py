@@ -82,6 +82,15 @@ def test_goes_on_waiting_after_an_interruption(init: tuple[subprocess.Popen[byte
     assert parent.poll() is None
 
 
+def test_looks_for_all_that_it_is_told(tmp_path: Path) -> None:
+    program = tmp_path / "look"
+    program.write_bytes(pause.look())
+    program.chmod(0o755)
+    names = [str(tmp_path / f"name-{number}") for number in range(3)]
+    done = subprocess.run(["strace", "-e", "trace=access", program, *names], capture_output=True, text=True, check=True)
+    assert [line.split('"')[1] for line in done.stderr.splitlines() if line.startswith("access(")] == names
+
+
 def test_both_machines_have_one_and_others_are_told() -> None:
     for machine, number, code in (("x86_64", pause.EM_X86_64, 66), ("aarch64", pause.EM_AARCH64, 80)):
         program = pause.program(machine)

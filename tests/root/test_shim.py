@@ -9,11 +9,11 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim_kit import ShimKit, busybox_rootfs, reader, until
+from shim_kit import ShimKit, reader, running_shim, until
 
 from holdfast.linux import cgroup, files, mount, process
 from holdfast.model import errors
@@ -26,11 +26,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 FOREVER = ["sleep", "1000"]
 
 
-@pytest.fixture(scope="session")
-def lower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return busybox_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
-
-
 @pytest.fixture(params=["crun", "runc"])
 def runtime(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -39,30 +34,15 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def kit(tmp_path: Path, lower: Path, runtime: str) -> Iterator[ShimKit]:
-    made = ShimKit(tmp_path, runtime, lower)
-    try:
-        made.start()
+    with running_shim(tmp_path, runtime, lower) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture
 def pod(tmp_path: Path, lower: Path, runtime: str) -> Iterator[ShimKit]:
     """A shim whose containers may share a pid namespace."""
-    made = ShimKit(tmp_path, runtime, lower, pid_namespace=True)
-    try:
-        made.start()
+    with running_shim(tmp_path, runtime, lower, pid_namespace=True) as made:
         yield made
-    finally:
-        made.stop()
-
-
-@pytest.fixture
-async def client(kit: ShimKit) -> AsyncIterator[TaskClient]:
-    made = await kit.connect()
-    yield made
-    made.close()
 
 
 # -- exits

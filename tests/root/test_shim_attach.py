@@ -4,12 +4,12 @@ import asyncio
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from kit.attached import Reader, type_in, written
-from shim_kit import Container, ShimKit, busybox_rootfs, until
+from shim_kit import Container, ShimKit, running_shim, until
 
 from holdfast.runtime.task import Status, TaskClient
 from holdfast.ttrpc.client import TtrpcError
@@ -20,26 +20,10 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 LINES, ROUNDS = 64_000, 45
 
 
-@pytest.fixture(scope="module")
-def lower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return busybox_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
-
-
 @pytest.fixture(params=["crun", "runc"])
 def kit(request: pytest.FixtureRequest, tmp_path: Path, lower: Path) -> Iterator[ShimKit]:
-    made = ShimKit(tmp_path, request.param, lower)
-    try:
-        made.start()
+    with running_shim(tmp_path, request.param, lower) as made:
         yield made
-    finally:
-        made.stop()
-
-
-@pytest.fixture
-async def client(kit: ShimKit) -> AsyncIterator[TaskClient]:
-    made = await kit.connect()
-    yield made
-    made.close()
 
 
 Make = Callable[..., Reader]

@@ -4,12 +4,12 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kit.tools import CRIU, needs_criu
-from shim_kit import Container, ShimKit, busybox_rootfs, reader, until
+from shim_kit import Container, ShimKit, reader, running_shim, until
 
 from holdfast.linux import cgroup, mount
 from holdfast.model import errors
@@ -21,26 +21,10 @@ pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_
 COUNT = "n=0; while :; do n=$((n+1)); echo $n; usleep 20000; done"
 
 
-@pytest.fixture(scope="session")
-def lower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return busybox_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
-
-
 @pytest.fixture
 def kit(tmp_path: Path, lower: Path) -> Iterator[ShimKit]:
-    made = ShimKit(tmp_path, "runc", lower)
-    try:
-        made.start()
+    with running_shim(tmp_path, "runc", lower) as made:
         yield made
-    finally:
-        made.stop()
-
-
-@pytest.fixture
-async def client(kit: ShimKit) -> AsyncIterator[TaskClient]:
-    made = await kit.connect()
-    yield made
-    made.close()
 
 
 def settings(directory: Path, program: str = CRIU) -> CriuSettings:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from shim_kit import ShimKit, busybox_rootfs
+from shim_kit import running_shim
 from stream_kit import STDIN, StreamKit, connected, keeper_state, until
 
 from holdfast.linux import process
@@ -24,21 +24,12 @@ def state() -> Iterator[Path]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def lower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return busybox_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
-
-
 @pytest.fixture
 async def kit(state: Path, tmp_path: Path, lower: Path) -> AsyncIterator[StreamKit]:
-    shim = ShimKit(tmp_path, "crun", lower)
-    try:
-        shim.start()
+    with running_shim(tmp_path, "crun", lower) as shim:
         async with connected(state, shim) as made:
             yield made
             await made.ended()
-    finally:
-        shim.stop()
 
 
 async def speaking(kit: StreamKit, command: str, *, tty: bool = False) -> str:

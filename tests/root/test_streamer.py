@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from shim_kit import ShimKit, busybox_rootfs
+from shim_kit import running_shim
 from stream_kit import STDIN, STDOUT, StreamKit, connected, keeper_state, until
 
 from holdfast.linux import namespace, process
@@ -26,23 +26,14 @@ def state() -> Iterator[Path]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def lower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return busybox_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
-
-
 @pytest.fixture
 async def kit(state: Path, tmp_path: Path, lower: Path) -> AsyncIterator[StreamKit]:
     """A pod with a container "c" that sleeps."""
-    shim = ShimKit(tmp_path, "crun", lower)
-    try:
-        shim.start()
+    with running_shim(tmp_path, "crun", lower) as shim:
         async with connected(state, shim) as made:
             await shim.run(made.task, "c", ["sleep", "1000"])
             yield made
             await made.ended()
-    finally:
-        shim.stop()
 
 
 @pytest.mark.parametrize("code", [0, 7, 137])

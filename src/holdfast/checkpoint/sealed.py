@@ -32,7 +32,7 @@ from holdfast.checkpoint.layout import Kind
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint, fault
 from holdfast.model.archive import PlainHeader
-from holdfast.model.errors import InvalidArgument
+from holdfast.model.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
 HEAD: Final = "holdfast.json"
 SEAL: Final = "holdfast.seal"
@@ -57,13 +57,17 @@ _UNREADABLE: Final = (
 def write(target: Path, directory: Path, kind: Kind, about: dict[str, Any], compress: str = "") -> int:
     """Make an archive of the files below `directory`; it is whole and on disk when it has its name.
 
-    `compress` is "" or "zstd". Returns its length in bytes. Raises OSError; nothing is left of what was begun then.
+    `compress` is "" or "zstd". Returns its length in bytes. Raises OSError, FailedPrecondition for what no reader would
+    take; nothing is left of what was begun then.
     """
     parts = tuple(_part(directory, path) for path in sorted(_files(directory)))
     strangers = [part.name for part in parts if not layout.permits(kind, part.name)]
     if strangers:
         raise ValueError(f"no {kind} archive has a {strangers[0]}")
     head = encode(Head(kind, about, parts))
+    if len(head) > HEAD_LIMIT or len(parts) > PARTS:
+        many = f"{len(parts)} files, and a head of {len(head)} bytes that lists them"
+        raise FailedPrecondition(f"cannot make {target}: it would have {many}, more than {PARTS} or {HEAD_LIMIT}")
     temporary = target.with_name(files.temporary_name(target.name))
     crashpoint("seal.begun")
     fault("open", temporary)
@@ -77,8 +81,10 @@ def write(target: Path, directory: Path, kind: Kind, about: dict[str, Any], comp
             files.fsync(file.fileno(), temporary)
             size = os.fstat(file.fileno()).st_size
         files.rename(temporary, target)
-    except BaseException:
+    except BaseException as exc:
         temporary.unlink(missing_ok=True)
+        if isinstance(exc, OSError) and exc.filename is None:
+            exc.filename = str(temporary)  # a disk that is full does not say which
         raise
     files.sync_directory(target.parent)
     crashpoint("seal.renamed")
@@ -97,7 +103,8 @@ def read_head(source: Path) -> Head:
 def unpack(source: Path, into: Path, kind: Kind, limit: int) -> Head:
     """Read an archive into `into`, a directory that is made, and only if all of it is as it should be.
 
-    Its parts may have `limit` bytes together. Raises InvalidArgument, OSError; then `into` is not there.
+    Its parts may have `limit` bytes together. Raises InvalidArgument, ResourceExhausted for one that has more, OSError;
+    then `into` is not there.
     """
     with _opened(source) as archive:
         files.mkdir(into, 0o700)
@@ -134,8 +141,6 @@ def _packing(file: IO[bytes], compress: str) -> Iterator[IO[bytes]]:
     if not compress:
         yield file
         return
-    import zstandard
-
     with zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False) as out:
         yield cast(IO[bytes], out)
 
@@ -198,8 +203,8 @@ def _told(source: Path) -> Iterator[None]:
     """What is wrong with an archive is told with its name."""
     try:
         yield
-    except InvalidArgument as exc:
-        raise InvalidArgument(f"{source}: {exc}") from exc
+    except (InvalidArgument, ResourceExhausted) as exc:
+        raise type(exc)(f"{source}: {exc}") from exc
     except _UNREADABLE as exc:
         raise InvalidArgument(f"{source}: cannot read it: {exc}") from exc
 
@@ -231,7 +236,7 @@ class _Unpacking:
         if len({part.name for part in head.parts}) != len(head.parts):
             raise InvalidArgument("it has two parts of one name")
         if head.bytes > self._limit:
-            raise InvalidArgument(f"it has {head.bytes} bytes, more than the {self._limit} that it may have")
+            raise ResourceExhausted(f"it has {head.bytes} bytes, more than the {self._limit} that it may have")
         for part in head.parts:
             entry = self._next_file()
             if entry is None or (entry.name, entry.size) != (part.name, part.bytes):
@@ -260,7 +265,7 @@ class _Unpacking:
                 raise InvalidArgument(f"its member {entry.name!r} is neither a file nor a directory")
             self._left -= entry.size
             if self._left < 0:
-                raise InvalidArgument(f"it has more than the {self._limit} bytes that it may have")
+                raise ResourceExhausted(f"it has more than the {self._limit} bytes that it may have")
             if entry.isreg() and layout.permits(self._kind, name):
                 if name in parts:
                     raise InvalidArgument(f"it has two members {name!r}")
@@ -290,7 +295,8 @@ class _Unpacking:
         if getattr(entry, "sparse", None) is not None:
             raise InvalidArgument(f"its member {name!r} is sparse")
         target = self._into / name
-        target.parent.mkdir(0o700, parents=True, exist_ok=True)
+        for above in reversed(PurePosixPath(name).parents[:-1]):  # and not `into`, if somebody has given this up
+            files.mkdir(self._into / above, 0o700, exist_ok=True)
         digest = hashlib.sha256()
         source = self._archive.extractfile(entry)
         assert source is not None  # it is a file

@@ -101,9 +101,10 @@ def _open(directory: int, name: str, flags: int, path: str) -> int:
 
 
 class TreeWriter:
-    """Writes entries in the order in which they are added."""
+    """Writes entries in the order in which they are added, to a file of the host's."""
 
     def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
         self._archive = tarfile.TarFile(
             fileobj=out,
             mode="w",
@@ -164,38 +165,28 @@ class TreeWriter:
                     "GNU.sparse.realsize": str(found.st_size),
                 }
             info.size = len(head) + sum(size for _, size in extents)
-            self._write(info, _Extents(descriptor, head, extents, entry.path))
+            self._write(info)
+            self._out.write(head)
+            self._out.flush()  # what follows does not go through its buffer
+            for offset, length in extents:
+                self._copy(descriptor, offset, length, entry.path)
+            padding = -info.size % _BLOCK
+            self._out.write(bytes(padding))
+            self._archive.offset += info.size + padding  # by which it is padded at its end
         finally:
             os.close(descriptor)
 
-    def _write(self, info: tarfile.TarInfo, data: "_Extents | None" = None) -> None:
-        self._archive.addfile(info, data)  # type: ignore[arg-type]  # it is read, and nothing else
+    def _copy(self, descriptor: int, offset: int, length: int, path: str) -> None:
+        """By the kernel: whoever is frozen meanwhile waits for that."""
+        while length:
+            done = os.sendfile(self._out.fileno(), descriptor, offset, length)
+            if not done:
+                raise OSError(errno.ESTALE, "became shorter while it was being read", path)
+            offset, length = offset + done, length - done
+
+    def _write(self, info: tarfile.TarInfo) -> None:
+        self._archive.addfile(info)
         self._archive.members.clear()  # type: ignore[attr-defined]  # or it would remember them all
-
-
-class _Extents:
-    """What is in a file where it has no holes, behind a head; to be read from beginning to end."""
-
-    def __init__(self, descriptor: int, head: bytes, extents: list[tuple[int, int]], path: str) -> None:
-        self._descriptor = descriptor
-        self._head = head
-        self._extents = extents[::-1]
-        self._path = path
-
-    def read(self, size: int) -> bytes:
-        if self._head:
-            data, self._head = self._head[:size], self._head[size:]
-            return data + (self.read(size - len(data)) if size > len(data) else b"")
-        found = bytearray()
-        while len(found) < size and self._extents:
-            offset, left = self._extents.pop()
-            data = os.pread(self._descriptor, min(left, size - len(found)), offset)
-            if not data:
-                raise OSError(errno.ESTALE, "became shorter while it was being read", self._path)
-            found += data
-            if len(data) < left:
-                self._extents.append((offset + len(data), left - len(data)))
-        return bytes(found)
 
 
 def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

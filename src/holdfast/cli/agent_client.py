@@ -1,15 +1,16 @@
 """The connection to the agent, and its pods by what people type: "web", "pod/web"."""
 
-import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import click
 import grpc
 
+from holdfast.cli.calls import explained
 from holdfast.cli.errors import CommandError, Missing, Unreachable
 from holdfast.proto import agent_pb2 as pb
 
@@ -79,22 +80,8 @@ class Agent:
                 away = True
             time.sleep(AGAIN_SECONDS)
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as exc:
-            raise self._explain(exc) from exc
-
-    def _explain(self, error: Any) -> CommandError:
-        code, details = error.code(), " ".join((error.details() or "").split())
-        if code is grpc.StatusCode.UNAVAILABLE:
-            hint = "(hint: does `holdfast agent` run?)"
-            return Unreachable(
-                f"cannot reach the agent at {self.socket} {hint}" if "connect" in details.lower() else details
-            )
-        kind = Missing if code is grpc.StatusCode.NOT_FOUND else CommandError
-        return kind(details or f"cannot finish the call: {code.name}")
+    def _errors(self) -> AbstractContextManager[None]:
+        return explained("agent", self.socket, "does `holdfast agent` run?")
 
 
 def agent_of(ctx: click.Context, socket: str) -> Agent:

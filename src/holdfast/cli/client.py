@@ -1,13 +1,14 @@
 """The connection to the daemon, and finding things by what people type."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 import click
 import grpc
 
-from holdfast.cli.errors import CommandError, Missing, Unreachable
+from holdfast.cli.calls import explained
+from holdfast.cli.errors import CommandError, Missing
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
@@ -39,26 +40,8 @@ class Client:
         with self.errors():
             return method(request, timeout=seconds or self._seconds)
 
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as exc:
-            raise self._explain(exc) from exc
-
-    def _explain(self, error: Any) -> CommandError:
-        code, details = error.code(), " ".join((error.details() or "").split())
-        if code is grpc.StatusCode.UNAVAILABLE:
-            if "connect" in details:
-                return Unreachable(f"cannot reach the daemon at {self.socket} (hint: is holdfastd running?)")
-            if not details.startswith("cannot"):  # from the transport, not from the daemon
-                return Unreachable(f"cannot finish the call: the daemon at {self.socket} went away ({details})")
-            return Unreachable(details)
-        if code is grpc.StatusCode.NOT_FOUND:
-            return Missing(details)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED and not details.startswith("cannot"):
-            return CommandError("cannot finish the call: no answer in time (hint: holdfast --timeout SECONDS)")
-        return CommandError(details or f"cannot finish the call: {code.name}")
+    def errors(self) -> AbstractContextManager[None]:
+        return explained("daemon", self.socket, "is holdfastd running?")
 
     def containers(self, **wanted: Any) -> list[pb.Container]:
         request = pb.ListContainersRequest(filter=pb.ContainerFilter(**wanted))

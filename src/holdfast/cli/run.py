@@ -17,6 +17,7 @@ from holdfast.cli.logs import Log, exited, follow_log, status_of
 from holdfast.cli.pods import MADE_BY_RUN, log_directory, remove_pod
 from holdfast.config import size_value
 from holdfast.model.errors import InvalidArgument
+from holdfast.model.hidden import MASKED, READ_ONLY
 from holdfast.proto import runtime_v1_pb2 as pb
 
 STOP_SECONDS = 10  # from the stop signal to SIGKILL, when a foreground run is interrupted
@@ -160,6 +161,9 @@ def _container(name: str, options: dict[str, Any]) -> pb.ContainerConfig:
     context = config.linux.security_context
     context.namespace_options.CopyFrom(_namespaces(options))
     context.privileged, context.readonly_rootfs = options["privileged"], options["read_only"]
+    if not context.privileged:
+        context.masked_paths.extend(MASKED)
+        context.readonly_paths.extend(READ_ONLY)
     _user(context, options["user"])
     if options["memory"]:
         config.linux.resources.memory_limit_in_bytes = size_value("--memory", options["memory"])

@@ -12,7 +12,7 @@ from holdfast.images import manifest
 from holdfast.images.content import Content, read_chunks
 from holdfast.images.manifest import Descriptor, Index, Manifest
 from holdfast.linux.threads import in_thread
-from holdfast.model.archive import BoundedHeader
+from holdfast.model.archive import PlainHeader
 from holdfast.model.errors import InvalidArgument, Unavailable
 
 INDEX_LIMIT: Final = 4 * 1024 * 1024
@@ -38,7 +38,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._tar = tarfile.open(path, tarinfo=BoundedHeader)  # noqa: SIM115  (closed by close)
+            self._tar = tarfile.open(path, tarinfo=PlainHeader)  # noqa: SIM115  (closed by close)
         except _UNREADABLE as exc:
             raise InvalidArgument(f"archive: cannot read it: {exc}") from exc
         self._members: dict[str, tarfile.TarInfo] = {}

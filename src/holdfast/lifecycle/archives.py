@@ -75,7 +75,7 @@ class Archives:
         self._over[owner.meta.id] = asyncio.Event()
         making = Making(owner, self._layout.checkpoint(owner.meta.id), target)
         try:
-            with self._storage.named(what):
+            async with self._storage.blamed(what):
                 await in_thread(_make_anew, making.directory)
                 crashpoint("checkpoint.staged")
                 yield making

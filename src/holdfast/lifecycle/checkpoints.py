@@ -114,7 +114,7 @@ def _of_its_processes(container: Container, keeps_tcp: bool) -> str:
         if not _descends(pid, init.pid):
             return f"process {pid} was executed in it and runs"
         if not process.may_see_limits(pid):
-            return f"process {pid} is another user's, and CRIU may not look at its limits here without CAP_SYS_RESOURCE"
+            return f"process {pid} is another user's or group's, whose limits CRIU may not see without CAP_SYS_RESOURCE"
         if why := _of_its_files(pid):
             return why
     if not keeps_tcp:

@@ -98,8 +98,13 @@ class ContainerCheckpoints:
 
     async def _make(self, making: Making, container: Container) -> None:
         async with self._freezer.frozen(container.pod, [container]) as window:
-            await self._checkpoints.dump(container, making.directory)
-            await self.pack_layer(container, making.directory)
+            copies = (
+                self._checkpoints.dump(container, making.directory),
+                self.pack_layer(container, making.directory),
+            )
+            for done in await asyncio.gather(*copies, return_exceptions=True):
+                if done is not None:
+                    raise done
         now = self._world.clock.now()
         await self.describe(container, making.directory, now)
         about = {"container": container.meta.name, "checkpointed_at": now, "frozen_seconds": round(window.seconds, 3)}

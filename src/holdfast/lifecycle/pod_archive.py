@@ -10,7 +10,7 @@ taken for a request, which the one who restores has to stand for as soon as it r
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -18,7 +18,9 @@ from typing import Any, Final
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from holdfast.checkpoint import layout
 from holdfast.model.errors import FailedPrecondition, InvalidArgument
+from holdfast.model.hidden import HOSTS
 from holdfast.proto import runtime_v1_pb2 as pb
 
 EMPTY_DIRS: Final = ("kubernetes.io~empty-dir", "holdfast~sized-empty-dir")
@@ -171,6 +173,16 @@ class Wanted:
     places: Mapping[str, str] = field(default_factory=dict)
 
 
+def lacking(archive: PodArchive, parts: Collection[str]) -> list[str]:
+    """What of a pod is not among the parts of its archive. A sandbox's images have all containers, and some volumes."""
+    whole = any(part.startswith(f"{layout.SANDBOX}/{layout.IMAGES}/") for part in parts)
+    wanted = [f"{layout.CONTAINERS}/{one.name}/{layout.CONFIG_DUMP}" for one in archive.containers]
+    if not whole:
+        wanted += [f"{layout.CONTAINERS}/{one.name}/{layout.IMAGES}/inventory.img" for one in archive.containers]
+    wanted += [f"{layout.VOLUMES}/{one.name}.tar" for one in archive.volumes if not (one.inside and whole)]
+    return [name for name in wanted if name not in parts]
+
+
 def volume_at(path: str) -> str | None:
     """The name of the volume of a pod that is at this path, on whichever host; None for anything else."""
     match PurePosixPath(path).parts[-5:]:
@@ -205,8 +217,11 @@ def beside(uid: str, containers: Iterable[pb.ContainerConfig]) -> list[str]:
     return sorted(path for path in paths if f"/pods/{uid}/" in path and "/volumes/" not in path)
 
 
-def reaches(archive: PodArchive) -> list[str]:
-    """What of the host a pod asks for beyond what any pod gets; empty for one that is confined."""
+def reaches(archive: PodArchive, own_kernel: bool = False) -> list[str]:
+    """What of the host a pod asks for beyond what any pod gets; empty for one that is confined.
+
+    The /proc of a pod with a kernel of its own, as gVisor's have, is nobody else's.
+    """
     context, found = archive.config.linux.security_context, []
     if context.privileged:
         found.append("the pod is privileged")
@@ -215,6 +230,8 @@ def reaches(archive: PodArchive) -> list[str]:
     captured = {*(one.path for one in archive.volumes), *(one.path for one in archive.files)}
     for one in archive.containers:
         found += _reaches(one, captured)
+        if not own_kernel:
+            found += _sees(one)
     return found
 
 
@@ -239,6 +256,12 @@ def _reaches(one: Saved, captured: set[str]) -> list[str]:
         if mount.propagation != pb.PROPAGATION_PRIVATE:
             found.append(f"{who} shares mounts at {mount.container_path}")
     return found
+
+
+def _sees(one: Saved) -> list[str]:
+    context = one.config.linux.security_context
+    bare = sorted(HOSTS - {*context.masked_paths, *context.readonly_paths})
+    return [f"container {one.name} may write to {bare[0]} of the host"] if bare and not context.privileged else []
 
 
 def _shares(who: str, options: pb.NamespaceOption) -> list[str]:

@@ -145,6 +145,8 @@ class PodCheckpoints:
         self, making: Making, pod: Pod, running: Sequence[Container], volumes: Sequence[Volume], wish: Wish
     ) -> Outcome:
         archive = _archive(pod, running, volumes)
+        if self._sandboxes.serves(pod):
+            await self._sandboxes.prepare(pod)
         async with contextlib.AsyncExitStack() as standing_still:
             window = await standing_still.enter_async_context(self._freezer.frozen(pod, running))
             now = self._world.clock.now()
@@ -178,9 +180,12 @@ class PodCheckpoints:
         if (shm := self._layout.shm(pod.meta.id)).exists():
             trees.append((SHM, shm, directory / parts.SHM))
         packing = [apart(_pack, source, target) for _, source, target in trees]
-        done = await asyncio.gather(*packing, self._dump(directory, pod, running), return_exceptions=True)
+        for container in running:
+            (directory / parts.CONTAINERS / container.meta.name).mkdir(0o700, parents=True)
+        packing += [self._dump(directory, pod, running), self._pack_layers(directory, pod, running)]
+        done = await asyncio.gather(*packing, return_exceptions=True)
         left_out = []
-        for (name, _, _), sockets in zip([*trees, ("", shm, shm)], done, strict=True):
+        for (name, _, _), sockets in zip([*trees, *[("", shm, shm)] * 2], done, strict=True):
             if isinstance(sockets, BaseException):
                 raise sockets
             left_out += [f"{name}/{path}" for path in sockets]
@@ -189,13 +194,14 @@ class PodCheckpoints:
     async def _dump(self, directory: Path, pod: Pod, running: Sequence[Container]) -> list[str]:
         if whole := self._sandboxes.serves(pod):
             await self._sandboxes.dump(pod, directory)
-        for container in running:
-            place = directory / parts.CONTAINERS / container.meta.name
-            place.mkdir(0o700, parents=True)
-            if whole:
-                continue
-            await self._checkpoints.dump(container, place)
-            await self._containers.pack_layer(container, place)
+        for container in running if not whole else ():
+            await self._checkpoints.dump(container, directory / parts.CONTAINERS / container.meta.name)
+        return []
+
+    async def _pack_layers(self, directory: Path, pod: Pod, running: Sequence[Container]) -> list[str]:
+        """Of a pod whose images do not have them."""
+        for container in running if not self._sandboxes.serves(pod) else ():
+            await self._containers.pack_layer(container, directory / parts.CONTAINERS / container.meta.name)
         return []
 
     async def _refuse_ipc(self, pod: Pod, what: str) -> None:

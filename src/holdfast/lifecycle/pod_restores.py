@@ -19,18 +19,37 @@ from holdfast.checkpoint import layout as parts
 from holdfast.checkpoint import sealed
 from holdfast.checkpoint.head import Head
 from holdfast.images.service import Images
+from holdfast.lifecycle.archives import OP
 from holdfast.lifecycle.checkpoints import Checkpoints
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.layout import Layout
 from holdfast.lifecycle.objects import Pod
-from holdfast.lifecycle.pod_archive import PodArchive, PodFile, Volume, Wanted, container_config, pod_config, reaches
+from holdfast.lifecycle.pod_archive import (
+    NAME,
+    PodArchive,
+    PodFile,
+    Volume,
+    Wanted,
+    container_config,
+    lacking,
+    pod_config,
+    reaches,
+)
 from holdfast.lifecycle.pods import RESTORE, Pods
 from holdfast.lifecycle.storage import Storage
 from holdfast.lifecycle.tasks import Background, apart, in_thread, within
 from holdfast.lifecycle.world import World
-from holdfast.linux import files, mount
+from holdfast.linux import files, memory, mount
 from holdfast.linux.inject import crashpoint
-from holdfast.model.errors import FailedPrecondition, InvalidArgument, NotFound
+from holdfast.model.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from holdfast.model.state import PodState
 from holdfast.runtime.handlers import Handlers
 from holdfast.runtime.unpack import Unpacker
 
@@ -87,7 +106,8 @@ class PodRestores:
         """Make a pod of an archive; all its containers run on return.
 
         Raises InvalidArgument for an archive that is not as it should be, NotFound for what is not on this node,
-        FailedPrecondition, ResourceExhausted; then nothing of it is there.
+        AlreadyExists for a name that another pod goes by, FailedPrecondition, ResourceExhausted; then nothing of it is
+        there.
         """
         source, what = Path(location), f"restore {location}"
         if not source.is_absolute() or "\0" in location:
@@ -99,9 +119,14 @@ class PodRestores:
         if head.kind != "pod":
             raise InvalidArgument(f"location: {location} is the archive of a {head.kind}, not of a pod")
         archive = PodArchive.decode(head.about)
+        if missing := lacking(archive, {part.name for part in head.parts}):
+            raise InvalidArgument(f"location: {location} has no {missing[0]}, and says that it has")
+        named = archive.config.metadata
+        self._require_name(named.namespace, asked.name or named.name, what)
         handler = asked.handler or archive.handler
         self._check_handler(handler, head, what)
-        if not asked.trusted and (found := reaches(archive)):
+        own_kernel = self._handlers.get(handler).gvisor
+        if not asked.trusted and (found := reaches(archive, own_kernel)):
             hint = "say that it is trusted if you answer for whoever made it"
             raise FailedPrecondition(
                 f"cannot {what}: it asks for more than a confined pod has: {'; '.join(found)}; {hint}"
@@ -111,6 +136,7 @@ class PodRestores:
         wanted = Wanted(asked.name, str(uuid.uuid4()), str(self._log_root))
         config = pod_config(archive, wanted)
         await self._storage.require_room({self._layout.root: 2 * head.bytes}, what)
+        await apart(_require_memory, archive, head, places, what)
 
         async def prepare(pod: Pod) -> None:
             places.update(await self._prepare(pod, source, head, archive, places))
@@ -124,20 +150,31 @@ class PodRestores:
         log.info("restored pod %s from %s", pod.meta.id, location)
         return pod
 
+    def _require_name(self, namespace: str, name: str, what: str) -> None:
+        """Raises AlreadyExists for one that a pod goes by which runs, Unavailable while that begins or ends."""
+        if not NAME.fullmatch(name):
+            raise InvalidArgument(f"name: {name!r} cannot be a pod's")
+        for pod in self._world.pods.values():
+            if (pod.meta.namespace, pod.meta.name) != (namespace, name):
+                continue
+            if under_way := sorted(pod.intents.keys() - {OP}):
+                raise Unavailable(f"cannot {what}: a {under_way[0]} of pod {namespace}/{name} is under way")
+            if pod.state is PodState.READY:
+                why = f"pod {namespace}/{name} is there and runs; give this one another name"
+                raise AlreadyExists(f"cannot {what}: {why}", pod.meta.id)
+
     def _check_handler(self, name: str, head: Head, what: str) -> None:
         """Raises FailedPrecondition for one that cannot take these images, or should not: see config.checkpoints."""
         handler = self._handlers.usable(name)
         of_sandbox = any(part.name.startswith(f"{parts.SANDBOX}/") for part in head.parts)
+        whose = "gVisor's" if of_sandbox else "CRIU's"
         if of_sandbox != handler.gvisor:
-            whose = "gVisor's" if of_sandbox else "CRIU's"
             raise FailedPrecondition(
                 f"cannot {what}: its images are {whose}, and not for runtime handler {handler.name}"
             )
-        if handler.gvisor:
-            return
         if not self._enabled:
-            raise FailedPrecondition(f"cannot {what}: CRIU's images are trusted, and `checkpoints` is not set here")
-        if why := self._checkpoints.handler_problem(handler):
+            raise FailedPrecondition(f"cannot {what}: {whose} images are trusted, and `checkpoints` is not set here")
+        if not handler.gvisor and (why := self._checkpoints.handler_problem(handler)):
             raise FailedPrecondition(f"cannot {what}: {why}")
 
     async def _require_images(self, archive: PodArchive, what: str) -> None:
@@ -217,8 +254,17 @@ def _make(top: Path, place: Path, volume: Volume) -> None:
     files.make_private(top)
     place.mkdir(0o755, parents=True)
     if volume.memory:
-        mount.mount("tmpfs", place, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, f"mode=0777,size={volume.size}")
+        size = min(volume.size or memory.total(), memory.total())
+        mount.mount("tmpfs", place, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, f"mode=0777,size={size}")
     crashpoint("restore.made")
+
+
+def _require_memory(archive: PodArchive, head: Head, places: Mapping[str, str], what: str) -> None:
+    """Raises ResourceExhausted for volumes in memory that would take more of it than the machine can spare."""
+    made = {f"{parts.VOLUMES}/{one.name}.tar" for one in archive.volumes if one.memory and one.path not in places}
+    size, spare = sum(part.bytes for part in head.parts if part.name in made), memory.available()
+    if size > spare:
+        raise ResourceExhausted(f"cannot {what}: its volumes in memory have {size} bytes, and {spare} are to be had")
 
 
 def _places(archive: PodArchive, given: dict[str, str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from holdfast.lifecycle.tasks import Background, apart, in_thread, within
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.checkpoint import STDIO_FILE, CriuSettings, decode_stdio
-from holdfast.model.errors import Damaged, FailedPrecondition, InvalidArgument, NotFound
+from holdfast.model.errors import Damaged, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from holdfast.model.image import Image
 from holdfast.oci.capabilities import CAPABILITIES, capability_name
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -106,6 +106,8 @@ class Restores:
             raise InvalidArgument(f"{FIELD}: cannot read {source}: {exc.strerror}") from exc
         except InvalidArgument as exc:
             raise InvalidArgument(f"{FIELD}: {exc}") from exc
+        except ResourceExhausted as exc:
+            raise ResourceExhausted(f"{FIELD}: {exc}: the filesystem of {place.parent} has no more") from exc
         crashpoint("restore.read")
         return await self._image(place)
 

@@ -24,6 +24,7 @@ from holdfast.linux import cgroup, files, mount, namespace, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model import cgroups
 from holdfast.model.errors import HoldfastError, NotFound, Unavailable
+from holdfast.model.gvisor import LOOK
 from holdfast.model.spec import Mount
 from holdfast.model.state import REASON_SANDBOX, ProcessRef
 from holdfast.model.witness import INIT_FILE, InitRecord, decode_init, encode
@@ -80,12 +81,13 @@ class Sandboxes:
         spec = self._spec(pod, hostname)
         data = json.dumps(self._in_gvisor(pod, spec) if handler.gvisor else spec, separators=(",", ":")).encode()
         files.write_atomic(bundle / "config.json", data, sync=False)
-        program, directory = pause.program(), self._layout.root / PROGRAM
+        directory = self._layout.root / PROGRAM
         for place in (directory, *(directory / name for name in ("proc", "dev", gvisor.VOLUMES.strip("/")))):
             files.mkdir(place, exist_ok=True)
             place.chmod(0o755)  # whatever our umask is: it is nobody who runs there
-        if not (directory / PROGRAM).exists() or files.read_bounded(directory / PROGRAM, len(program) + 1) != program:
-            files.write_atomic(directory / PROGRAM, program, mode=0o755)
+        for name, program in ((PROGRAM, pause.program()), (LOOK, pause.look())):
+            if not (directory / name).exists() or files.read_bounded(directory / name, len(program) + 1) != program:
+                files.write_atomic(directory / name, program, mode=0o755)
 
     async def begin(self, pod: Pod, handler: Handler) -> None:
         """Run the pod's sandbox container. Raises Unavailable and what the shim says."""

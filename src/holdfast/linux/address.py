@@ -5,7 +5,6 @@ import ipaddress
 import os
 import socket
 import struct
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -28,24 +27,15 @@ ANSWER_BYTES: Final = 4096
 
 def add(network: Path, interface: str, addresses: Iterable[Address]) -> None:
     """Give an interface in a pinned network namespace these addresses, unless it has them. Blocks. Raises OSError."""
-    failure: list[OSError] = []
 
-    def act() -> None:
-        try:
-            namespace.enter(network, namespace.CLONE_NEWNET)
-            index = socket.if_nametoindex(interface)
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as line:
-                for one in addresses:
-                    line.send(_request(index, one))
-                    _check(line.recv(ANSWER_BYTES), interface)
-        except OSError as exc:
-            failure.append(exc)
+    def put() -> None:
+        index = socket.if_nametoindex(interface)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as line:
+            for one in addresses:
+                line.send(_request(index, one))
+                _check(line.recv(ANSWER_BYTES), interface)
 
-    thread = threading.Thread(target=act, name="add-addresses")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
+    namespace.act_inside([network], put)
 
 
 def _request(index: int, address: Address) -> bytes:

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -134,18 +134,27 @@ def set_sysctls(values: Mapping[str, str], namespaces: Iterable[Path]) -> None:
 
     Raises OSError with the file's name.
     """
-    failure: list[OSError] = []
 
     def write() -> None:
+        for name, value in values.items():
+            _write_sysctl(name, value)
+
+    act_inside(namespaces, write)
+
+
+def act_inside(namespaces: Iterable[Path], act: Callable[[], None]) -> None:
+    """Do something as a thread that has entered pinned namespaces, and ends then. Blocks. Raises OSError."""
+    failure: list[OSError] = []
+
+    def run() -> None:
         try:
             for path in namespaces:
                 enter(path)
-            for name, value in values.items():
-                _write_sysctl(name, value)
+            act()
         except OSError as exc:
             failure.append(exc)
 
-    thread = threading.Thread(target=write, name="set-sysctls")
+    thread = threading.Thread(target=run, name=f"{act.__name__} inside")
     thread.start()
     thread.join()
     if failure:

@@ -105,6 +105,16 @@ def parent(pid: int) -> int:
     return int(fields[1]) if fields else 0
 
 
+def children(pid: int) -> list[int]:
+    """Those of all its threads (/proc/PID/task/TID/children, proc(5)); none when there is no such process."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+    return found
+
+
 def in_group(group: int) -> list[int]:
     """Who is in a process group, setpgid(2), and lives."""
     found = []
@@ -165,11 +175,14 @@ class Pinned:
             return False
         return True
 
-    def alive(self) -> bool:
-        """Whether it runs; a zombie does not. Its pidfd tells (pidfd_open(2)), whatever its number is by now."""
+    def alive(self, seconds: float = 0) -> bool:
+        """Whether it runs, and still does after so many seconds; a zombie does not.
+
+        Its pidfd tells (pidfd_open(2)), whatever its number is by now.
+        """
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
-        return not poll.poll(0)
+        return not poll.poll(seconds * 1000)
 
     def exit_status(self) -> int | None:
         """Its wait status, if the kernel tells (Linux 6.15 and later) and it has been reaped; else None."""

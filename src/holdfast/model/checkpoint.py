@@ -10,6 +10,7 @@ from holdfast.model.errors import Damaged
 CRIU_TYPE: Final = "holdfast.io/criu"  # type_url of the options of a checkpoint, and of a task that is to be restored
 FREEZE: Final = "holdfast.io/freeze"  # annotations of an Update: JSON {"tasks": ids, "seconds": lease, "again": bool}
 THAW: Final = "holdfast.io/thaw"  # {"tasks": ids}
+FORGET: Final = "holdfast.io/forget"  # without a value: gVisor's pod is to have as little to write as can be
 STDIO_FILE: Final = "holdfast-stdio.json"  # beside CRIU's images: {"stdout": "file[1b:22215d]", ...}
 IMAGES: Final = "checkpoint"  # the directory of CRIU's images, as in archives
 _STREAMS: Final = frozenset({"stdin", "stdout", "stderr"})

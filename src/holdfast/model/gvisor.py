@@ -15,6 +15,8 @@ FILESTORE: Final = ".gvisor.filestore."  # and the sandbox's id: where what is w
 PROC_SYS_NET: Final = "/proc/sys/net"  # on new kernels runsc takes every network namespace for the host's by it
 CREATED: Final = "created"  # and not started; a status, as PAUSED is
 PAUSED: Final = "paused"
+LOOK: Final = "look"  # a program in the root of sandbox containers: it looks for what its arguments name
+_LONGEST: Final = 255  # of a name, in bytes
 _BETWEEN: Final = "_sandbox:"
 _KEPT: Final = (".state", ".lock")
 
@@ -55,6 +57,24 @@ def usage(said: bytes) -> tuple[int, int, int] | None:
         return int(data["cpu"]["usage"]["total"]), int(data["memory"]["usage"]["usage"]), int(data["pids"]["current"])
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def distractions(pid: int) -> list[str]:
+    """Paths in the procfs that a container has mounted, where `pid` is one of its processes to the sandbox container.
+
+    It remembers the thousand names that were looked up last. These are descriptors of process 1, with all numbers of
+    zeros before them, which is cheap to remember; twice, as a directory is remembered anew once all in it is forgotten.
+    """
+    top, sizes = f"/proc/{pid}/root/proc/1", range(1, _LONGEST + 1)
+    return [f"{top}/{kind}/{one:0{size}}" for kind in ("fd", "fdinfo") for one in range(3) for size in sizes] * 2
+
+
+def pids(said: bytes) -> list[int]:
+    """The processes of a container as `runsc ps` says, as the sandbox container has them; none when it does not."""
+    try:
+        return sorted(int(one) for one in json.loads(said))
+    except (ValueError, TypeError):
+        return []
 
 
 def exit_code(said: bytes) -> int | None:

@@ -39,8 +39,24 @@ def program(machine: str = "") -> bytes:
     raise Unimplemented(f"cannot make a pause program for {machine}: only for x86_64 and aarch64")
 
 
-def _elf(machine: int, code: bytes) -> bytes:
-    body = code + ACTION + AWAITED
+def look() -> bytes:
+    """The ELF file of a program that looks whether each of its arguments exists, and exits with 0. For x86_64."""
+    clear_esi, clear_edi, syscall = b"\x31\xf6", b"\x31\xff", b"\x0f\x05"
+    access = b"".join([
+        b"\xb8" + struct.pack("<I", 21),  # mov eax, access
+        clear_esi,  # F_OK
+        syscall,
+    ])  # fmt: skip
+    begin = b"\x59\x5f"  # pop rcx, which is argc; pop rdi, which is argv[0]
+    take = b"\x5f\x48\x85\xff"  # pop rdi; test rdi, rdi
+    over = b"\x74" + struct.pack("<b", len(access) + 2)  # jz end
+    again = b"\xeb" + struct.pack("<b", -len(take + over + access) - 2)  # jmp take
+    end = b"\xb8" + struct.pack("<I", 60) + clear_edi + syscall  # exit(0)
+    return _elf(EM_X86_64, begin + take + over + access + again + end, b"")
+
+
+def _elf(machine: int, code: bytes, data: bytes = ACTION + AWAITED) -> bytes:
+    body = code + data
     size, entry = HEADERS + len(body), BASE + HEADERS
     header = EHDR.pack(IDENT, 2, machine, 1, entry, EHDR.size, 0, 0, EHDR.size, PHDR.size, 1, 0, 0, 0)
     segment = PHDR.pack(1, 4 | 1, 0, BASE, BASE, size, size, 0x1_0000)  # PT_LOAD, PF_R | PF_X

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from holdfast.linux.mount import MountLike
 from holdfast.model import errors, trace
-from holdfast.model.checkpoint import CRIU_TYPE, FREEZE, THAW, CriuSettings
+from holdfast.model.checkpoint import CRIU_TYPE, FORGET, FREEZE, THAW, CriuSettings
 from holdfast.model.tally import Timed
 from holdfast.proto import containerd_types_pb2, task_pb2
 from holdfast.ttrpc.client import Client, ConnectionLost, TtrpcError
@@ -231,6 +231,11 @@ class TaskClient:
         """Raises FailedPrecondition if one of them was thawed before."""
         asked = json.dumps({"tasks": list(container_ids)})
         request = task_pb2.UpdateTaskRequest(id=container_ids[0], annotations={THAW: asked})
+        await self._call("Update", request, Empty, seconds)
+
+    async def forget(self, pod_id: str, seconds: float = ACT) -> None:
+        """Have gVisor forget what the containers of a pod are done with, before they are frozen."""
+        request = task_pb2.UpdateTaskRequest(id=pod_id, annotations={FORGET: ""})
         await self._call("Update", request, Empty, seconds)
 
     async def checkpoint(

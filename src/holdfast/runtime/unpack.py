@@ -38,7 +38,7 @@ class Unpacker:
     async def volume(self, blob: Path, directory: Path) -> None:
         """Fill a directory that is there, and take its owner, mode and times from the archive."""
         args: dict[str, object] = {"target": str(directory), "work": "", "merged": "", "lowers": [], "volume": True}
-        _result(await _run(self._keeper, args, [blob]), blob)
+        _result(await _run(self._keeper, args, [blob]), blob, directory)
 
     async def _overlaid(self, blob: Path, place: Path, lowers: list[Path], deleted: list[Path]) -> UnpackResult:
         merged = place / "merged"
@@ -50,7 +50,7 @@ class Unpacker:
             "lowers": [str(lower) for lower in lowers],
         }
         try:
-            return _result(await _run(self._keeper, args, [blob, *deleted]), blob)
+            return _result(await _run(self._keeper, args, [blob, *deleted]), blob, place)
         finally:
             files.rmdir(merged)
 
@@ -72,12 +72,12 @@ async def _run(keeper: Keeper, args: dict[str, object], sources: list[Path]) -> 
         return bytes(said)
 
 
-def _result(said: bytes, blob: Path) -> UnpackResult:
+def _result(said: bytes, blob: Path, place: Path) -> UnpackResult:
     if not said:
         raise Unavailable(f"cannot unpack {blob.name}: the unpacker died")
     message = json.loads(said)
     if message.get("error") == "invalid":
         raise InvalidArgument(f"cannot unpack layer {blob.name}: {message['message']}")
     if "error" in message:
-        raise OSError(message["errno"], message["message"])
+        raise OSError(message["errno"], message["message"], str(place / blob.name))
     return UnpackResult(message["diff_id"], message["bytes"], message["inodes"], message.get("shape", ""))

@@ -1,25 +1,23 @@
 """Archives: what was sealed comes back as it was, and of anything else nothing is used and nothing is left."""
 
 import gzip
-import hashlib
-import io
-import json
 import os
+import resource
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
+from kit.archives import Members, members, regular, resealed, rewrite, special
 
 from holdfast.checkpoint import layout, sealed
 from holdfast.linux import files
-from holdfast.model.errors import InvalidArgument
+from holdfast.model.errors import FailedPrecondition, HoldfastError, InvalidArgument, ResourceExhausted
 
 LIMIT = 64 * 1024 * 1024
 ABOUT = {"name": "web", "since": 7}
-Members = list[tuple[tarfile.TarInfo, bytes]]
 
 
 @pytest.fixture
@@ -36,29 +34,6 @@ def source(tmp_path: Path) -> Path:
 
 def content(place: Path) -> dict[str, bytes]:
     return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-
-
-def members(archive: Path) -> Members:
-    with tarfile.open(archive) as tar:
-        return [(one, file.read() if (file := tar.extractfile(one)) else b"") for one in tar]
-
-
-def rewrite(archive: Path, entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> None:
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        for one, data in entries:
-            tar.addfile(one, io.BytesIO(data))
-
-
-def regular(name: str, data: bytes = b"data") -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    return info, data
-
-
-def special(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    return info, b""
 
 
 @pytest.mark.parametrize("compress", ["", "zstd"])
@@ -106,6 +81,28 @@ def test_a_write_that_fails_leaves_nothing(source: Path, tmp_path: Path, monkeyp
     assert content(target.parent) == {"archive.tar": b"older"}
 
 
+def test_a_disk_that_is_full_is_named(source: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            sealed.write(tmp_path / "archive.tar", source, "container", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Path(raised.value.filename).parent == tmp_path
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("HEAD_LIMIT", 100), ("PARTS", 3)])
+def test_what_no_reader_would_take_is_not_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(sealed, limit, value)
+    with pytest.raises(FailedPrecondition, match=str(value)):
+        sealed.write(tmp_path / "archive.tar", source, "container", {})
+    assert os.listdir(tmp_path) == ["source"]
+
+
 def test_what_does_not_belong_there_is_not_written(source: Path, tmp_path: Path) -> None:
     (source / "secret").write_bytes(b"x")
     with pytest.raises(ValueError, match="secret"):
@@ -117,28 +114,25 @@ def test_what_does_not_belong_there_is_not_written(source: Path, tmp_path: Path)
     assert not (tmp_path / "archive.tar").exists()
 
 
-def refused(archive: Path, why: str = "", kind: layout.Kind = "container", limit: int = LIMIT) -> None:
+def refused(
+    archive: Path,
+    why: str = "",
+    kind: layout.Kind = "container",
+    limit: int = LIMIT,
+    error: type[HoldfastError] = InvalidArgument,
+) -> None:
     """Nothing is left, nothing outside was touched, and the message has the reason."""
     place = archive.parent
     before = set(place.parent.rglob("*"))
-    with pytest.raises(InvalidArgument, match=why or None) as raised:
+    with pytest.raises(error, match=why or None) as raised:
         sealed.unpack(archive, place / "into", kind, limit)
     assert str(archive) in str(raised.value)
     assert set(place.parent.rglob("*")) == before
 
 
 def _forged(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Members], Members]:
-    """An archive whose head was changed, with a seal that fits."""
-
     def forge(found: Members) -> Members:
-        head = json.loads(found[0][1])
-        change(head)
-        data = json.dumps(head).encode()
-        return [
-            regular(sealed.HEAD, data),
-            *found[1:-1],
-            regular(sealed.SEAL, hashlib.sha256(data).hexdigest().encode()),
-        ]
+        return resealed(found, change)
 
     forge.__name__ = name
     return forge
@@ -189,7 +183,6 @@ HOSTILE: list[tuple[Callable[[Members], Members], str]] = [
     (_forged("absolute", lambda head: head["parts"][0].update(name="/etc/passwd")), "no container archive"),
     (_forged("negative", lambda head: head["parts"][0].update(bytes=-1)), "no part"),
     (_forged("text", lambda head: head["parts"][0].update(bytes="1")), "no part"),
-    (_forged("huge", lambda head: head["parts"][0].update(bytes=1 << 60)), "more than the"),
     (_forged("unknown key", lambda head: head["parts"][0].update(mode="4755")), "malformed"),
 ]
 
@@ -237,15 +230,19 @@ def test_damage_in_any_place_is_noticed(source: Path, tmp_path: Path) -> None:
     sealed.unpack(archive, tmp_path / "into", "container", LIMIT)
 
 
-def test_a_bomb_ends_at_the_limit(tmp_path: Path) -> None:
+def test_a_bomb_ends_at_the_limit(source: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
     zeros = regular("checkpoint/pages-1.img", bytes(10_000_000))
     rewrite(place / "archive.tar", [regular("config.dump"), zeros, zeros])
     (place / "archive.tar").write_bytes(zstandard.compress((place / "archive.tar").read_bytes()))
-    refused(place / "archive.tar", "more than the", limit=9_000_000)
+    refused(place / "archive.tar", "more than the", limit=9_000_000, error=ResourceExhausted)
+    huge = _forged("huge", lambda head: head["parts"][0].update(bytes=1 << 60))
+    sealed.write(archive := place / "sealed.tar", source, "container", ABOUT)
+    rewrite(archive, huge(members(archive)))
+    refused(archive, "more than the", error=ResourceExhausted)
     rewrite(place / "archive.tar", [regular("config.dump"), regular("not/ours", bytes(10_000_000))])
-    refused(place / "archive.tar", "more than the", limit=9_000_000)
+    refused(place / "archive.tar", "more than the", limit=9_000_000, error=ResourceExhausted)
 
 
 def test_members_without_end(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

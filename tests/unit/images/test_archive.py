@@ -101,6 +101,12 @@ def damaged_blob() -> bytes:
     return oci_archive([(made, "a:1")]).replace(made.blobs[made.layers[0]], b"x" * len(made.blobs[made.layers[0]]))
 
 
+def map_of_holes() -> bytes:
+    """tarfile reads the whole map of a sparse member before anybody is asked whether there may be one."""
+    pax = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1"}
+    return tar([entry("index.json", b"1000000000\n" + b"1\n" * 3_000_000, pax=pax)])
+
+
 DIGEST = "sha256:" + "0" * 64
 HOSTILE = {
     "empty": b"",
@@ -125,8 +131,16 @@ HOSTILE = {
     "links in a circle": cyclic(),
     "config is a directory": with_manifest([{"Config": "d", "Layers": []}], entry("d")),
     "large index": with_index(b" " * (archive.INDEX_LIMIT + 1)),
+    "map of holes": map_of_holes(),
+    "old map of holes": tar([entry("index.json", b"{}", type=tarfile.GNUTYPE_SPARSE)]),
     "large header": tar([entry("x", b"", pax={"comment": "c" * 2_000_000}), entry("index.json", b"{}")]),
 }
+
+
+@pytest.mark.parametrize("name", ["map of holes", "old map of holes"])
+async def test_maps_of_holes_are_not_read(content: Content, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument, match="is sparse"):
+        await load(content, HOSTILE[name], tmp_path)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from holdfast.lifecycle.pod_archive import (
     Wanted,
     beside,
     container_config,
+    lacking,
     pod_config,
     reaches,
     volume_at,
     volumes_of,
 )
 from holdfast.model.errors import FailedPrecondition, InvalidArgument
+from holdfast.model.hidden import MASKED, READ_ONLY
 from holdfast.proto import runtime_v1_pb2 as pb
 
 UID = "0c5c"
@@ -33,6 +36,9 @@ def container(name: str = "web", **fields: Any) -> pb.ContainerConfig:
         image=pb.ImageSpec(image="example.com/web:1"),
         labels={"io.kubernetes.pod.uid": UID, "io.kubernetes.pod.name": "shop", "app": "web"},
         mounts=[pb.Mount(host_path=DISK, container_path="/work"), pb.Mount(host_path=MEMORY, container_path="/fast")],
+        linux=pb.LinuxContainerConfig(
+            security_context=pb.LinuxContainerSecurityContext(masked_paths=MASKED, readonly_paths=READ_ONLY)
+        ),
         **fields,
     )
 
@@ -144,6 +150,8 @@ def test_a_confined_pod_reaches_for_nothing() -> None:
         (lambda one: one.linux.security_context.namespace_options.__setattr__("pid", pb.NODE), "host's processes"),
         (lambda one: one.linux.security_context.seccomp.__setattr__("profile_type", 1), "seccomp"),
         (lambda one: one.linux.security_context.apparmor.__setattr__("profile_type", 1), "AppArmor"),
+        (lambda one: one.linux.security_context.readonly_paths.remove("/proc/sys"), "may write to /proc/sys"),
+        (lambda one: one.linux.security_context.ClearField("masked_paths"), "/proc/kcore"),
         (lambda one: one.mounts[0].__setattr__("propagation", pb.PROPAGATION_BIDIRECTIONAL), "shares mounts"),
     ],
 )
@@ -153,6 +161,13 @@ def test_what_reaches_for_the_host_is_named(change: Callable[[pb.ContainerConfig
     found = reaches(archive(one))
     assert len(found) == 1
     assert what in found[0]
+
+
+def test_what_is_shown_of_a_kernel_of_its_own() -> None:
+    one = container()
+    one.linux.security_context.ClearField("readonly_paths")
+    assert reaches(archive(one), own_kernel=True) == []
+    assert len(reaches(archive(one))) == 1
 
 
 def test_a_pod_that_reaches_for_the_host() -> None:
@@ -183,3 +198,15 @@ def test_the_container_that_is_asked_for() -> None:
     assert dict(found.labels) == {"io.kubernetes.pod.uid": "new", "io.kubernetes.pod.name": "copy", "app": "web"}
     assert found.metadata.attempt == 2
     assert one.containers[0].config == container()
+
+
+def test_what_an_archive_says_that_it_has() -> None:
+    made = replace(archive(), volumes=(Volume("scratch", DISK), Volume("fast", MEMORY, inside=True)))
+    of_criu = {"containers/web/config.dump", "containers/web/checkpoint/inventory.img", "volumes/scratch.tar"}
+    assert lacking(made, of_criu) == ["volumes/fast.tar"]  # which is in no sandbox's images
+    assert lacking(made, {*of_criu, "volumes/fast.tar"}) == []
+    for one in of_criu:
+        assert lacking(made, {*of_criu, "volumes/fast.tar"} - {one}) == [one]
+    of_sandbox = {"containers/web/config.dump", "sandbox/checkpoint/checkpoint.img", "volumes/scratch.tar"}
+    assert lacking(made, of_sandbox) == []
+    assert lacking(made, of_sandbox - {"volumes/scratch.tar"}) == ["volumes/scratch.tar"]

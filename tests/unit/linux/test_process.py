@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,23 @@ def test_a_name_with_brackets_does_not_confuse() -> None:
         odd.stdout.readline()
         assert process.state(odd.pid) in ("S", "R")
         assert isinstance(process.start_time(odd.pid), int)
+
+
+def test_children_are_those_of_all_threads() -> None:
+    with sleeper() as mine, ThreadPoolExecutor(1) as other, other.submit(sleeper).result() as its:
+        assert {mine.pid, its.pid} <= set(process.children(os.getpid()))
+    assert not {mine.pid, its.pid} & set(process.children(os.getpid()))
+    assert process.children(its.pid) == []
+
+
+def test_an_end_is_awaited_for_so_long() -> None:
+    with sleeper() as one, process.pin(one.pid, None) as pinned:
+        assert pinned is not None
+        began = time.monotonic()
+        assert pinned.alive(0.05)
+        assert time.monotonic() - began >= 0.05
+        one.kill()
+        assert not pinned.alive(60)
 
 
 def test_pin_compares_the_start_time() -> None:

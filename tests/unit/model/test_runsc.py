@@ -49,3 +49,15 @@ def test_what_a_container_uses() -> None:
 def test_the_status_in_a_state_file() -> None:
     assert gvisor.status(b'{"status": "created"}') == gvisor.CREATED
     assert gvisor.status(b"{}") == gvisor.status(b"\xff") == gvisor.status(b"[]") == ""
+
+
+def test_distractions_are_more_than_a_procfs_remembers() -> None:
+    found = gvisor.distractions(7)
+    assert len(set(found)) > 1000 and len(found) == 2 * len(set(found))
+    assert all(path.startswith("/proc/7/root/proc/1/fd") and len(path.rpartition("/")[2]) <= 255 for path in found)
+    assert {int(path.rpartition("/")[2]) for path in found} == {0, 1, 2}
+
+
+def test_pids_as_runsc_says_them() -> None:
+    assert gvisor.pids(b"[\n 12,\n 2]\n") == [2, 12]
+    assert gvisor.pids(b"") == gvisor.pids(b'{"pids": 1}') == gvisor.pids(b'["x"]') == []

@@ -19,6 +19,7 @@ from holdfast.agent.pod.security import Capabilities, SeccompProfile, SelinuxOpt
 from holdfast.agent.pod.spec import Pod, PodSpec
 from holdfast.agent.sync import names
 from holdfast.model.cgroups import CGROUPFS
+from holdfast.model.hidden import MASKED, READ_ONLY
 from holdfast.proto import runtime_v1_pb2 as pb
 
 POD_NAME: Final = "io.kubernetes.pod.name"
@@ -46,12 +47,6 @@ PROFILES: Final = {
     "Localhost": pb.SecurityProfile.Localhost,
 }
 GROUPS: Final = {"Merge": pb.Merge, "Strict": pb.Strict}
-MASKED: Final = (
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-)  # fmt: skip
-READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 @dataclass(frozen=True, slots=True)

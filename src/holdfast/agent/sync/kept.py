@@ -129,7 +129,10 @@ class Checkpoints:
         except FileNotFoundError:
             return []
         for name in names:
-            status = os.lstat(self._directory / name)
+            try:
+                status = os.lstat(self._directory / name)
+            except FileNotFoundError:  # it has been removed meanwhile
+                continue
             if stat.S_ISREG(status.st_mode) and name.endswith(tuple(SUFFIXES.values())) and not name.startswith("."):
                 found.append(Kept(status.st_mtime_ns, name, status.st_size))
         return sorted(found)

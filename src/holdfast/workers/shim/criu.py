@@ -21,6 +21,7 @@ from holdfast.linux import cgroup, descriptors, files, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.checkpoint import STDIO_FILE, CriuSettings, decode_stdio
 from holdfast.model.errors import Damaged
+from holdfast.model.witness import InitRecord
 from holdfast.workers.shim import remains
 from holdfast.workers.shim.loop import Failed, end_group
 from holdfast.workers.shim.oci import ENVIRONMENT, Runtime, memory_file, path_of
@@ -33,8 +34,10 @@ PID_LIMIT: Final = 64
 ORPHAN_SECONDS: Final = 2
 PATIENCE: Final = 10.0  # with a CRIU that nobody waits for any more
 PAUSE: Final = 0.01
+VAIN_SECONDS: Final = 1.0  # that CRIU, or who waits for it, gets to notice by itself that there is nothing to wait for
 STATE_LIMIT: Final = 4 * 1024 * 1024
 _HARMLESS: Final = "rlimit: Can't setup"  # without CAP_SYS_RESOURCE; it goes on
+_DONE: Final = b"finished successfully"
 _ERROR: Final = re.compile(rb"Error \([^)]*\): (.*)")
 
 
@@ -68,8 +71,9 @@ def dump(runtime: Runtime, task: Task, images: Path, settings: CriuSettings) -> 
         _explained(Path(settings.work) / "dump.log"),
     ):
         runtime.run(
-            "checkpoint", *where, *options, task.id, environment=environment, criu=settings.program, session=False
-        )
+            "checkpoint", *where, *options, task.id,
+            environment=environment, criu=settings.program, look=Watch(task.record).look,
+        )  # fmt: skip
     crashpoint("shim.dumped")
 
 
@@ -89,7 +93,7 @@ def restore(runtime: Runtime, task: Task) -> Revived:
         with _configured(lines) as environment, _explained(Path(settings.work) / "restore.log"):
             runtime.run(
                 "restore", *where, *options, task.id, fds=task.init.stdio.fds,
-                environment=environment, criu=settings.program, session=False,
+                environment=environment, criu=settings.program, look=Watch().look,
             )  # fmt: skip
         crashpoint("shim.restored")
         return _revived(runtime, task, int(files.read_bounded(pid_file, PID_LIMIT)))
@@ -165,11 +169,53 @@ def _refuse_guests(task: Task) -> None:
             raise Failed(f"process {pid} was executed in it and does not descend from its init")
 
 
+class Watch:
+    """Over a runtime that has CRIU at work, from a child of the loop: what it would wait for without an end.
+
+    A CRIU that was killed may leave children of its own, which have its socket, stopped: runc waits for their answer.
+    A container that was ended is nobody's to dump, and a CRIU that does not notice holds up its removal.
+    """
+
+    def __init__(self, record: InitRecord | None = None) -> None:
+        """`record` is that of the container that is dumped."""
+        self._record = record
+        self._since: dict[str, float] = {}
+
+    def look(self, runtime: int) -> None:
+        """End whoever keeps that runtime waiting in vain. To be called again and again."""
+        if self._lasts("CRIU has ended", any(process.state(pid) == "Z" for pid in process.children(runtime))):
+            _end_all_but(runtime)
+        record = self._record
+        if record is not None and self._lasts("container has ended", process.is_dying(record.pid, record.start_time)):
+            _end_all_but()
+
+    def _lasts(self, what: str, now: bool) -> bool:
+        """Whether it has been so for longer than whoever comes to his end by himself takes."""
+        if not now:
+            self._since.pop(what, None)
+            return False
+        return time.monotonic() > self._since.setdefault(what, time.monotonic()) + VAIN_SECONDS
+
+
+def _others() -> set[int]:
+    """Who lives in our process group beside us."""
+    return set(process.in_group(os.getpgrp())) - {os.getpid()}
+
+
+def _end_all_but(*spared: int) -> None:
+    """SIGKILL to our process group but to us and to these."""
+    for pid in _others().difference(spared):
+        with process.pin(pid, None) as one:
+            if one is not None and pid in _others():  # and not another process by now
+                one.send(signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def to_the_end(path: str) -> Iterator[None]:
     """Wait for CRIU, which may go on when runc has gone; when our shim has, not for long: its successor waits for us.
 
-    The cgroup that a shim that is dead has frozen is thawed then. For a child of the loop.
+    The cgroup that a shim that is dead has frozen is thawed then. What is left stopped of a CRIU that was killed too is
+    ended. For a child of the loop.
     """
     orphaned = False
 
@@ -184,8 +230,10 @@ def to_the_end(path: str) -> Iterator[None]:
         yield
     finally:
         deadline = time.monotonic() + PATIENCE
-        while process.in_group(os.getpgrp()) != [os.getpid()] and time.monotonic() < deadline:
+        while (left := _others()) and time.monotonic() < deadline and any(process.state(pid) != "T" for pid in left):
             time.sleep(PAUSE)
+        if left:
+            _end_all_but()
         if orphaned:
             cgroup.thaw(path)
 
@@ -211,14 +259,15 @@ def _explained(log: Path) -> Iterator[None]:
 
 
 def _first_error(log: Path) -> str:
-    """CRIU's log says first what went wrong, and then all that went wrong because of it."""
+    """CRIU's log says first what went wrong, and then all that went wrong because of it; or it breaks off."""
     try:
         with open(log, "rb") as file:
             text = file.read(LOG_BYTES)
     except OSError:
         return ""
     errors = (match[1].decode(errors="replace").strip() for match in _ERROR.finditer(text))
-    return next((f"CRIU: {error}" for error in errors if not error.startswith(_HARMLESS)), "")
+    cut_off = "" if _DONE in text else "CRIU was ended before it was done, by somebody or for want of memory"
+    return next((f"CRIU: {error}" for error in errors if not error.startswith(_HARMLESS)), cut_off)
 
 
 def user_of(bundle: Path) -> tuple[int, int]:

@@ -3,12 +3,12 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.linux import cgroup, files
+from holdfast.linux import cgroup, files, process
 from holdfast.model.gvisor import CREATED, PAUSED, is_of, state_file, status
 from holdfast.workers.shim.loop import Failed
 from holdfast.workers.shim.spawn import spawn
@@ -18,6 +18,7 @@ UMASK: Final = 0o022  # not ours: whoever a container runs as is to look into it
 LOG_LIMIT: Final = 256 * 1024
 FLAGS: Final = ("--net-disconnect-ok",)  # else a connection is the end of a sandbox that is checkpointed
 STATE_LIMIT: Final = 8 * 1024 * 1024
+LOOK_SECONDS: Final = 0.1
 _STANDARD: Final = frozenset({0, 1, 2})
 
 
@@ -60,13 +61,13 @@ class Runtime:
         fds: Mapping[int, int] | None = None,
         criu: str = "",
         environment: Mapping[str, str] = ENVIRONMENT,
-        session: bool = True,
+        look: Callable[[int], None] | None = None,
     ) -> None:
         """Run one command to its end; descriptors that are not given are /dev/null. Raises Failed.
 
         It blocks, so it is for a child of the loop (`Loop.in_child`), which is killed with it when it takes too long.
         `criu` is the program that a runtime is to use for checkpoints; later releases take the one in PATH, whatever
-        they are told. `session` is as `spawn` has it.
+        they are told. They stay in our process group then, and `look` is called with the runtime's pid now and then.
         """
         if criu:
             environment = {**environment, "PATH": f"{os.path.dirname(criu)}:{environment['PATH']}"}
@@ -85,12 +86,14 @@ class Runtime:
                 before = os.umask(UMASK)
                 try:
                     pid = spawn(
-                        command, env=environment, fds=streams, hide=hide, executable=self._executable, session=session
+                        command, env=environment, fds=streams, hide=hide, executable=self._executable, session=not criu
                     )
                 finally:
                     os.umask(before)
             except OSError as exc:
                 raise Failed(f"cannot run {self.binary}: {exc.strerror}") from exc
+            if look is not None:
+                _await(pid, look)
             if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
                 said = error_text(os.pread(log, LOG_LIMIT, 0))
                 raise Failed(said or f"{self.name} {arguments[0]} ended with status {status}")
@@ -174,6 +177,13 @@ def memory_file(name: str, content: bytes = b"") -> Iterator[int]:
 def path_of(fd: int) -> str:
     """A path by which another process can open one of our descriptors while we have it."""
     return f"/proc/{os.getpid()}/fd/{fd}"
+
+
+def _await(pid: int, look: Callable[[int], None]) -> None:
+    """Until it has ended; it may be what `look` sees, or does, that ends it."""
+    with process.pin(pid, None) as one:
+        while one is not None and one.alive(LOOK_SECONDS):
+            look(pid)
 
 
 @contextlib.contextmanager

@@ -5,36 +5,32 @@ while other containers, signals, states and logs go on. What takes time is done 
 """
 
 import contextlib
-import errno
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import cgroup, files, mount, process
+from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
-from holdfast.model.checkpoint import FREEZE, THAW, CriuSettings
+from holdfast.model.checkpoint import FORGET, FREEZE, THAW, CriuSettings
 from holdfast.model.gvisor import KILLED
-from holdfast.model.spec import Mount
-from holdfast.model.witness import EXIT_FILE, INIT_FILE, InitRecord, decode_init, encode
+from holdfast.model.witness import EXIT_FILE, INIT_FILE, decode_init
 from holdfast.proto import task_pb2
 from holdfast.ttrpc.server import ALREADY_EXISTS, FAILED_PRECONDITION, INTERNAL, NOT_FOUND, UNIMPLEMENTED, CallError
 from holdfast.workers import exits
 from holdfast.workers.context import Context
-from holdfast.workers.shim import criu, grace, gvisor, remains, rootfs
+from holdfast.workers.shim import criu, gvisor, remains
 from holdfast.workers.shim.attach import ATTACH
 from holdfast.workers.shim.failures import as_call_error
 from holdfast.workers.shim.freezing import Freezing
 from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause, Resume
-from holdfast.workers.shim.oci import Runtime, memory_file, path_of, without_endless_quota
+from holdfast.workers.shim.oci import Runtime
 from holdfast.workers.shim.stdio import Stdio, owner_of
+from holdfast.workers.shim.steps import Steps, exec_file
 from holdfast.workers.shim.task import TASK_FILE, Origin, Process, State, Task, exit_code, write_task
 
 REOPEN_LOG: Final = "holdfast.io/reopen-log"
-PID_LIMIT: Final = 64
 END_SECONDS: Final = 10.0
 
 
@@ -45,6 +41,7 @@ class Operations:
         self.ended_unseen: Callable[[Task, int, int], None] = _nobody  # with si_code and si_status of its init
         self._loop = loop
         self._runtime = runtime
+        self._steps = Steps(runtime)
         self._context = context
         self._starting = 0
         self._unclaimed: dict[int, tuple[int, int, int]] = {}
@@ -98,7 +95,7 @@ class Operations:
             if task.record is None:
                 await self._restore(task)
             else:
-                await self._child(f"start task {task.id}", lambda: self._start(task))
+                await self._child(f"start task {task.id}", lambda: self._steps.start(task))
                 task.init.stdio.given()
             if task.init.state is State.CREATED:
                 task.init.state = State.RUNNING
@@ -160,7 +157,7 @@ class Operations:
                     task.init.state = after
 
     async def update(self, task: Task, request: task_pb2.UpdateTaskRequest) -> None:
-        """Change limits; its annotations are for what no other call has room for: REOPEN_LOG, ATTACH, FREEZE, THAW."""
+        """Change limits; its annotations are for what no other call has room for: REOPEN_LOG, ATTACH, FREEZE, ..."""
         output = task.init.stdio.output
         if REOPEN_LOG in request.annotations and output.log is not None:
             try:
@@ -169,6 +166,9 @@ class Operations:
                 raise CallError(FAILED_PRECONDITION, f"cannot reopen log of task {task.id}: {exc}") from exc
         if ATTACH in request.annotations:
             output.attach(request.annotations[ATTACH])
+        if FORGET in request.annotations and self._runtime.gvisor:
+            inside = [one.id for one in self.tasks.values() if self._runtime.is_inside(one.id) and one.init.alive]
+            await self._child("forget what has ended", lambda: gvisor.forget(self._runtime, inside))
         if FREEZE in request.annotations:
             await self.freezing.freeze(request.annotations[FREEZE])
         if THAW in request.annotations:
@@ -180,7 +180,7 @@ class Operations:
         async with task.lock:
             if task.init.state is State.STOPPED:
                 raise CallError(FAILED_PRECONDITION, f"cannot update task {task.id}: {_condition(task)}")
-            await self._child(f"update task {task.id}", lambda: self._update(task, request.resources.value))
+            await self._child(f"update task {task.id}", lambda: self._steps.update(task, request.resources.value))
 
     async def signal(self, task: Task, one: Process, number: int, *, everything: bool) -> None:
         """To a process that only the OCI runtime can reach: a container's init, all there is in it, or an exec."""
@@ -217,7 +217,7 @@ class Operations:
                 self._give(one.stdio)
             await self.freezing.thawed(task)
             with self._expecting():
-                pid = await self._loop.in_child(lambda: self._exec(task, one, options), self._runtime.seconds)
+                pid = await self._loop.in_child(lambda: self._steps.exec(task, one, options), self._runtime.seconds)
                 one.stdio.given()
                 crashpoint("shim.execed")
                 self._exec_started(one, *map(int, pid.split()))
@@ -232,7 +232,7 @@ class Operations:
         if one.alive or one.starting:
             raise CallError(FAILED_PRECONDITION, f"cannot delete process {one.exec_id} of task {task.id}: it runs")
         one.stdio.close()
-        files.unlink(_exec_file(task, one.exec_id))
+        files.unlink(exec_file(task, one.exec_id))
         del task.execs[one.exec_id]
         one.exited(0, 0)  # for those who wait for one that was never started
         with contextlib.suppress(OSError):  # there is none, or it is the caller's and not empty
@@ -268,10 +268,10 @@ class Operations:
         if task.origin is not None:
             task.origin.options = tuple(options)
             stdio.give(*criu.user_of(task.bundle))
-            await self._child(f"mount the root of task {task.id}", lambda: self._mount(task, request))
+            await self._child(f"mount the root of task {task.id}", lambda: self._steps.mount(task, request))
             return
         with self._expecting():
-            made = await self._loop.in_child(lambda: self._make(task, request, options), self._runtime.seconds)
+            made = await self._loop.in_child(lambda: self._steps.make(task, request, options), self._runtime.seconds)
             if not self._runtime.is_inside(task.id):  # which gets its streams when it starts
                 stdio.given()
             own_pids, record = made[:1], decode_init(made[1:].encode())
@@ -288,7 +288,7 @@ class Operations:
         stdio = task.init.stdio
         try:
             with self._expecting():
-                made = await self._loop.in_child(lambda: self._revive(task), self._runtime.seconds)
+                made = await self._loop.in_child(lambda: self._steps.revive(task), self._runtime.seconds)
                 stdio.given()
                 if task.init.terminal:
                     stdio.take_terminal()
@@ -323,7 +323,7 @@ class Operations:
 
     async def _discard(self, task: Task) -> None:
         """Undo everything but the bundle's files. Raises when something would not go, to be tried again."""
-        await self._child(f"delete task {task.id}", lambda: self._forget(task))
+        await self._child(f"delete task {task.id}", lambda: self._steps.forget(task))
         if self._runtime.is_inside(task.id):
             task.init.exited(KILLED, time.time_ns())
         if task.init.pid and not await self._ended(task.init, END_SECONDS):
@@ -336,7 +336,7 @@ class Operations:
         for name in task.init.stdio.kept:
             self._context.drop(f"{task.id}/{name}")
         for one in task.execs.values():
-            files.unlink(_exec_file(task, one.exec_id))
+            files.unlink(exec_file(task, one.exec_id))
         for name in (TASK_FILE, exits.ROOM_FILE):
             files.unlink(task.bundle / name)
         task.deleted = True
@@ -348,7 +348,7 @@ class Operations:
         async with task.lock:
             task.discarded = True
             files.unlink(task.bundle / INIT_FILE)
-            await self._child(f"remove half-made task {task.id}", lambda: self._wipe(task))
+            await self._child(f"remove half-made task {task.id}", lambda: self._steps.wipe(task))
             await self._discard(task)
 
     async def _ended(self, one: Process, seconds: float) -> bool:
@@ -387,116 +387,9 @@ class Operations:
             if not self._starting:
                 self._unclaimed.clear()
 
-    # -- what children do: it may block, and what it changes in memory is lost
-
-    def _mount(self, task: Task, request: task_pb2.CreateTaskRequest) -> None:
-        mounts = [Mount(one.type, one.source, one.target, tuple(one.options)) for one in request.rootfs]
-        forks = any(map(rootfs.is_mapped, mounts))
-        if not forks:
-            grace.begin()
-        if mounts:
-            files.mkdir(task.rootfs, 0o700, exist_ok=True)
-            for one in mounts:
-                rootfs.mount_on(one, task.rootfs)
-        if forks:  # which is for processes without threads
-            grace.begin()
-        crashpoint("shim.mounted")
-
-    def _make(self, task: Task, request: task_pb2.CreateTaskRequest, options: list[str]) -> str:
-        """Returns "1" or "0", for whether the init is process 1 of a namespace of its own, and its record."""
-        self._mount(task, request)
-        pid_file = task.bundle / "init.pid"
-        where = ["--bundle", str(task.bundle), "--pid-file", str(pid_file)]
-        self._runtime.run("create", *where, *options, task.id, fds=task.init.stdio.fds)
-        crashpoint("shim.created")
-        pid = _read_pid(pid_file)
-        if (started := process.start_time(pid)) is None:
-            raise Failed("its init ended before it was started")
-        path = cgroup.of_process(pid)
-        record = encode(InitRecord(pid, started, process.boot_id(), path, cgroup.oom_kills(path)))
-        files.write_atomic(task.bundle / INIT_FILE, record, sync=False)
-        crashpoint("shim.init")
-        return f"{int(self._runtime.gvisor or remains.is_first_in_namespace(pid))}{record.decode()}"
-
-    def _revive(self, task: Task) -> str:
-        """As `_make`, of a container that is restored, and runs."""
-        found = (gvisor if self._runtime.gvisor else criu).restore(self._runtime, task)
-        kills = 0
-        with contextlib.suppress(OSError):  # it has ended, and its cgroup with it
-            kills = cgroup.oom_kills(found.cgroup)
-        record = InitRecord(found.pid, found.start_time, process.boot_id(), found.cgroup, kills, started=True)
-        files.write_atomic(task.bundle / INIT_FILE, encode(record), sync=False)
-        crashpoint("shim.revived")
-        return f"{int(found.own_pids)}{encode(record).decode()}"
-
-    def _start(self, task: Task) -> None:
-        assert task.record is not None
-        files.write_atomic(task.bundle / INIT_FILE, encode(replace(task.record, started=True)), sync=False)
-        crashpoint("shim.starting")
-        self._runtime.run("start", task.id, fds=task.init.stdio.fds)
-        crashpoint("shim.started")
-
-    def _exec(self, task: Task, one: Process, options: list[str]) -> str:
-        pid_file = _exec_file(task, one.exec_id)
-        wanted = json.loads(one.spec).get("oomScoreAdj")
-        if wanted is not None:
-            process.set_oom_score_adj(int(wanted))  # crun leaves it as it finds it; we are a child, whose it may be
-        with memory_file("process", one.spec) as spec:
-            where = ["--process", path_of(spec), "--detach", "--pid-file", str(pid_file)]
-            if self._runtime.gvisor:
-                where += ["--internal-pid-file", str(inner_file := pid_file.with_suffix(".inner"))]
-            crashpoint("shim.exec")
-            self._runtime.run("exec", *where, *options, task.id, fds=one.stdio.fds)
-        pid = int(files.read_bounded(pid_file, PID_LIMIT))
-        inner = _read_pid(inner_file) if self._runtime.gvisor else 0
-        files.write_atomic(pid_file, f"{pid} {process.start_time(pid) or 0} {inner}".encode(), sync=False)
-        crashpoint("shim.execing")
-        return f"{pid} {inner}"
-
-    def _update(self, task: Task, content: bytes) -> None:
-        content, free = without_endless_quota(content)
-        with memory_file("resources", content) as resources:
-            self._runtime.run("update", "--resources", path_of(resources), task.id)
-        if free and task.record is not None:
-            cgroup.change(task.record.cgroup, [("cpu", "cpu.cfs_quota_us", "-1")])
-
-    def _forget(self, task: Task) -> None:
-        """Have the runtime delete the container, and unmount its rootfs. One that is not known is deleted."""
-        force = () if task.init.state is State.STOPPED and not self._runtime.gvisor else ("--force",)
-        try:
-            crashpoint("shim.delete")
-            self._runtime.run("delete", *force, task.id)
-        except Failed:
-            if self._runtime.knows(task.id):
-                raise
-        if self._runtime.gvisor:
-            self._runtime.forget(task.id)  # its lock files, which any command makes anew
-        crashpoint("shim.forgotten")
-        _unmount(task.rootfs)
-        crashpoint("shim.unmounted")
-
-    def _wipe(self, task: Task) -> None:
-        """The runtime may have been killed at any point: what it does not know of is looked for all the same."""
-        path = remains.cgroup_of_bundle(task.bundle)
-        if path:
-            cgroup.kill(path)
-        with contextlib.suppress(Failed):
-            self._forget(task)
-        self._runtime.forget(task.id)
-        _unmount(task.rootfs)
-        if path:
-            cgroup.remove(path)
-        for name in ("init.pid", "console.sock"):
-            files.unlink(task.bundle / name)
-
 
 def _nobody(*_: object) -> None:
     pass
-
-
-def _exec_file(task: Task, exec_id: str) -> Path:
-    """Says which process was executed, "pid start-time", for whoever has to end it."""
-    return task.bundle / f"exec.{exec_id}.pid"
 
 
 def _condition(task: Task) -> str:
@@ -509,23 +402,3 @@ def _deleted(one: Process) -> task_pb2.DeleteResponse:
     reply = task_pb2.DeleteResponse(pid=one.pid, exit_status=one.exit_code)
     reply.exited_at.FromNanoseconds(one.exited_at)
     return reply
-
-
-def _read_pid(path: Path) -> int:
-    """The pid that the runtime has written; the file is not needed again."""
-    pid = int(files.read_bounded(path, PID_LIMIT))
-    path.unlink()
-    return pid
-
-
-def _unmount(target: Path) -> None:
-    """Take away what is mounted at `target`, however often; what is busy goes when its last user goes."""
-    while True:
-        try:
-            mount.unmount(target)
-        except OSError as exc:
-            if exc.errno in (errno.EINVAL, errno.ENOENT):  # not a mount (any more)
-                return
-            if exc.errno != errno.EBUSY:
-                raise
-            mount.detach(target)

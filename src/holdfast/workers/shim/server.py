@@ -182,9 +182,9 @@ class Shim:
         if request.all and task.record is not None and request.exec_id and session not in (0, os.getsid(0)):
             remains.signal_session(task.record.cgroup, session, request.signal)
         if request.signal == signal.SIGKILL:  # the v1 freezer keeps even a killed process
-            self._operations.freezing.thaw(task.id)
             if task.init.state is State.PAUSED:
                 await self._operations.freeze(task, "resume")
+            self._operations.freezing.thaw(task.id)
         return Empty()
 
     async def _delete(self, request: task_pb2.DeleteRequest, _call: Call) -> Message:
