@@ -18,8 +18,8 @@ from holdfast.images.content import Content
 from holdfast.images.service import Images
 from holdfast.linux import files, mount, process
 from holdfast.runtime import keeper as keepers
-from holdfast.runtime import unpack
 from holdfast.runtime.keeper import Keeper
+from holdfast.runtime.unpack import Unpacker
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store.copies import Copies
 from holdfast.store.db import Store
@@ -77,7 +77,7 @@ async def place(root: Path, state: Path) -> AsyncIterator[Place]:
         content = Content(root)
         copies = Copies(root / "copies")
         copies.load()
-        images = Images(store, copies, content, snapshots, unpack.through(keeper), root, frozenset())
+        images = Images(store, copies, content, snapshots, Unpacker(keeper).image_layer, root, frozenset())
         await images.load()
         yield Place(root, store, content, snapshots, images, keeper)
     finally:

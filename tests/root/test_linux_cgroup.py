@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from kit.node import until
 
 from holdfast.linux import cgroup, oom, process
 
@@ -108,6 +109,7 @@ def test_a_process_that_cannot_be_killed_is_named_when_time_is_up(path: str) -> 
     with in_it(path) as one:
         state.write_text("FROZEN")
         try:
+            until(lambda: state.read_text() == "FROZEN\n", "it to be frozen")
             began = time.monotonic()
             with pytest.raises(OSError, match=str(one.pid)) as caught:
                 cgroup.kill(path, seconds=0.1)
