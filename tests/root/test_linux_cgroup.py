@@ -1,6 +1,7 @@
 """linux.cgroup on whatever hierarchies this host has."""
 
 import concurrent.futures
+import contextlib
 import errno
 import os
 import select
@@ -99,24 +100,38 @@ def test_processes_are_found_and_killed_at_any_depth(path: str) -> None:
     cgroup.kill(path)
 
 
-def test_a_process_that_cannot_be_killed_is_named_when_time_is_up(path: str) -> None:
-    """With the freezer of v1 SIGKILL has no effect until the cgroup is thawed."""
-    freezer = cgroup.hierarchies().get("freezer")
-    if freezer is None:
+@contextlib.contextmanager
+def frozen(path: str) -> Iterator[None]:
+    """In the v1 freezer, with which SIGKILL has no effect until it is thawed."""
+    if "freezer" not in cgroup.hierarchies():
         pytest.skip("no v1 freezer")
-    cgroup.create(path)
-    state = freezer / path.strip("/") / "freezer.state"
-    with in_it(path) as one:
-        state.write_text("FROZEN")
-        try:
-            until(lambda: state.read_text() == "FROZEN\n", "it to be frozen")
+    cgroup.freeze(path)
+    try:
+        until(lambda: cgroup.frozen(path), "it to be frozen")
+        yield
+    finally:
+        cgroup.thaw(path)
+
+
+def test_a_process_that_cannot_be_killed_is_named_when_time_is_up(path: str) -> None:
+    """What is frozen with all that is around it cannot be thawed by itself."""
+    inner = f"{path}/inner"
+    cgroup.create(inner)
+    with in_it(inner) as one:
+        with frozen(path):
+            until(lambda: cgroup.frozen(inner), "it to be frozen")
             began = time.monotonic()
             with pytest.raises(OSError, match=str(one.pid)) as caught:
-                cgroup.kill(path, seconds=0.1)
+                cgroup.kill(inner, seconds=0.1)
             assert caught.value.errno == errno.EBUSY
             assert time.monotonic() - began < 1
-        finally:
-            state.write_text("THAWED")
+        assert one.wait() == -signal.SIGKILL
+
+
+def test_what_is_frozen_is_thawed_for_its_end(path: str) -> None:
+    cgroup.create(path)
+    with in_it(path) as one, frozen(path):
+        cgroup.kill(path)
         assert one.wait() == -signal.SIGKILL
 
 
