@@ -535,19 +535,23 @@ async def test_hostile_frames(kit: ShimKit, client: TaskClient, hostile: bytes) 
         await client.state("c")
 
 
-async def test_a_command_that_hangs_holds_up_none_but_its_own_container(tmp_path: Path, lower: Path) -> None:
-    """crun, but a pause of the container "sick" never ends."""
-    kit = ShimKit(tmp_path, "crun", lower)
-    wrapper = tmp_path / "bin" / "crun"
-    wrapper.parent.mkdir()
-    real = shutil.which("crun")
-    wrapper.write_text(
-        f'#!/bin/sh\ncase "$*" in *"pause sick") echo $$ > {tmp_path}/hung; exec sleep 1000;; esac\nexec {real} "$@"\n'
+@pytest.fixture
+def hung(tmp_path: Path) -> Path:
+    """Where a crun whose pause of the container "sick" never ends says who it is."""
+    binary = tmp_path / "bin" / "crun"
+    binary.parent.mkdir()
+    place, real = tmp_path / "hung", shutil.which("crun")
+    binary.write_text(
+        f'#!/bin/sh\ncase "$*" in *"pause sick") echo $$ > {place}; exec sleep 1000;; esac\nexec {real} "$@"\n'
     )
-    wrapper.chmod(0o755)
-    kit.binary = str(wrapper)
-    try:
-        kit.start()
+    binary.chmod(0o755)
+    return place
+
+
+async def test_a_command_that_hangs_holds_up_none_but_its_own_container(
+    tmp_path: Path, lower: Path, hung: Path
+) -> None:
+    with running_shim(tmp_path, "crun", lower, binary=str(tmp_path / "bin" / "crun")) as kit:
         client = await kit.connect()
         await kit.run(client, "sick", FOREVER)
         await kit.run(client, "well", FOREVER)
@@ -563,10 +567,20 @@ async def test_a_command_that_hangs_holds_up_none_but_its_own_container(tmp_path
                 assert (await client.wait(name))[0] == 137
         await client.delete("well", seconds=5)
         client.close()
-    finally:
-        if (hung := tmp_path / "hung").exists():
-            os.kill(int(hung.read_text()), signal.SIGKILL)
-        kit.stop()
+        command = int(hung.read_text())
+    await until(lambda: process.state(command) == "")  # it has ended with its shim
+
+
+async def test_a_command_whose_time_is_over_is_ended(tmp_path: Path, lower: Path, hung: Path) -> None:
+    binary = str(tmp_path / "bin" / "crun")
+    with running_shim(tmp_path, "crun", lower, binary=binary, more={"seconds": 0.5}) as kit:
+        client = await kit.connect()
+        await kit.run(client, "sick", FOREVER)
+        with pytest.raises(errors.HoldfastError, match=r"no end after 0\.5 s"):
+            await client.pause("sick")
+        await until(lambda: process.state(int(hung.read_text())) == "")
+        assert (await client.state("sick")).status is Status.RUNNING
+        client.close()
 
 
 async def test_the_death_of_the_shim_is_not_felt(kit: ShimKit, client: TaskClient) -> None:

@@ -186,9 +186,10 @@ class Loop:
     async def in_child(self, work: Callable[[], str], seconds: float, patience: float = 0) -> str:
         """The door for what may block, and for what touches much memory that is then nobody's any more.
 
-        `work` runs in a forked child, in a process group of its own; its result comes back as text. Raises Failed
-        with the text of the OSError or Failed that it has raised, or when it is killed after `seconds`. What a child
-        that somebody else has killed leaves of its group may go on for `patience` seconds.
+        `work` runs in a forked child, which begins a session: by that it is known what it has left behind on purpose.
+        Its result comes back as text. Raises Failed with the text of the OSError or Failed that it has raised, or when
+        it is killed with its process group after `seconds`. What a child that somebody else has killed leaves of its
+        group may go on for `patience` seconds.
         """
         answer = -1
         try:
@@ -315,7 +316,7 @@ def _be_child(work: Callable[[], str], answer: int, parent: int) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setpgid(0, 0)
+        os.setsid()  # and a process group, by which it ends with all that it has started
         _die_with(parent)
         try:
             text, status = work(), 0

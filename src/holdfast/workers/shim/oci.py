@@ -67,7 +67,7 @@ class Runtime:
 
         It blocks, so it is for a child of the loop (`Loop.in_child`), which is killed with it when it takes too long.
         `criu` is the program that a runtime is to use for checkpoints; later releases take the one in PATH, whatever
-        they are told. They stay in our process group then, and `look` is called with the runtime's pid now and then.
+        they are told; `look` is called with the runtime's pid now and then.
         """
         if criu:
             environment = {**environment, "PATH": f"{os.path.dirname(criu)}:{environment['PATH']}"}
@@ -85,9 +85,8 @@ class Runtime:
                 hide = self.hide if starts == self.gvisor else ()
                 before = os.umask(UMASK)
                 try:
-                    pid = spawn(
-                        command, env=environment, fds=streams, hide=hide, executable=self._executable, session=not criu
-                    )
+                    executable = self._executable
+                    pid = spawn(command, env=environment, fds=streams, hide=hide, executable=executable, session=False)
                 finally:
                     os.umask(before)
             except OSError as exc:

@@ -33,8 +33,8 @@ def spawn(
     """Run a program. Returns its pid; the caller reaps. Raises OSError if it cannot be run.
 
     `fds` maps the child's descriptors to ours; it inherits no others, and has UMASK. `hide` are mounts that it shall
-    not see. `executable` is run under the name argv[0]. It begins a session, by which what it starts is known; without
-    `session` it stays in our process group, and ends with it.
+    not see. `executable` is run under the name argv[0]. Without `session`, which it begins otherwise, it stays in our
+    process group, and ends with that.
     """
     lowest = max(fds, default=0) + 1
     if any(ours < lowest for ours in fds.values()):
