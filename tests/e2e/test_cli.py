@@ -83,7 +83,7 @@ def test_logs_are_followed_to_the_end(life: Node) -> None:
 
 
 def background(life: Node, *arguments: str) -> subprocess.Popen[str]:
-    command = [str(BIN / "holdfast"), "--socket", str(life.socket), *arguments]
+    command = life.command(*arguments)
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.node import BIN, IMAGE, SECONDS, Node, node, until
+from kit.node import IMAGE, SECONDS, Node, node, until
 from kit.terminal import Terminal
 from kit.tls import self_signed
 
@@ -35,15 +35,11 @@ def life(one: Node) -> Iterator[Node]:
     until(lambda: not one.streamers(), "the streamers to end")
 
 
-def holdfast(life: Node, *arguments: str) -> list[str]:
-    return [str(BIN / "holdfast"), "--socket", str(life.socket), *arguments]
-
-
 def test_stats_are_a_table_that_lives(life: Node) -> None:
     pod = life.run_pod(life.pod_config("tables"))
     for name in ("alpha", "beta"):
         life.run(pod, "sleep 1000", name)
-    with Terminal(holdfast(life, "stats", "--interval", "1"), columns=120) as terminal:
+    with Terminal(life.command("stats", "--interval", "1"), columns=120) as terminal:
         terminal.expect("\x1b[?1049h")
         terminal.expect("2 containers, by cpu")
         terminal.expect("CONTAINER ID")
@@ -72,7 +68,7 @@ def test_stats_are_a_table_that_lives(life: Node) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 0), (signal.SIGHUP, 129)])
 def test_the_terminal_is_as_it_was_when_stats_are_ended(life: Node, number: int, status: int) -> None:
-    with Terminal(holdfast(life, "stats")) as terminal:
+    with Terminal(life.command("stats")) as terminal:
         terminal.expect("CONTAINER ID")
         terminal.process.send_signal(number)
         assert (terminal.end(), terminal.settings()) == (status, terminal.before)
@@ -81,7 +77,7 @@ def test_the_terminal_is_as_it_was_when_stats_are_ended(life: Node, number: int,
 
 def test_pods_are_watched_across_a_restart(life: Node) -> None:
     first = life.run_pod(life.pod_config("first"))
-    command = holdfast(life, "pods", "--watch", "-o", "json")
+    command = life.command("pods", "--watch", "-o", "json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
 
@@ -112,7 +108,7 @@ def test_pods_are_watched_across_a_restart(life: Node) -> None:
 
 def test_watching_only_some_pods(life: Node) -> None:
     life.run_pod(life.pod_config("web-1"))
-    with Terminal(holdfast(life, "pods", "--watch", "--state", "ready", "--name", "web")) as terminal:
+    with Terminal(life.command("pods", "--watch", "--state", "ready", "--name", "web")) as terminal:
         terminal.expect("RUNTIME")
         terminal.expect("web-1")
         other, mine = life.run_pod(life.pod_config("other")), life.run_pod(life.pod_config("web-2"))
@@ -132,9 +128,7 @@ def test_logs_by_number_and_time(life: Node) -> None:
     until(lambda: life.cli("logs", "--tail", "1", "count").stdout == "100\n", "all to be written")
     assert life.cli("logs", "--since", "10m", "--tail", "2", "count").stdout == "99\n100\n"
     assert life.cli("logs", "--since", "2100-01-01T00:00:00Z", container).stdout == ""
-    with subprocess.Popen(
-        holdfast(life, "logs", "-f", "count"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as head:
+    with subprocess.Popen(life.command("logs", "-f", "count"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as head:
         assert head.stdout is not None and head.stderr is not None
         assert head.stdout.readline() == b"1\n"
         head.stdout.close()
@@ -154,7 +148,7 @@ def test_exec_has_the_commands_streams_and_status(life: Node, tmp_path: Path) ->
     assert (done.returncode, done.stdout, done.stderr) == (42, "out\n", "err\n")
     (tmp_path / "large").write_bytes(LARGE)
     with (tmp_path / "large").open("rb") as file:
-        command = holdfast(life, "exec", "-i", "web", "sh", "-c", "tee /tmp/copy; sha256sum /tmp/copy >&2")
+        command = life.command("exec", "-i", "web", "sh", "-c", "tee /tmp/copy; sha256sum /tmp/copy >&2")
         found = subprocess.run(command, stdin=file, capture_output=True, timeout=SECONDS, check=True)
     assert found.stdout == LARGE
     assert found.stderr.split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
@@ -162,7 +156,7 @@ def test_exec_has_the_commands_streams_and_status(life: Node, tmp_path: Path) ->
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
     assert failed.stderr.startswith("holdfast: cannot exec in container web: ")
     assert "/no/such/command" in failed.stderr
-    command = holdfast(life, "exec", "web", "yes")
+    command = life.command("exec", "web", "yes")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(100) == b"y\n" * 50
@@ -173,7 +167,7 @@ def test_exec_has_the_commands_streams_and_status(life: Node, tmp_path: Path) ->
 def test_a_shell_goes_on_when_the_daemon_is_killed(life: Node) -> None:
     """F39: and it has the terminal's size, and ctrl-c, and the terminal is as it was afterwards."""
     life.cli("run", "-d", "--name", "web", IMAGE, "sleep", "1000")
-    with Terminal(holdfast(life, "exec", "-it", "web", "sh")) as terminal:
+    with Terminal(life.command("exec", "-it", "web", "sh")) as terminal:
         terminal.expect("# ")
         assert terminal.settings() != terminal.before
         terminal.type("stty size\n")
@@ -196,7 +190,7 @@ def test_a_shell_goes_on_when_the_daemon_is_killed(life: Node) -> None:
 @pytest.mark.parametrize("how", ["terminated", "hung up", "server killed"])
 def test_the_terminal_is_as_it_was_however_a_session_ends(life: Node, how: str) -> None:
     container = life.cli("run", "-d", "--name", "web", IMAGE, "sleep", "1000").stdout.strip()
-    with Terminal(holdfast(life, "exec", "-it", "web", "sleep", "4321")) as terminal:
+    with Terminal(life.command("exec", "-it", "web", "sleep", "4321")) as terminal:
         until(lambda: terminal.settings() != terminal.before, "the session")
         until(lambda: "4321" in life.exec(container, ["ps"]).stdout.decode(), "the command")
         if how == "server killed":
@@ -223,7 +217,7 @@ def test_tls_is_checked_and_its_sessions_survive_the_daemon(tmp_path: Path) -> N
         assert (refused.returncode, "(hint: --streaming-ca FILE" in refused.stderr) == (1, True)
         assert secured.cli("exec", "--insecure-skip-tls-verify", "web", "echo", "hi").stdout == "hi\n"
         with Terminal(
-            holdfast(secured, "exec", "-it", "--streaming-ca", certificate, "web", "sh", "-c", COUNT)
+            secured.command("exec", "-it", "--streaming-ca", certificate, "web", "sh", "-c", COUNT)
         ) as terminal:
             terminal.expect("n=3\r\n")
             secured.restart()
@@ -238,7 +232,7 @@ def test_tls_is_checked_and_its_sessions_survive_the_daemon(tmp_path: Path) -> N
 
 def test_attach_and_detach(life: Node) -> None:
     life.cli("run", "-d", "-it", "--name", "shell", IMAGE, "sh")
-    with Terminal(holdfast(life, "attach", "-i", "shell")) as terminal:
+    with Terminal(life.command("attach", "-i", "shell")) as terminal:
         until(lambda: terminal.settings() != terminal.before, "the session")
         terminal.type("echo he''llo\n")
         terminal.expect("hello")
@@ -251,7 +245,7 @@ def test_attach_and_detach(life: Node) -> None:
         assert b"detached from container shell" in terminal.said
         assert terminal.settings() == terminal.before
     assert "shell" in life.cli("ps").stdout
-    with Terminal(holdfast(life, "attach", "-i", "--detach-keys", "", "shell")) as terminal:
+    with Terminal(life.command("attach", "-i", "--detach-keys", "", "shell")) as terminal:
         until(lambda: terminal.settings() != terminal.before, "the session")
         terminal.type("exit 9\n")
         assert terminal.end() == 9
@@ -260,14 +254,14 @@ def test_attach_and_detach(life: Node) -> None:
 
 def test_what_is_typed_may_come_from_a_pipe(life: Node) -> None:
     life.cli("run", "-d", "-it", "--name", "shell", IMAGE, "sh")
-    command = holdfast(life, "attach", "-i", "shell")
+    command = life.command("attach", "-i", "shell")
     done = subprocess.run(command, input=b"echo he''llo; exit 5\n", capture_output=True, timeout=SECONDS, check=False)
     assert (done.returncode, b"hello" in done.stdout, done.stderr) == (5, True, b"")
 
 
 def test_attach_only_shows(life: Node) -> None:
     life.cli("run", "-d", "--name", "count", IMAGE, "sh", "-c", COUNT + "& wait")
-    with Terminal(holdfast(life, "attach", "count")) as terminal:
+    with Terminal(life.command("attach", "count")) as terminal:
         first = int(terminal.expect("\r\n").removeprefix("n="))
         assert int(terminal.expect("\r\n").removeprefix("n=")) == first + 1
         terminal.type("\x03")
@@ -295,7 +289,7 @@ def test_ports_are_forwarded(life: Node) -> None:
     server = life.run(pod, script, network=pb.POD)
     listening = ["sh", "-c", "netstat -ltn | grep -c ':700[12]'"]
     until(lambda: life.exec(server, listening).stdout.strip() == b"2", "the servers")
-    with Terminal(holdfast(life, "port-forward", "served", ":7001", ":7002", ":7999"), columns=200) as terminal:
+    with Terminal(life.command("port-forward", "served", ":7001", ":7002", ":7999"), columns=200) as terminal:
         ports: dict[str, int] = {}
         while len(ports) < 3:
             if found := re.fullmatch(r"Forwarding from 127\.0\.0\.1:(\d+) -> (\d+)", terminal.expect("\r\n")):
@@ -314,7 +308,7 @@ def test_ports_are_forwarded(life: Node) -> None:
         terminal.expect("holdfast: cannot forward to port 7999: ")
         terminal.type("\x03")
         assert terminal.end() == 0
-    with Terminal(holdfast(life, "port-forward", "served", ":7001"), columns=200) as terminal:
+    with Terminal(life.command("port-forward", "served", ":7001"), columns=200) as terminal:
         terminal.expect("Forwarding from 127.0.0.1")
         life.remove_pod(pod)
         terminal.expect("holdfast: cannot forward to pod served any more: the connection was lost")

@@ -10,6 +10,7 @@ import pytest
 from kit.cni import network
 from kit.gvisor import COUNT, RUNTIMES, gvisor_node, kill_sentry, last_number, lines, shim
 from kit.node import Node, until
+from kit.terminal import Terminal
 from kit.tools import needs_runsc
 
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -215,6 +216,26 @@ def test_a_terminal(one: Node) -> None:
         keyboard.write(b"this\n")
     assert one.exited(container).exit_code == 6
     assert "got this" in [line.rstrip("\r") for line in lines(one, container)]
+
+
+def test_streams_of_a_terminal_outlive_the_daemon(one: Node) -> None:
+    one.run(one.run_pod(), "read line; echo got $line; exit 6", "shell", tty=True, stdin=True)
+    with Terminal(one.command("exec", "-it", "shell", "sh")) as terminal:
+        terminal.expect("# ")
+        terminal.type("stty size\n")
+        terminal.expect("24 80")
+        terminal.resize(132, 43)
+        terminal.type("while [ \"$(stty size)\" != '43 132' ]; do :; done; echo re''sized\n")
+        terminal.expect("resized")
+        one.restart()
+        terminal.type("exit 7\n")
+        assert terminal.end() == 7
+    with Terminal(one.command("attach", "-i", "shell")) as terminal:
+        until(lambda: terminal.settings() != terminal.before, "the session")
+        one.restart()
+        terminal.type("this\n")
+        terminal.expect("got this")
+        assert terminal.end() == 6
 
 
 def test_limits_are_the_pods_alone(one: Node) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import grpc
 
 from holdfast.proto import runtime_v1_pb2 as pb
-from kit.node import BIN, Node
+from kit.node import Node
 
 DEBIANS = Path(__file__).parents[2] / ".tools/usr/bin/kubectl"
 STATES = {pb.CONTAINER_RUNNING: "running", pb.CONTAINER_EXITED: "terminated"}
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         flags += [f"--since={query['sinceSeconds'][0]}s"] if "sinceSeconds" in query else []
         flags += [f"--{name}" for name in ("follow", "timestamps") if query.get(name) == ["true"]]
-        command = [str(BIN / "holdfast"), "--socket", str(self.server.node.socket), "logs", *flags, container_id]
+        command = self.server.node.command("logs", *flags, container_id)
         self.close_connection = True
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")

@@ -131,8 +131,12 @@ class Node:
     def images(self, method: str, request: Any, seconds: float = SECONDS) -> Any:
         return getattr(ImageServiceStub(self.channel), method)(request, timeout=seconds)
 
+    def command(self, *arguments: str) -> list[str]:
+        """The command line, told of this node."""
+        return [str(BIN / "holdfast"), "--socket", str(self.socket), *arguments]
+
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [str(BIN / "holdfast"), "--socket", str(self.socket), *arguments]
+        command = self.command(*arguments)
         return subprocess.run(command, check=check, capture_output=True, text=True, timeout=SECONDS)
 
     # -- pods and containers
