@@ -59,6 +59,7 @@ esac
 
 WANTED = 300  # cpu shares
 HAS_CRIU = shutil.which(CRIU) is not None
+OF_GVISOR = {"shim.forgetting"}  # see test_gvisor_crashes.py
 OF_CRIU = ("checkpoint.*", "restore.*", "seal.*", "shim.dump*", "shim.fr[eo]*z*", "shim.restor*", "shim.revived")
 
 
@@ -1028,7 +1029,7 @@ def test_every_point_is_passed_by_some_operation_and_a_sample_of_them_survives(h
     def choose(everything: list[Combination]) -> list[Combination]:
         if asked() != ["*"]:
             return [one for one in everything if any(fnmatch(str(one), pattern) for pattern in asked())]
-        missed = crash.every_point() - {one.point for one in everything}
+        missed = crash.every_point() - {one.point for one in everything} - OF_GVISOR
         if not HAS_CRIU:
             missed = {one for one in missed if not any(fnmatch(one, pattern) for pattern in OF_CRIU)}
         assert not missed, f"no operation passes {sorted(missed)}"
