@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -21,11 +20,6 @@ REPLACEABLE = ("(holdfastd)", "(hf-keeper)", "(hf-template)")
 ROOM, DOOR = Path(__file__), Path(__file__).with_name("e2e") / "conftest.py"  # to be locked by all runs of this tree
 MARK = f"HOLDFAST_TESTS={os.getpid()}"
 os.environ.update([MARK.split("=")])  # inherited by all that the tests start, but for what runs in containers
-
-# What a test forks has one thread, as the code expects it, only if gRPC does not begin its own anew there.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-grpc.insecure_channel("unix:nobody").close()  # that is when it looks; daemons are to be what they are
-del os.environ["GRPC_ENABLE_FORK_SUPPORT"]
 
 # Who is started in the background of a shell without job control ignores SIGINT, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
