@@ -29,10 +29,11 @@ from holdfast.proto import runtime_v1_pb2 as pb
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_criu]
 
 SECONDS = 120.0
-# Counts to the log, to both volumes, to /dev/shm and to its own layer, always in that order.
+# Counts to the log, to both volumes, to /dev/shm and to its own layer, always in that order; with six digits, as a file
+# that the reader has open may not change its length before the reader is restored, too (see docs/CHECKPOINTS.md).
 WRITER = """
 exec 5>/work/open; echo held >&5
-n=0
+n=100000
 while :; do
   n=$((n+1))
   echo $n

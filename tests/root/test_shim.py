@@ -283,7 +283,9 @@ async def test_kill_reaches_all_processes(kit: ShimKit, client: TaskClient) -> N
 
 
 async def test_ten_thousand_lines_across_a_rotation(kit: ShimKit, client: TaskClient) -> None:
-    script = "i=0; while [ $i -lt 10000 ]; do echo line $i; i=$((i+1)); done"
+    """The last thousand are written after it."""
+    pause = "while [ $i = 9000 ] && [ -z $on ]; do usleep 1000; done"
+    script = f"trap on=1 USR1; i=0; while [ $i -lt 10000 ]; do echo line $i; i=$((i+1)); {pause}; done"
     one = kit.container("c", script)
     await kit.create(client, one)
     await client.start("c")
@@ -291,6 +293,7 @@ async def test_ten_thousand_lines_across_a_rotation(kit: ShimKit, client: TaskCl
     rotated = one.log.with_suffix(".1")
     one.log.rename(rotated)
     await client.reopen_log("c")
+    await client.kill("c", signal.SIGUSR1)
     await client.wait("c")
     assert rotated.stat().st_size > 0
     assert one.log.stat().st_size > 0

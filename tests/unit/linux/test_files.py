@@ -26,7 +26,7 @@ def open_fds() -> set[str]:
 def no_descriptor_is_left() -> Iterator[None]:
     before = len(open_fds())
     yield
-    assert len(open_fds()) == before
+    assert len(open_fds()) <= before  # what an earlier test has left may be collected meanwhile
 
 
 def test_write_atomic_replaces_and_leaves_no_other_name(tmp_path: Path) -> None:
