@@ -357,6 +357,7 @@ class Daemon:
                 background,
                 layout,
                 handlers,
+                freezer,
                 config.log_root,
                 config.checkpoints,
             ),

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tarfile
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from kit import images, invariants
+from kit import images
 from kit.checkpoints import (
     COUNT,
     PRIVATE,
     checkpoint,
     checkpoint_pod,
     create,
+    emptied,
     follow,
     lines,
     numbers,
@@ -41,20 +41,15 @@ KEPT = {"dev.holdfast.checkpoint.tcp": "established"}
 
 
 @pytest.fixture(scope="module")
-def one() -> Iterator[Node]:
-    with node("auto", checkpoints=True, criu_path=CRIU) as made:
+def made() -> Iterator[Node]:
+    with node("auto", checkpoints=True, criu_path=CRIU) as one:
+        yield one
+
+
+@pytest.fixture
+def one(made: Node) -> Iterator[Node]:
+    with emptied(made):
         yield made
-
-
-@pytest.fixture(autouse=True)
-def clean(one: Node) -> Iterator[None]:
-    yield
-    for pod in one.pods():
-        one.remove_pod(pod.id)
-    invariants.check(one)
-    for kind in ("checkpoints", "restores"):
-        assert not (one.root / kind).exists() or not os.listdir(one.root / kind)
-    shutil.rmtree(one.base / "archives", ignore_errors=True)  # noqa: TID251  (nothing is mounted there)
 
 
 def refused(call: object, *codes: Code) -> str:
@@ -340,7 +335,13 @@ def test_what_cannot_be_done_is_refused_with_the_reason(one: Node) -> None:
     shared = one.run_pod(one.pod_config(pid=pb.POD, **PRIVATE))
     with_shared = one.run(shared, COUNT, pid=pb.POD, **PRIVATE)
     created = create_plain(one)
-    for container_id, why in ((under_crun, "crun cannot do it"), (with_shared, "pid namespace is that of its pod")):
+    stopped = run(one, f"sh -c 'kill -STOP $$' & {COUNT}")
+    until(lambda: any(process.is_stopped(pid) for pid in process.children(one.pid(stopped))), "a process to stop")
+    for container_id, why in (
+        (under_crun, "crun cannot do it"),
+        (with_shared, "pid namespace is that of its pod"),
+        (stopped, "was stopped by a signal"),
+    ):
         assert why in refused(lambda id=container_id: checkpoint(one, id, target), Code.FAILED_PRECONDITION)  # type: ignore[misc]
     assert "CREATED" in refused(lambda: checkpoint(one, created, target), Code.FAILED_PRECONDITION)
     refused(lambda: checkpoint(one, "f" * 64, target), Code.NOT_FOUND)
@@ -353,7 +354,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(one: Node) -> None:
         assert "location" in refused(lambda at=place_: checkpoint(one, first, at), code)  # type: ignore[misc]
     assert "timeout" in refused(lambda: checkpoint(one, first, target, -1), Code.INVALID_ARGUMENT)
     assert not os.listdir(target.parent)
-    for container_id in (under_crun, with_shared, first):
+    for container_id in (under_crun, with_shared, stopped, first):
         goes_on(one, container_id)
 
 

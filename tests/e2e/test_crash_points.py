@@ -60,7 +60,16 @@ esac
 WANTED = 300  # cpu shares
 HAS_CRIU = shutil.which(CRIU) is not None
 OF_GVISOR = {"shim.forgetting"}  # see test_gvisor_crashes.py
-OF_CRIU = ("checkpoint.*", "restore.*", "seal.*", "shim.dump*", "shim.fr[eo]*z*", "shim.restor*", "shim.revived")
+OF_CRIU = (
+    "checkpoint.*",
+    "restore.*",
+    "seal.*",
+    "shim.dump*",
+    "shim.fr[eo]*z*",
+    "shim.restor*",
+    "shim.held",
+    "shim.revived",
+)
 
 
 def shares(path: str, otherwise: int) -> int:
@@ -792,10 +801,14 @@ class StopByCheckpoint(CheckpointPod):
 
 
 class RestorePod(CheckpointPod):
-    """A pod is made of an archive that says that its volume is memory. Who gets no answer removes what there is."""
+    """A pod of two is made of an archive that says that its volume is memory.
+
+    Who gets no answer removes what there is.
+    """
 
     def prepare(self, stage: Stage) -> Target:
         target = super().prepare(stage)
+        stage.node.run(target.pod, COUNT, "second", **checkpoints.PRIVATE)
         checkpoints.checkpoint_pod(stage.node, target.pod, self.archive(stage))
         stage.node.remove_pod(target.pod)
         head = sealed.unpack(self.archive(stage), stage.node.base / "read", "pod", 1 << 30)
@@ -815,7 +828,10 @@ class RestorePod(CheckpointPod):
         self.act(stage, target)
 
     def check(self, stage: Stage, target: Target) -> None:
-        [target.container] = [one.id for one in stage.node.containers() if one.pod_sandbox_id == target.pod]
+        found = {one.metadata.name: one.id for one in stage.node.containers() if one.pod_sandbox_id == target.pod}
+        target.container = found.pop("second")
+        self.counts(stage, target)
+        [target.container] = found.values()
         assert stage.node.exec(target.container, ["ls", "/scratch"]).stdout == b"file\n"
         self.counts(stage, target)
         files.unlink(self.archive(stage))

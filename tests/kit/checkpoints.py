@@ -1,13 +1,19 @@
 """Containers that count, checkpoints of them and of pods, and what is made from those, for tests."""
 
+import contextlib
 import itertools
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from holdfast.linux import mount
+from holdfast.model.gvisor import FILESTORE
 from holdfast.proto import node_pb2, node_pb2_grpc
 from holdfast.proto import runtime_v1_pb2 as pb
-from kit.node import Node
+from kit import invariants
+from kit.node import Node, until
 
 COUNT = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done"
 LOST = re.compile(r"holdfast: lost \d+ log lines \((\d+) bytes\)")
@@ -54,6 +60,33 @@ def restore_pod(one: Node, archive: Path, **how: Any) -> str:
     """Returns the id of the pod."""
     request = node_pb2.RestorePodRequest(location=str(archive), **how)
     return str(node_pb2_grpc.NodeStub(one.channel).RestorePod(request, timeout=120).pod_id)
+
+
+@contextlib.contextmanager
+def emptied(one: Node, *, at_once: bool = True) -> Iterator[Node]:
+    """The node; afterwards without its pods, and with nothing left of these, their volumes, checkpoints and archives.
+
+    Where something was killed it takes a while: not `at_once`.
+    """
+    yield one
+    for pod in one.pods():
+        one.remove_pod(pod.id)
+    places = (one.base / "kubelet", one.base / "archives")
+    for place in places:
+        mount.unmount_tree(place)
+    if not at_once:
+        until(lambda: not left(one), "nothing to be left")
+    assert left(one) == []
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)  # noqa: TID251  (nothing is mounted below it any more)
+    invariants.check(one)
+
+
+def left(one: Node) -> list[str]:
+    """What is there though there are no pods: staged, in volumes, or at work."""
+    staged = [one.root / name for name in ("checkpoints", "restores", "volumes")]
+    found = [*itertools.chain(*(place.glob("*") for place in staged)), *one.base.glob(f"kubelet/**/{FILESTORE}*")]
+    return [*map(str, found), *one.leftovers()]
 
 
 def lines(one: Node, container_id: str) -> list[str]:

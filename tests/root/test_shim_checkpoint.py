@@ -5,13 +5,14 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kit.tools import CRIU, needs_criu
 from shim_kit import Container, ShimKit, reader, running_shim, until
 
-from holdfast.linux import cgroup, mount
+from holdfast.linux import cgroup, mount, process
 from holdfast.model import errors
 from holdfast.model.checkpoint import CriuSettings
 from holdfast.runtime.task import Status, TaskClient
@@ -184,6 +185,53 @@ async def test_what_cannot_be_checkpointed_says_why_and_runs_on(
     await client.thaw(["a"])
     before = len(numbers(one))
     await until(lambda: len(numbers(one)) > before + 3)
+
+
+async def test_who_was_stopped_before_it_was_frozen_holds_nothing_up(
+    kit: ShimKit, client: TaskClient, tmp_path: Path
+) -> None:
+    """CRIU would wait for ever in ptrace(2)."""
+    one = await kit.run(client, "a", f"sh -c 'kill -STOP $$; exit' & {COUNT}")
+    await until(lambda: any(process.is_stopped(pid) for pid in cgroup.pids(f"{kit.parent}/a")))
+    with pytest.raises(errors.HoldfastError, match="stopped by a signal"):
+        await checkpoint(client, one, tmp_path / "images")
+    await client.thaw(["a"])
+    [stopped] = [pid for pid in cgroup.pids(f"{kit.parent}/a") if process.is_stopped(pid)]
+    os.kill(stopped, signal.SIGCONT)
+    await until(lambda: process.state(stopped) in ("", "Z"))
+    await checkpoint(client, one, tmp_path / "images")
+
+
+async def test_what_is_restored_may_be_held(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
+    """It stands still, with all that it has begun, until it is thawed or nobody wants that any more."""
+    one = await kit.run(client, "a", f"sh -c 'while :; do date > /tmp/beat; usleep 1000; done' & {COUNT}")
+    await until(lambda: len(numbers(one)) > 5)
+    made = replace(await checkpoint(client, one, tmp_path / "images"), held=30)
+    two = copy_of(kit, one, "b")
+    pid = await restore(kit, client, two, made)
+    assert (await client.state("b")).status is Status.RUNNING
+    assert cgroup.frozen(f"{kit.parent}/b")
+    beat = kit.base / "writable-b/upper/tmp/beat"
+    stood = (beat.read_bytes(), beat.stat().st_mtime_ns)
+    await client.freeze(["b"], 30, again=True)
+    three = copy_of(kit, one, "c")
+    await restore(kit, client, three, replace(made, held=0.3))
+    await until(lambda: len(numbers(three)) > 3)  # its lease was over
+    assert (beat.read_bytes(), beat.stat().st_mtime_ns) == stood and not numbers(two)
+    await client.thaw(["b"])
+    await until(lambda: len(numbers(two)) > 3 and beat.stat().st_mtime_ns != stood[1])
+    first, *rest = numbers(two)
+    assert rest == list(range(first + 1, first + 1 + len(rest)))
+    os.kill(pid, signal.SIGKILL)
+    assert (await client.wait("b"))[0] == 137
+
+
+async def test_sigkill_reaches_what_is_held(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
+    one = await kit.run(client, "a", COUNT)
+    made = replace(await checkpoint(client, one, tmp_path / "images"), held=30)
+    await restore(kit, client, copy_of(kit, one, "b"), made)
+    await client.kill("b", signal.SIGKILL)
+    assert (await client.wait("b"))[0] == 137
 
 
 async def test_a_restore_that_fails_leaves_nobody(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:

@@ -60,10 +60,10 @@ class Checkpoints:
         await task.checkpoint(container.meta.id, images, self.settings(container, directory))
         crashpoint("checkpoint.dumped")
 
-    def settings(self, container: Container, work: Path) -> CriuSettings:
+    def settings(self, container: Container, work: Path, held: float = 0.0) -> CriuSettings:
         """What CRIU is to be told, of a dump or a restore."""
         tcp = established(container.config, container.pod.config)
-        return CriuSettings(os.path.abspath(find_criu(self._criu_path)), str(work), tcp)
+        return CriuSettings(os.path.abspath(find_criu(self._criu_path)), str(work), tcp, held)
 
     def handler_problem(self, handler: Handler) -> str:
         """Why containers under a handler can be neither checkpointed nor restored by CRIU; "" when they can."""
@@ -113,6 +113,8 @@ def _of_its_processes(container: Container, keeps_tcp: bool) -> str:
     for pid in pids:
         if not _descends(pid, init.pid):
             return f"process {pid} was executed in it and runs"
+        if process.is_stopped(pid):
+            return f"process {pid} was stopped by a signal (SIGSTOP, or like a job of a shell); SIGCONT has it go on"
         if not process.may_see_limits(pid):
             return f"process {pid} is another user's or group's, whose limits CRIU may not see without CAP_SYS_RESOURCE"
         if why := _of_its_files(pid):

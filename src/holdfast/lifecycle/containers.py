@@ -180,8 +180,11 @@ class Containers:
             log.warning("cannot undo the creation of container %s yet: %s", container.meta.id, exc)
             self._background.see_through(f"undo create {container.meta.id}", lambda: self.undo_create(container))
 
-    async def start(self, container_id: str) -> None:
-        """Run a created container. When it cannot be started it is EXITED with 128 and reason StartError."""
+    async def start(self, container_id: str, held: float = 0.0) -> None:
+        """Run a created container. When it cannot be started it is EXITED with 128 and reason StartError.
+
+        One that is restored may be `held` for some seconds, see Freezer.held.
+        """
         container = await self._acknowledged(container_id)
         async with container.lock:
             pod = container.pod
@@ -200,7 +203,7 @@ class Containers:
             now = self._world.clock.now()  # before the act: a process may be over before we hear that it runs
             try:
                 async with self._storage.blamed(f"start container {container.meta.id}"):
-                    process = await self._run(container)
+                    process = await self._run(container, held)
                 started = lambda status: replace(status, started_at=status.started_at or now, process=process)  # noqa: E731
                 await self._world.update_container(container, started, end="start")
             except UNTOLD:
@@ -288,7 +291,7 @@ class Containers:
         await within(SETTLE_SECONDS, container.settled.wait(), f"settle container {container.meta.id}")
         return container
 
-    async def _run(self, container: Container) -> ProcessRef:
+    async def _run(self, container: Container, held: float) -> ProcessRef:
         """Have the shim create and start the task."""
         bundle = self._layout.bundle(container.pod.meta.id, container.meta.id)
         await self._bundles.ensure(container)
@@ -298,7 +301,7 @@ class Containers:
         if foreign := self._foreign.serves(container):
             stdout, stderr = await self._foreign.begin(container, stdin)
         task = await self._shims.task(container.pod.meta.id)
-        origin = await self._restores.begin(container)
+        origin = await self._restores.begin(container, held)
         with contextlib.suppress(NotFound, Damaged):  # of an image that is gone the layers may be there all the same
             await self._images.whole(container.meta.image_id)
         mounts = self._users.shown(container, await self._snapshots.mounts(container.meta.snapshot_key))

@@ -70,6 +70,39 @@ class Freezer:
             window.seconds = window.elapsed
         crashpoint("checkpoint.thawed")
 
+    @contextlib.asynccontextmanager
+    async def held(self, pod: Pod) -> AsyncIterator[list[Container]]:
+        """Within it the containers of the pod that are added, which were restored and stand still, go on doing so.
+
+        Then they go on, together; before that if the pod is to end, or its shim has died. What asks for them to stand
+        still from the first is the start of each, for LEASE_SECONDS.
+        """
+        held: list[Container] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                keeping = group.create_task(self._keep_held(pod, held), name=f"hold {pod.meta.id}")
+                yield held
+                keeping.cancel()
+        except BaseExceptionGroup as exc:
+            raise exc.exceptions[0] from exc
+        finally:
+            await self._let_all_go(pod, held)
+        crashpoint("restore.let_go")
+
+    async def _keep_held(self, pod: Pod, held: Sequence[Container]) -> None:
+        while not (ENDING & pod.intents.keys()):
+            await asyncio.sleep(RENEW_SECONDS)
+            for one in tuple(held):
+                with contextlib.suppress(HoldfastError):
+                    await (await self._shims.task(pod.meta.id)).freeze([one.meta.id], LEASE_SECONDS, again=True)
+        await self._let_all_go(pod, held)
+
+    async def _let_all_go(self, pod: Pod, held: Sequence[Container]) -> None:
+        """One that cannot be told so is not kept: its lease ends."""
+        if held:
+            with contextlib.suppress(HoldfastError):
+                await (await self._shims.task(pod.meta.id)).thaw([one.meta.id for one in held], THAW_SECONDS)
+
     async def let_go(self, container: Container) -> None:
         """Thaw what an earlier daemon may have left frozen; it is well if nothing was."""
         task = await self._shims.task(container.pod.meta.id)

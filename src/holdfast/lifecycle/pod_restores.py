@@ -22,8 +22,9 @@ from holdfast.images.service import Images
 from holdfast.lifecycle.archives import OP
 from holdfast.lifecycle.checkpoints import Checkpoints
 from holdfast.lifecycle.containers import Containers
+from holdfast.lifecycle.freezing import LEASE_SECONDS, Freezer
 from holdfast.lifecycle.layout import Layout
-from holdfast.lifecycle.objects import Pod
+from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.pod_archive import (
     NAME,
     PodArchive,
@@ -86,10 +87,12 @@ class PodRestores:
         background: Background,
         layout: Layout,
         handlers: Handlers,
+        freezer: Freezer,
         log_root: Path,
         enabled: bool,
     ) -> None:
         self._handlers = handlers
+        self._freezer = freezer
         self._enabled = enabled
         self._world = world
         self._pods = pods
@@ -224,11 +227,23 @@ class PodRestores:
             config = container_config(one, pod.config, places)
             made.append(await self._containers.create(pod.meta.id, config, staged / parts.CONTAINERS / one.name))
         crashpoint("restore.created")
-        for container in made:
-            await self._containers.start(container.meta.id)
+        await self._start(pod, made)
         await apart(files.remove_tree, staged)
         await self._world.end(pod, RESTORE)
         crashpoint("restore.done")
+
+    async def _start(self, pod: Pod, made: list[Container]) -> None:
+        """None of them goes on before all are there: CRIU takes no file that another one has changed meanwhile.
+
+        One alone waits for nobody; and what is gVisor's goes on all at once by itself.
+        """
+        seconds = LEASE_SECONDS if len(made) > 1 and not self._handlers.get(pod.meta.handler).gvisor else 0.0
+        async with self._freezer.held(pod) as held:
+            for container in made:
+                await self._containers.start(container.meta.id, seconds)
+                if seconds:
+                    held.append(container)
+                crashpoint("restore.started")
 
     async def _undo(self, pod: Pod) -> None:
         """Remove the pod, whoever waits for that, until it is gone."""

@@ -136,8 +136,8 @@ class Restores:
         spec = await in_thread(self._bundles.load, container)
         await in_thread(compare, place, spec, container.config)
 
-    async def begin(self, container: Container) -> tuple[Path, CriuSettings] | None:
-        """Where the images are from which a container is to be started, if it is to be restored.
+    async def begin(self, container: Container, held: float = 0.0) -> tuple[Path, CriuSettings] | None:
+        """Where the images are from which a container is to be started, if it is to be restored; see CriuSettings.
 
         What an attempt that was cut off has written to its layer is taken back: in the images nobody has written it.
         Raises FailedPrecondition when they are lost.
@@ -153,7 +153,7 @@ class Restores:
             await self._fill_anew(container)
         await in_thread(files.write_atomic, place / BEGUN, b"")
         crashpoint("restore.begun")
-        return place / parts.IMAGES, self._checkpoints.settings(container, place)
+        return place / parts.IMAGES, self._checkpoints.settings(container, place, held)
 
     async def _fill_anew(self, container: Container) -> None:
         key = container.meta.snapshot_key

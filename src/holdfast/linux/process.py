@@ -141,6 +141,11 @@ def stuck(pid: int) -> str:
     return ""
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it, signal(7); one that was frozen after that says that it waits."""
+    return state(pid) == "T" or stuck(pid) == "do_signal_stop"
+
+
 def _waits_in(pid: str) -> str:
     texts = dict.fromkeys(("wchan", "stack", "syscall"), b"")
     for name in texts:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from holdfast.model.errors import Damaged
@@ -19,11 +19,16 @@ _EXTERNAL: Final = re.compile(r"file\[[0-9a-f]{1,16}:[0-9a-f]{1,16}\]")
 
 @dataclass(frozen=True, slots=True)
 class CriuSettings:
-    """`program` is the CRIU to use, `work` the directory for its logs."""
+    """`program` is the CRIU to use, `work` the directory for its logs.
+
+    What is restored stands still for `held` seconds, unless it is thawed or frozen again before; with 0 it goes on at
+    once.
+    """
 
     program: str
     work: str
     tcp_established: bool = False
+    held: float = 0.0
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -35,6 +40,7 @@ class CriuSettings:
             found = cls(**json.loads(data))
             if not (isinstance(found.program, str) and isinstance(found.work, str)):
                 raise TypeError("program and work are strings")
+            found = replace(found, held=float(found.held))
         except (ValueError, TypeError) as exc:
             raise Damaged(f"cannot read what is asked of CRIU: {exc}") from exc
         return found

@@ -34,6 +34,7 @@ PID_LIMIT: Final = 64
 ORPHAN_SECONDS: Final = 2
 PATIENCE: Final = 10.0  # with a CRIU that nobody waits for any more
 PAUSE: Final = 0.01
+HOLD_SECONDS: Final = 10.0  # until all that is restored stands still
 VAIN_SECONDS: Final = 1.0  # that CRIU, or who waits for it, gets to notice by itself that there is nothing to wait for
 STATE_LIMIT: Final = 4 * 1024 * 1024
 _HARMLESS: Final = "rlimit: Can't setup"  # without CAP_SYS_RESOURCE; it goes on
@@ -59,7 +60,7 @@ def dump(runtime: Runtime, task: Task, images: Path, settings: CriuSettings) -> 
     """
     assert task.record is not None
     found = _stdio(task)
-    _refuse_guests(task)
+    _refuse_processes(task)
     files.write_atomic(images / STDIO_FILE, json.dumps(found).encode(), sync=False)
     lines = [f"external {id}" for id in found.values()]
     options = ["--tcp-established"] if settings.tcp_established else []
@@ -78,12 +79,16 @@ def dump(runtime: Runtime, task: Task, images: Path, settings: CriuSettings) -> 
 
 
 def restore(runtime: Runtime, task: Task) -> Revived:
-    """Bring back the processes of a container whose rootfs is mounted. Blocks. Raises Failed, having ended them."""
+    """Bring back the processes of a container whose rootfs is mounted. Blocks. Raises Failed, having ended them.
+
+    Those that are to be held CRIU leaves stopped, and they are frozen on return.
+    """
     assert task.origin is not None
     images, settings = task.origin.images, task.origin.settings
     found = _known_stdio(images / STDIO_FILE)
     lines = [f"external {id}" for id in found.values()]
     lines += [f"inherit-fd fd[{NUMBERS[name]}]:{id}" for name, id in found.items()]
+    lines += ["leave-stopped"] if settings.held else []
     pid_file = task.bundle / "init.pid"
     where = ["--detach", "--bundle", str(task.bundle), "--pid-file", str(pid_file)]
     where += ["--image-path", str(images), "--work-path", settings.work]
@@ -96,6 +101,9 @@ def restore(runtime: Runtime, task: Task) -> Revived:
                 environment=environment, criu=settings.program, look=Watch().look,
             )  # fmt: skip
         crashpoint("shim.restored")
+        if settings.held:
+            _hold(remains.cgroup_of_bundle(task.bundle))
+            crashpoint("shim.held")
         return _revived(runtime, task, int(files.read_bounded(pid_file, PID_LIMIT)))
     except (Failed, OSError, ValueError):
         if path := remains.cgroup_of_bundle(task.bundle):
@@ -104,6 +112,17 @@ def restore(runtime: Runtime, task: Task) -> Revived:
         raise
     finally:
         files.unlink(pid_file)
+
+
+def _hold(path: str) -> None:
+    """Freeze what was left stopped, so that it goes on once it is thawed."""
+    cgroup.freeze(path)
+    remains.signal_all(path, signal.SIGCONT)
+    deadline = time.monotonic() + HOLD_SECONDS
+    while not cgroup.frozen(path):
+        if time.monotonic() > deadline:
+            raise Failed(f"what was restored does not stand still after {HOLD_SECONDS:g} s")
+        time.sleep(PAUSE)
 
 
 def _revived(runtime: Runtime, task: Task, pid: int) -> Revived:
@@ -157,8 +176,12 @@ def _fifos(task: Task) -> dict[tuple[int, int], str]:
     return found
 
 
-def _refuse_guests(task: Task) -> None:
-    """Whoever is in the container's cgroup without descending from its init was executed there by somebody outside."""
+def _refuse_processes(task: Task) -> None:
+    """Raise Failed for one that CRIU would not bring back, or would never be done with.
+
+    Whoever is in the container's cgroup without descending from its init was executed there by somebody outside. And
+    the kernel lets nobody trace who was stopped before he was frozen (cgroup v1), but has the tracer wait.
+    """
     assert task.record is not None
     init = task.record.pid
     for pid in remains.pids(task.record.cgroup):
@@ -167,6 +190,8 @@ def _refuse_guests(task: Task) -> None:
             one = process.parent(one)
         if one != init:
             raise Failed(f"process {pid} was executed in it and does not descend from its init")
+        if process.is_stopped(pid):
+            raise Failed(f"process {pid} was stopped by a signal")
 
 
 class Watch:

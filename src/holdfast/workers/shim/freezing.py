@@ -55,6 +55,10 @@ class Freezing:
         for id in ids:
             self._lease(id, seconds)
 
+    def hold(self, task: Task, seconds: float) -> None:
+        """Of one that was restored frozen: it goes on when its lease is over."""
+        self._lease(task.id, seconds)
+
     async def thaw_asked(self, asked: str) -> None:
         """Raises FAILED_PRECONDITION if one was thawed before: what was copied meanwhile may not fit together."""
         ids, _, _ = _parse(asked)

@@ -297,6 +297,8 @@ class Operations:
                 ended = self._unclaimed.pop(task.record.pid, None)
         except (Failed, OSError) as exc:
             raise as_call_error(exc, f"cannot restore task {task.id}") from exc
+        if task.origin is not None and task.origin.settings.held:
+            self.freezing.hold(task, task.origin.settings.held)
         self.have_held(task)
         if ended is not None:
             self.ended_unseen(task, *ended[:2])
