@@ -5,13 +5,13 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from kit import crash, invariants
-from kit.node import SECONDS, Node, node, until
+from kit.node import SECONDS, Node, until
 from wsproto.connection import CLIENT, Connection
 from wsproto.events import BytesMessage, CloseConnection
 
@@ -24,12 +24,6 @@ SHORT, MANY = 60, 10_000
 WARM = 40  # sessions after which caches are filled, and what they take is no leak
 GROWTH = 3 * 1024  # KiB that each process may have grown by in the end, whatever their number
 ECHO = "while read -r line; do echo got $line; done"
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 class Client:

@@ -4,19 +4,13 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
-from kit.node import IMAGE, Node, node
+from kit.node import IMAGE, Node
 
 from holdfast.proto import runtime_v1_pb2 as pb
 
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 Change = Callable[[pb.ContainerConfig], object]
 User = pb.LinuxContainerSecurityContext
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,11 @@
 """Parents of pods' cgroups that nobody has made before: whoever of several pods is the last takes them away."""
 
-from collections.abc import Iterator
-
 import pytest
 from kit.invariants import check
-from kit.node import Node, node
+from kit.node import Node
 
 from holdfast.linux import cgroup
 from holdfast.proto import runtime_v1_pb2 as pb
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 def run(life: Node, parent: str) -> tuple[str, str]:

@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 from image import build_busybox_image
-from kit.node import BIN, IMAGE, Node, node, until
+from kit.node import BIN, IMAGE, Node, until
 from kit.registry import push, registry
 
 from holdfast.proto import runtime_v1_pb2 as pb
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture(autouse=True)

@@ -6,18 +6,12 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from kit.node import Node, node, until
+from kit.node import Node, until
 
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
 
 CREATED, STARTED, STOPPED, DELETED = range(4)
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 class Reader:

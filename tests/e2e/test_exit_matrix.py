@@ -36,14 +36,6 @@ def life(request: pytest.FixtureRequest) -> Iterator[Node]:
         yield one
 
 
-@pytest.fixture
-def pod(life: Node) -> Iterator[str]:
-    pod_id = life.run_pod()
-    yield pod_id
-    life.remove_pod(pod_id)
-    assert not life.leftovers()
-
-
 def kill_shim(life: Node, pod_id: str) -> None:
     shim = next(worker for worker in keeper.workers(life.state) if worker.id == pod_id)
     os.kill(shim.pid, signal.SIGKILL)

@@ -26,12 +26,6 @@ def dead(life: Node) -> Iterator[Hung]:
         yield one
 
 
-@pytest.fixture
-def clients() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        yield pool
-
-
 def failure(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as raised:
         call()

@@ -25,12 +25,6 @@ OTHERS_SECONDS = 20.0  # a call that waits for a hung shim takes thirty
 TRAP = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
 
 
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
 @pytest.fixture
 def pods(life: Node) -> Iterator[tuple[str, str]]:
     """One whose shim will hang, and another."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from kit import disk
-from kit.node import Node, node, until
+from kit.node import Node, until
 
 from holdfast.linux import mount
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -34,12 +34,6 @@ RECORD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) F
 LOST = re.compile(r"(\d+) log lines \((\d+) bytes\) of (stdout|stderr)")
 STALL = 2.0
 PIPE = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture

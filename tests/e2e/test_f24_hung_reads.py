@@ -5,12 +5,10 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 
-import pytest
 from kit import invariants
 from kit.hung import hung
-from kit.node import Node, node, until
+from kit.node import Node, until
 
 from holdfast.linux import process, threads
 from holdfast.proto import node_pb2, node_pb2_grpc
@@ -19,12 +17,6 @@ from holdfast.proto import runtime_v1_pb2 as pb
 SICK = threads.WORKING + 2  # more than there are places for blocking calls
 WELL, PODS = 50, 5
 VISIBLE_SECONDS = 10.0  # in less than one, on a machine that does nothing else
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 def codes(life: Node, ids: list[str]) -> dict[str, int]:

@@ -4,13 +4,12 @@ import concurrent.futures
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from kit.hung import hung
-from kit.node import Node, node, until
+from kit.node import Node, until
 
 from holdfast.linux import mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -18,26 +17,6 @@ from holdfast.proto import runtime_v1_pb2 as pb
 LATE = 15.0  # seconds after its deadline by which even a busy machine has ended it
 STUBBORN = "trap 'echo asked' TERM; echo up; while :; do sleep 0.02; done"
 SLOW = "trap 'echo asked; sleep 2; exit 7' TERM; echo up; while :; do sleep 0.02; done"
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture
-def pod(life: Node) -> Iterator[str]:
-    pod_id = life.run_pod()
-    yield pod_id
-    life.remove_pod(pod_id)
-    assert not life.leftovers()
-
-
-@pytest.fixture
-def clients() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        yield pool
 
 
 def up(life: Node, pod: str, script: str) -> str:

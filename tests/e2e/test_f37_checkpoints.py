@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from kit import disk, invariants
-from kit.checkpoints import PRIVATE, checkpoint, follow, lines, lost, numbers, place, restore, run
+from kit.checkpoints import PRIVATE, checkpoint, emptied, follow, lines, lost, numbers, place, restore, run
 from kit.crash import Inject, at_rest, pids, read
 from kit.node import Node, node, until
 from kit.tools import CRIU, needs_criu
@@ -36,10 +36,8 @@ def one() -> Iterator[Node]:
 
 @pytest.fixture
 def inject(one: Node) -> Iterator[Inject]:
-    yield Inject(one)
-    for pod in one.pods():
-        one.remove_pod(pod.id)
-    invariants.check(one)
+    with emptied(one, at_once=False):
+        yield Inject(one)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """F38, google/gvisor#13595: whole gVisor pods as archives, with an emptyDir on disk that two containers share."""
 
 import os
-import shutil
 import signal
 import tarfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from kit.checkpoints import emptied
 from kit.cni import network
 from kit.gvisor import (
     RUNTIMES,
@@ -54,13 +54,8 @@ def shared() -> Iterator[Node]:
 
 @pytest.fixture
 def one(shared: Node) -> Iterator[Node]:
-    yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
-    for name in ("checkpoints", "restores", "volumes"):
-        assert not (shared.root / name).exists() or not os.listdir(shared.root / name)
-    shutil.rmtree(shared.base / "archives", ignore_errors=True)  # noqa: TID251  (of files only)
-    assert not shared.leftovers()
+    with emptied(shared):
+        yield shared
 
 
 class Pod:

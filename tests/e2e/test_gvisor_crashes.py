@@ -1,8 +1,5 @@
 """SIGKILL of daemon and shim at the steps by which gVisor pods begin, are checkpointed and restored. F37, F38."""
 
-import contextlib
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from kit import invariants
+from kit.checkpoints import emptied
 from kit.crash import Inject, recovered
 from kit.gvisor import emptydir, gvisor_node, last_number, mounted
 from kit.node import Node, until
@@ -61,15 +59,8 @@ def shared() -> Iterator[Node]:
 
 @pytest.fixture
 def one(shared: Node) -> Iterator[Node]:
-    yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
-    for name in ("checkpoints", "restores", "volumes"):
-        with contextlib.suppress(FileNotFoundError):
-            until(lambda name=name: not os.listdir(shared.root / name), f"nothing to be left in {name}")
-    shutil.rmtree(shared.base / "archives", ignore_errors=True)  # noqa: TID251  (of files only)
-    until(lambda: not shared.leftovers(), "nothing to be left")
-    assert not list(shared.base.glob("kubelet/**/.gvisor.filestore.*"))
+    with emptied(shared, at_once=False):
+        yield shared
 
 
 def struck(one: Node, act: Callable[[], Any], point: str, count: int, victim: str) -> Future[Any]:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from kit.checkpoints import emptied
 from kit.cni import network
 from kit.gvisor import COUNT, RUNTIMES, gvisor_node, kill_sentry, last_number, lines, shim
 from kit.node import Node, until
@@ -29,10 +30,8 @@ def shared() -> Iterator[Node]:
 @pytest.fixture
 def one(shared: Node) -> Iterator[Node]:
     """The shared node, without pods, and with nothing left of them afterwards."""
-    yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
-    assert not shared.leftovers()
+    with emptied(shared):
+        yield shared
 
 
 def counting(one: Node, container: str) -> None:

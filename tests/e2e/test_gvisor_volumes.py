@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from kit.checkpoints import emptied
 from kit.gvisor import emptydir, filestores, gvisor_node, kill_sentry, mounted, resident, shim
 from kit.node import Node, until
 from kit.tools import needs_runsc
@@ -28,11 +29,8 @@ def shared() -> Iterator[Node]:
 
 @pytest.fixture
 def one(shared: Node) -> Iterator[Node]:
-    yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
-    assert not shared.leftovers()
-    assert not list(shared.base.glob("kubelet/**/.gvisor.filestore.*"))
+    with emptied(shared):
+        yield shared
 
 
 class Pod:

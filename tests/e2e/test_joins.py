@@ -17,20 +17,6 @@ def life() -> Iterator[Node]:
         yield one
 
 
-@pytest.fixture
-def pod(life: Node) -> Iterator[str]:
-    pod_id = life.run_pod()
-    yield pod_id
-    life.remove_pod(pod_id)
-    assert not life.leftovers()
-
-
-@pytest.fixture
-def clients() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        yield pool
-
-
 def refused(call: Callable[[], object]) -> str:
     with pytest.raises(grpc.RpcError) as failure:
         call()

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.apiserver import DEBIANS, Api, apiserver, kubectls
-from kit.node import Node, node, until
+from kit.apiserver import DEBIANS, Api, kubectls
+from kit.node import Node, until
 from kit.terminal import Terminal
 
 from holdfast.proto import runtime_v1_pb2 as pb
+
+pytestmark = pytest.mark.usefixtures("sessions_end")
 
 SECONDS = 60
 LARGE = bytes(range(256)) * 4096 * 5  # 5 MiB
@@ -24,24 +26,6 @@ COUNT = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done"
 ECHO = 'while read line; do echo "heard $line"; done'
 # Answers with what it has heard once that has ended; and one that says who it is.
 SERVERS = "nc -ll -p 7001 -e sha256sum & nc -ll -p 7002 -e cat & sleep 100000"
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture(autouse=True)
-def sessions_end(life: Node) -> Iterator[None]:
-    yield
-    until(lambda: not life.streamers(), "the streamers to end")
-
-
-@pytest.fixture(scope="module")
-def api(life: Node) -> Iterator[Api]:
-    with apiserver(life) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

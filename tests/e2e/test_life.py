@@ -27,14 +27,6 @@ def no_pods_are_left(life: Node) -> Iterator[None]:
         life.remove_pod(one.id)
 
 
-@pytest.fixture
-def pod(life: Node) -> Iterator[str]:
-    pod_id = life.run_pod()
-    yield pod_id
-    life.remove_pod(pod_id)
-    assert not life.leftovers()
-
-
 def test_whole_cycle(life: Node) -> None:
     pod_id = life.run_pod()
     assert [one.state for one in life.pods() if one.id == pod_id] == [pb.SANDBOX_READY]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.message import Message
 from kit.crash import recovered
-from kit.node import Node, node, until
+from kit.node import Node, until
 
 from holdfast.linux import process, sockets
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -21,12 +21,6 @@ from holdfast.runtime import keeper
 from holdfast.ttrpc.codec import RESPONSE, Decoder, Frame, encode
 
 STOPPED = 3
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture

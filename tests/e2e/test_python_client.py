@@ -8,36 +8,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from kit.apiserver import Api, apiserver
-from kit.node import SECONDS, Node, node, until
+from kit.apiserver import Api
+from kit.node import SECONDS, Node, until
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 from kubernetes.client.rest import ApiException
 from kubernetes.stream import portforward, stream
 
 from holdfast.proto import runtime_v1_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("sessions_end")
+
 LARGE = b"0123456789abcdef" * 65536 * 3  # 3 MiB
 ECHO = 'while :; do echo tick; sleep 0.1; done & while read line; do echo "heard $line"; done'
 SERVERS = "nc -ll -p 7001 -e cat & nc -ll -p 7002 -e hostname & sleep 100000"
 STREAMS = {"stdin": False, "stdout": True, "stderr": True, "tty": False}
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture(autouse=True)
-def sessions_end(life: Node) -> Iterator[None]:
-    yield
-    until(lambda: not life.streamers(), "the streamers to end")
-
-
-@pytest.fixture(scope="module")
-def api(life: Node) -> Iterator[Api]:
-    with apiserver(life) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -28,14 +28,6 @@ def life(request: pytest.FixtureRequest) -> Iterator[Node]:
         yield one
 
 
-@pytest.fixture
-def pod(life: Node) -> Iterator[str]:
-    pod_id = life.run_pod()
-    yield pod_id
-    life.remove_pod(pod_id)
-    assert not life.leftovers()
-
-
 def test_created_running_and_exited_are_found_as_they_were(life: Node, pod: str) -> None:
     created = life.create(pod, life.container_config("exit 4", "created"))
     running = life.run(pod, "n=0; while :; do n=$((n+1)); echo $n; sleep 0.01; done", "running")

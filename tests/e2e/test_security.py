@@ -17,7 +17,7 @@ import grpc
 import pytest
 from image import build_busybox_image
 from kit import images
-from kit.node import Node, node, until
+from kit.node import Node, until
 
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
@@ -25,12 +25,6 @@ from holdfast.runtime import keeper
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 LIMIT = 16 << 20
 ROOM = 192 << 20  # of memory that the daemon may need for one ExecSync, whatever its output is
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 @pytest.fixture(params=["crun", "runc"])

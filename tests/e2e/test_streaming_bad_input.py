@@ -23,12 +23,6 @@ UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
 
 
 @pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def container(life: Node) -> Iterator[str]:
     pod = life.run_pod()
     yield life.run(pod, "sleep 1000")

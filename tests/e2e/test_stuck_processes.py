@@ -15,7 +15,7 @@ import grpc
 import pytest
 from kit import invariants
 from kit.hung import Hung, hung, stopped
-from kit.node import Node, node, until
+from kit.node import Node, until
 
 from holdfast.linux import cgroup, mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -24,12 +24,6 @@ from holdfast.runtime import keeper
 LONG = 90.0  # for calls that wait until a process does not die
 OTHERS_SECONDS = 8.0
 REFUSED = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
-
-
-@pytest.fixture(scope="module")
-def life() -> Iterator[Node]:
-    with node() as one:
-        yield one
 
 
 class Stuck:
