@@ -11,9 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,12 +20,12 @@ from pathlib import Path
 import grpc
 from rich.table import Table
 
-from holdfast.linux import files, mount
+from holdfast.linux import mount
 from holdfast.proto import runtime_v1_pb2 as pb
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from demo_full_disk import Failed, clear, console, until
+from demo_full_disk import Failed, clear, console, told, until
 from peers import IMAGE, Containerd, Holdfast, Peer, environment, images, pod_config, running
 from shares import FILES, KINDS, MOUNT_ALL, alive, digest, shares
 
@@ -157,32 +155,22 @@ def check(play: Play) -> None:
         raise Failed("the volume is still there")
 
 
-def main() -> int:
-    if os.geteuid() != 0:
-        print("demo: needs root", file=sys.stderr)
-        return 1
-    base = Path(tempfile.mkdtemp(prefix="hf-demo-"))
+def both(base: Path) -> None:
+    """One runtime after the other."""
     plays = []
-    try:
-        archives = images(base)
-        for kind, wanted in ((Holdfast, archives[:1]), (Sharing, archives)):
-            play = Play(kind(base, "crun"))
-            plays.append(play)
-            with stage(play.peer, wanted) as found:
-                play.act(found)
-                if kind is Holdfast:
-                    check(play)
-        if "--docs" in sys.argv:
-            print("\n".join(docs(plays)))
-        else:
-            show(plays)
-    except (Failed, TimeoutError, grpc.RpcError, subprocess.SubprocessError) as exc:
-        print(f"demo: FAILED: {exc}\ndemo: kept for you to look at: {base}", file=sys.stderr)
-        return 1
-    files.remove_tree(base)
-    print("demo: under holdfast not one file of others was lost")
-    return 0
+    archives = images(base)
+    for kind, wanted in ((Holdfast, archives[:1]), (Sharing, archives)):
+        play = Play(kind(base, "crun"))
+        plays.append(play)
+        with stage(play.peer, wanted) as found:
+            play.act(found)
+            if kind is Holdfast:
+                check(play)
+    if "--docs" in sys.argv:
+        print("\n".join(docs(plays)))
+    else:
+        show(plays)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told(both, "under holdfast not one file of others was lost"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from kit.node import IMAGE, SECONDS, Node, node, until
+from kit.streams import ask
 from kit.terminal import Terminal
 from kit.tls import self_signed
 
@@ -270,17 +271,6 @@ def test_attach_only_shows(life: Node) -> None:
 
 
 # -- port-forward
-
-
-def ask(port: int, data: bytes) -> bytes:
-    """What a server answers when it has heard it all."""
-    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        found = b""
-        while more := connection.recv(65536):
-            found += more
-        return found
 
 
 def test_ports_are_forwarded(life: Node) -> None:

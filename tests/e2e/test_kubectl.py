@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from kit.apiserver import DEBIANS, Api, kubectls
 from kit.node import Node, until
+from kit.streams import ask
 from kit.terminal import Terminal
 
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -144,17 +145,6 @@ def test_copies_in_both_directions(kubectl: Kubectl, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "large").read_bytes() == LARGE
     assert (tmp_path / "back" / "small").read_text() == "hello"
     kubectl("exec", "web", "-c", "main", "--", "rm", "-r", "/tmp/copied")
-
-
-def ask(port: int, data: bytes) -> bytes:
-    """What a server answers when it has heard it all."""
-    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        found = b""
-        while more := connection.recv(65536):
-            found += more
-        return found
 
 
 def test_ports_are_forwarded(kubectl: Kubectl) -> None:

@@ -204,7 +204,7 @@ async def test_who_was_stopped_before_it_was_frozen_holds_nothing_up(
 
 async def test_what_is_restored_may_be_held(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
     """It stands still, with all that it has begun, until it is thawed or nobody wants that any more."""
-    one = await kit.run(client, "a", f"sh -c 'while :; do date > /tmp/beat; usleep 1000; done' & {COUNT}")
+    one = await kit.run(client, "a", f"sh -c 'while :; do touch /tmp/beat; usleep 1000; done' & {COUNT}")
     await until(lambda: len(numbers(one)) > 5)
     made = replace(await checkpoint(client, one, tmp_path / "images"), held=30)
     two = copy_of(kit, one, "b")
@@ -212,14 +212,14 @@ async def test_what_is_restored_may_be_held(kit: ShimKit, client: TaskClient, tm
     assert (await client.state("b")).status is Status.RUNNING
     assert cgroup.frozen(f"{kit.parent}/b")
     beat = kit.base / "writable-b/upper/tmp/beat"
-    stood = (beat.read_bytes(), beat.stat().st_mtime_ns)
+    stood = beat.stat().st_mtime_ns
     await client.freeze(["b"], 30, again=True)
     three = copy_of(kit, one, "c")
     await restore(kit, client, three, replace(made, held=0.3))
     await until(lambda: len(numbers(three)) > 3)  # its lease was over
-    assert (beat.read_bytes(), beat.stat().st_mtime_ns) == stood and not numbers(two)
+    assert beat.stat().st_mtime_ns == stood and not numbers(two)
     await client.thaw(["b"])
-    await until(lambda: len(numbers(two)) > 3 and beat.stat().st_mtime_ns != stood[1])
+    await until(lambda: len(numbers(two)) > 3 and beat.stat().st_mtime_ns != stood)
     first, *rest = numbers(two)
     assert rest == list(range(first + 1, first + 1 + len(rest)))
     os.kill(pid, signal.SIGKILL)

@@ -181,12 +181,18 @@ async def test_f38_a_pod_is_restored_with_its_volume_and_again(pods: list[Pod], 
         await pod.end(client, "writer")
 
 
-async def test_what_is_frozen_stands_still_and_no_longer_than_its_lease(pods: list[Pod]) -> None:
+async def counting(pods: list[Pod]) -> tuple[Pod, TaskClient, Container]:
+    """The first of the pods, with a container "writer" that counts."""
     pod = pods[0]
     client = await pod.connect()
     await pod.begin(client)
     one = await pod.run(client, "writer", COUNT)
     await until(lambda: len(numbers(one)) > 3)
+    return pod, client, one
+
+
+async def test_what_is_frozen_stands_still_and_no_longer_than_its_lease(pods: list[Pod]) -> None:
+    pod, client, one = await counting(pods)
     await client.freeze(["writer"], 1)
     at = len(numbers(one))
     await asyncio.sleep(0.3)
@@ -202,11 +208,7 @@ async def test_what_is_frozen_stands_still_and_no_longer_than_its_lease(pods: li
 
 
 async def test_what_a_dead_shim_has_left_frozen_goes_on(pods: list[Pod]) -> None:
-    pod = pods[0]
-    client = await pod.connect()
-    await pod.begin(client)
-    one = await pod.run(client, "writer", COUNT)
-    await until(lambda: len(numbers(one)) > 3)
+    pod, client, one = await counting(pods)
     await client.freeze(["writer"], 100)
     assert pod.process is not None
     pod.process.kill()
@@ -224,10 +226,7 @@ async def test_what_a_dead_shim_has_left_frozen_goes_on(pods: list[Pod]) -> None
 
 
 async def test_what_could_not_be_restored_is_refused_and_runs_on(pods: list[Pod], tmp_path: Path) -> None:
-    pod = pods[0]
-    client = await pod.connect()
-    await pod.begin(client)
-    one = await pod.run(client, "writer", COUNT)
+    pod, client, one = await counting(pods)
     with pytest.raises(errors.FailedPrecondition, match="not frozen"):
         await client.checkpoint(POD, tmp_path, pod.settings)
     async with reader(place := tmp_path / "out"):

@@ -3,12 +3,12 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from shim_kit import running_shim
-from stream_kit import STDIN, StreamKit, connected, keeper_state, until
+from stream_kit import STDIN, StreamKit, connected, until
 
 from holdfast.linux import process
 
@@ -16,12 +16,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 COUNT = "i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); echo $i; sleep 0.02; done"
 SAY = "while read line; do echo got $line; echo err $line >&2; done; echo over; exit 5"
-
-
-@pytest.fixture(scope="module")
-def state() -> Iterator[Path]:
-    with keeper_state() as made:
-        yield made
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from shim_kit import ShimKit
-from stream_kit import Forwarder, StreamKit, keeper_state, listening, network, until
+from stream_kit import Forwarder, StreamKit, listening, network, until
 
 from holdfast.linux import namespace, process
 from holdfast.runtime.keeper import Keeper
@@ -19,12 +19,6 @@ from holdfast.runtime.keeper import Keeper
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def state() -> Iterator[Path]:
-    with keeper_state() as made:
-        yield made
 
 
 @pytest.fixture

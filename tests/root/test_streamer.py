@@ -7,23 +7,17 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from shim_kit import running_shim
-from stream_kit import STDIN, STDOUT, StreamKit, connected, keeper_state, until
+from stream_kit import STDIN, STDOUT, StreamKit, connected, until
 
 from holdfast.linux import namespace, process
 from holdfast.workers.streamer import frames
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-@pytest.fixture(scope="module")
-def state() -> Iterator[Path]:
-    with keeper_state() as made:
-        yield made
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import ssl
 import struct
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from stream_kit import keeper_state, until
+from stream_kit import until
 
 from holdfast.linux import namespace, process
 from holdfast.model.errors import Unavailable
@@ -23,12 +23,6 @@ from holdfast.workers import tls
 from holdfast.workers.shim.loop import Loop
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-@pytest.fixture(scope="module")
-def state() -> Iterator[Path]:
-    with keeper_state() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

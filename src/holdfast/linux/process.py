@@ -125,6 +125,12 @@ def in_group(group: int) -> list[int]:
     return found
 
 
+def kill_group(group: int) -> None:
+    """SIGKILL to everyone in a process group, if there is one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
 def stuck(pid: int) -> str:
     """Where in the kernel a thread of the process waits that no signal reaches (state D); "" when none does.
 

@@ -9,12 +9,11 @@ import contextlib
 import json
 import logging
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.linux import cgroup
+from holdfast.linux import cgroup, process
 from holdfast.linux.threads import in_thread
 from holdfast.model import trace
 from holdfast.model.errors import DeadlineExceeded, Unavailable
@@ -100,8 +99,7 @@ class Plugins:
             raise DeadlineExceeded(f"cannot finish {what}: no end after {self._seconds:g} s") from exc
         finally:
             if child.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
+                process.kill_group(child.pid)
         return _answer(what, child.returncode, said, complaint)
 
 

@@ -1,12 +1,10 @@
 """Commands of an OCI runtime that the daemon runs itself, where no shim is to be waited for."""
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 from typing import Final
 
+from holdfast.linux import process
 from holdfast.model.errors import DeadlineExceeded
 from holdfast.runtime.handlers import Handler
 
@@ -42,8 +40,7 @@ async def ask(handler: Handler, *words: str, seconds: float = SECONDS) -> bytes 
         raise DeadlineExceeded(f"cannot {what}: no end after {seconds:g} s") from exc
     finally:
         if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            process.kill_group(child.pid)
     if child.returncode:
         log.info("cannot %s: %s", what, complaint[:SAID_LIMIT].decode(errors="replace").strip())
     return None if child.returncode else said

@@ -1,12 +1,10 @@
 """Which version of an OCI runtime a program is, and what its package has fixed though upstream's version stays."""
 
-import contextlib
 import gzip
 import hashlib
 import logging
 import os
 import re
-import signal
 import subprocess
 import tempfile
 import zlib
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from holdfast.linux import files
+from holdfast.linux import files, process
 from holdfast.model.errors import Unavailable
 from holdfast.model.escapes import parse_first_line
 
@@ -94,8 +92,7 @@ def ask(binary: str, argument: str, seconds: float = SECONDS) -> str:
             try:
                 asked.wait(seconds)
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(asked.pid, signal.SIGKILL)
+                process.kill_group(asked.pid)
         said.seek(0)
         return said.read(SAID_LIMIT).decode(errors="replace")
 

@@ -16,7 +16,7 @@ from holdfast.streaming.session import (
     Resize,
     Wanted,
 )
-from holdfast.streaming.spdy import WINDOW, Data, Reset, SynStream
+from holdfast.streaming.spdy import WINDOW, Data, SynStream
 from holdfast.streaming.status import FIRST_WITH_RESIZE, Sizes, told
 
 ERROR, STDIN, RESIZE = "error", "stdin", "resize"
@@ -45,18 +45,7 @@ class SpdyCommand:
         return iter(())
 
     def receive(self, data: bytes) -> Iterator[CommandEvent]:
-        try:
-            for frame in self._connection.receive(data):
-                match frame:
-                    case SynStream():
-                        yield from self._opened(frame)
-                    case Data():
-                        yield from self._received(frame)
-                    case Reset():
-                        yield from self._reset(frame.stream)
-        except ProtocolError:
-            self._connection.go_away(spdy_connection.GOAWAY_PROTOCOL_ERROR)
-            raise
+        yield from self._connection.deliver(data, self._opened, self._received, self._reset)
         if self._connection.gone:
             yield from self._leave()
 

@@ -6,7 +6,8 @@ none the worse, and what holds him up is that his bytes are not read from the so
 are told what was taken, for the stream and for the connection (draft 3.1, section 2.6.8).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from holdfast.streaming.session import ProtocolError
 from holdfast.streaming.spdy import (
@@ -25,6 +26,7 @@ from holdfast.streaming.spdy import (
 )
 
 StreamFrame = SynStream | Data | Reset
+E = TypeVar("E")  # what a user of the connection tells in his turn
 GOAWAY_OK, GOAWAY_PROTOCOL_ERROR = 0, 1
 
 
@@ -57,6 +59,27 @@ class Connection:
                     self.goodbye = True
                 case _:
                     pass
+
+    def deliver(
+        self,
+        data: bytes,
+        opened: Callable[[SynStream], Iterator[E]],
+        received: Callable[[Data], Iterator[E]],
+        reset: Callable[[int], Iterator[E]],
+    ) -> Iterator[E]:
+        """The same, each to whom it is for. A client that keeps to no protocol is told so before ProtocolError."""
+        try:
+            for frame in self.receive(data):
+                match frame:
+                    case SynStream():
+                        yield from opened(frame)
+                    case Data():
+                        yield from received(frame)
+                    case Reset():
+                        yield from reset(frame.stream)
+        except ProtocolError:
+            self.go_away(GOAWAY_PROTOCOL_ERROR)
+            raise
 
     def accept(self, stream: int) -> None:
         self.write(SynReply(stream))

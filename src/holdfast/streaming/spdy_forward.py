@@ -10,7 +10,7 @@ from typing import Final
 
 from holdfast.streaming import spdy_connection
 from holdfast.streaming.session import Dropped, Ended, ForwardEvent, Gone, Opened, ProtocolError, Received
-from holdfast.streaming.spdy import INTERNAL_ERROR, WINDOW, Data, Reset, SynStream
+from holdfast.streaming.spdy import INTERNAL_ERROR, WINDOW, Data, SynStream
 
 ERROR, DATA = "error", "data"
 MOST_PAIRS: Final = 1000
@@ -43,18 +43,7 @@ class SpdyForward:
         return iter(())
 
     def receive(self, data: bytes) -> Iterator[ForwardEvent]:
-        try:
-            for frame in self._connection.receive(data):
-                match frame:
-                    case SynStream():
-                        yield from self._opened(frame)
-                    case Data():
-                        yield from self._received(frame)
-                    case Reset():
-                        yield from self._reset(frame.stream)
-        except ProtocolError:
-            self._connection.go_away(spdy_connection.GOAWAY_PROTOCOL_ERROR)
-            raise
+        yield from self._connection.deliver(data, self._opened, self._received, self._reset)
         if self._connection.gone and not self._gone:
             self._gone = True
             yield Gone()

@@ -7,7 +7,6 @@ does not, and what a child has touched is gone with the child.
 """
 
 import collections
-import contextlib
 import heapq
 import itertools
 import os
@@ -205,8 +204,7 @@ class Loop:
                 _be_child(work, answer, parent)
             status = await self.exited(pid, seconds)
             if status is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                process.kill_group(pid)
                 raise Failed(f"no end after {seconds:g} s")
             text = os.pread(answer, ANSWER_BYTES, 0).decode(errors="replace")
         finally:
@@ -221,8 +219,7 @@ class Loop:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and process.in_group(group):
             await self.sleep(CALM)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+        process.kill_group(group)
 
     def _patience(self) -> float | None:
         """How long nothing may happen."""
