@@ -5,7 +5,6 @@ of a shim, so no shim can keep the API from answering.
 """
 
 import asyncio
-import functools
 import logging
 import os
 import signal
@@ -14,11 +13,8 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
 
-import grpc
-
-from holdfast import __version__, logs
+from holdfast import __version__, doors, logs
 from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.cri.boundary import Boundary
@@ -71,17 +67,15 @@ from holdfast.lifecycle.tasks import Background, in_thread
 from holdfast.lifecycle.userns import Users
 from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
-from holdfast.linux import cgroup, process, sockets, systemd
+from holdfast.linux import cgroup, process, systemd
 from holdfast.model import trace
 from holdfast.model.cgroups import SYSTEMD
 from holdfast.model.clock import Clock
-from holdfast.model.errors import FailedPrecondition, Unavailable
+from holdfast.model.errors import FailedPrecondition
 from holdfast.model.tally import Measure
 from holdfast.network.cni import Cni
 from holdfast.network.network import LoopbackOnly, Network
 from holdfast.network.plugin import Plugins
-from holdfast.proto.node_pb2_grpc import add_NodeServicer_to_server
-from holdfast.proto.runtime_v1_pb2_grpc import add_ImageServiceServicer_to_server, add_RuntimeServiceServicer_to_server
 from holdfast.runtime import handlers as runtime_handlers
 from holdfast.runtime.features import RuntimeFeatures
 from holdfast.runtime.keepers import Keepers
@@ -89,24 +83,13 @@ from holdfast.runtime.loggers import Loggers
 from holdfast.runtime.pathwork import PathWork
 from holdfast.runtime.shims import Shims
 from holdfast.runtime.streamers import Streamers
-from holdfast.runtime.told import Forwarded, Told
 from holdfast.runtime.unpack import Unpacker
 from holdfast.snapshots.overlay import Snapshots
 from holdfast.store.copies import Copies
 from holdfast.store.db import Store
 from holdfast.store.space import Minimum
-from holdfast.streaming.server import Address, Server
-from holdfast.ttrpc.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
-
-MESSAGE_BYTES: Final = 16 * 1024 * 1024 + 1024 * 1024  # ExecSync's 16 MiB a stream is cut to fit, see CRI
-GRPC_OPTIONS: Final = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    ("grpc.so_reuseport", 0),
-)
-GRACE_SECONDS: Final = 5.0
 
 
 class Daemon:
@@ -381,9 +364,9 @@ class Daemon:
             ]
             stack.push_async_callback(in_thread, serve(config.metrics_address, self._measures))
         if any(one.shim for one in handlers.all.values()):
-            await self._hear(stack, layout, monitor)
-        await self._stream(stack, sessions, shown)
-        await self._listen(stack, boundary, runtime, ImageService(images), extra)
+            await doors.hear(stack, layout.events, monitor.hint, background)
+        await doors.stream(stack, config, sessions, shown, background)
+        await doors.listen(stack, config.socket, boundary, runtime, ImageService(images), extra)
         stack.callback(events.close)  # first of all, or streams would hold up the server's end
         return recovery, images
 
@@ -394,71 +377,6 @@ class Daemon:
         plugins = Plugins(tuple(map(Path, config.cni_bin_dirs)), config.cni_timeout)
         template = Path(config.cni_conf_template) if config.cni_conf_template else None
         return Cni(Path(config.cni_conf_dir), plugins, cgroups.root, config.cni_max_networks, template)
-
-    async def _hear(self, stack: AsyncExitStack, layout: Layout, monitor: Monitor) -> None:
-        """Listen to what foreign shims tell. Exits are hints; an OOM kill is seen at the cgroup anyway."""
-
-        def tell(told: Told) -> None:
-            log.info("told of %s of %s %s", told.kind, told.container_id, told.exec_id)
-            if told.kind == "TaskExit" and not told.exec_id:
-                monitor.hint(told.container_id)
-
-        if len(os.fsencode(layout.events)) > sockets.PATH_LIMIT:
-            log.warning(
-                "%s is too long for foreign shims to connect to: their exits are noticed without it", layout.events
-            )
-        endpoint = Endpoint(Forwarded(tell).handle)
-        stack.push_async_callback(endpoint.close)
-        listen = functools.partial(endpoint.listen, layout.events)
-        try:
-            await listen()
-        except OSError:  # hints can wait, and all else is served meanwhile
-            self._background.see_through("socket of foreign shims", listen)
-
-    async def _stream(self, stack: AsyncExitStack, sessions: Sessions, shown: dict[str, object]) -> None:
-        """Listen for those who come with a token; what that lacks is waited for, and all else is served meanwhile."""
-        config = self._config
-        host, _, port = config.streaming_address.rpartition(":")
-        server = Server(
-            sessions, Address(host.strip("[]"), int(port), config.streaming_tls_cert, config.streaming_tls_key)
-        )
-        sessions.offer = server.offer
-        stack.push_async_callback(server.close)
-
-        async def listen() -> None:
-            await server.listen()
-            shown["streaming"] = server.base()
-            if text := server.warning():
-                shown["streaming_warning"] = text
-
-        try:
-            await listen()
-        except Unavailable:
-            self._background.see_through("stream server", listen)
-
-    async def _listen(
-        self,
-        stack: AsyncExitStack,
-        boundary: Boundary,
-        runtime: RuntimeService,
-        images: ImageService,
-        node: NodeService,
-    ) -> None:
-        """Serve on the socket, which only its owner may open. Raises Unavailable when it cannot be had."""
-        server = grpc.aio.server(interceptors=(boundary,), options=GRPC_OPTIONS)
-        add_RuntimeServiceServicer_to_server(runtime, server)  # type: ignore[no-untyped-call]
-        add_ImageServiceServicer_to_server(images, server)  # type: ignore[no-untyped-call]
-        add_NodeServicer_to_server(node, server)  # type: ignore[no-untyped-call]
-        path = self._config.socket
-        path.unlink(missing_ok=True)  # of a run that was killed; the lock says that it is over
-        try:
-            server.add_insecure_port(f"unix:{path}")
-        except RuntimeError as exc:
-            raise Unavailable(f"cannot listen on {path}: {exc}") from exc
-        await server.start()
-        os.chmod(path, 0o600)
-        stack.push_async_callback(in_thread, path.unlink, missing_ok=True)
-        stack.push_async_callback(server.stop, GRACE_SECONDS)
 
     def _facts(self, runtime: str, host: dict[str, object]) -> dict[str, object]:
         """What Status(verbose) tells of this daemon."""

@@ -1,5 +1,6 @@
 """CheckpointContainer, and containers made from what it leaves: real processes, files and memory, through the CRI."""
 
+import contextlib
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from kit.checkpoints import (
     run,
 )
 from kit.node import Node, node, until
+from kit.registry import push, registry
 from kit.tools import CHECKPOINTCTL, CRIU, needs_checkpointctl, needs_criu
 
 from holdfast.checkpoint import sealed
@@ -237,7 +239,8 @@ def test_the_archive_is_laid_out_as_others_expect_it(one: Node) -> None:
     assert b"etc/new" in texts["rootfs-diff.tar"]
 
 
-def test_an_image_that_holds_an_archive(one: Node) -> None:
+@pytest.mark.parametrize("way", ["imported", "pulled"])
+def test_an_image_that_holds_an_archive(one: Node, way: str) -> None:
     """As `buildah add` and a commit with an annotation make it from an archive."""
     archive = checkpoint(one, counts(one))
     made = images.image([(archive.read_bytes(), "gzip")])
@@ -246,11 +249,20 @@ def test_an_image_that_holds_an_archive(one: Node) -> None:
     made.manifest = made.add(json.dumps(document).encode())
     path = one.base / "held.tar"
     path.write_bytes(images.oci_archive([(made, "localhost/held:1")]))
-    one.import_image(path)
-    second = restore(one, "localhost/held:1")
+    with contextlib.ExitStack() as stack:
+        if way == "imported":
+            name = "localhost/held:1"
+            one.import_image(path)
+        else:
+            host = stack.enter_context(registry())
+            push(host, "held", "1", path)
+            name = f"{host}/held:1"
+            one.images("PullImage", pb.PullImageRequest(image=pb.ImageSpec(image=name)))
+    second = restore(one, name)
     until(lambda: len(numbers(one, second)) > 5)
     assert numbers(one, second)[0] > 5
-    assert one.status(second).image.image == "localhost/held:1"
+    assert one.status(second).image.image == name
+    one.images("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image=name)))
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "no archive", "directory"])

@@ -45,9 +45,10 @@ MAY: dict[str, set[str]] = {
     "metrics": {"model", "prometheus_client"},
     "tracing": {"model", "opentelemetry", "grpc"},
     "logs": set(),
+    "doors": {"cri", "streaming", "lifecycle", "runtime", "ttrpc", "linux", "model", "proto", "config", *EDGE},
     "daemon": {
-        "cri", "streaming", "metrics", "tracing", "lifecycle", "images", "snapshots", "network", "runtime", "store",
-        "linux", "model", "proto", "config", "logs", "ttrpc", *EDGE,
+        "doors", "cri", "streaming", "metrics", "tracing", "lifecycle", "images", "snapshots", "network", "runtime",
+        "store", "linux", "model", "config", "logs",
     },
     "launch": {"daemon", "config", "logs", "runtime", "linux", "model"},
     "offline": {"launch", "lifecycle", "runtime", "store", "config", "linux", "model"},
