@@ -337,6 +337,26 @@ def test_images_that_criu_does_not_take_end_the_start_and_nobody_is_left(one: No
     until(lambda: not [entry for entry in mount.mountinfo() if second in entry.target], "its root to be unmounted")
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_others_have_mounted_in_a_volume_stays_where_it_is(one: Node, shared: bool) -> None:
+    """runc binds the volume to the rootfs for a restore, and takes that away again, and with it what is shared."""
+    volume = one.base / "kubelet" / "data"
+    (volume / "nas").mkdir(parents=True)
+    mount.mount("data", volume, "tmpfs")
+    if shared:
+        mount.set_propagation(volume, mount.MS_SHARED)
+    mounts = [pb.Mount(host_path=str(volume), container_path="/data")]
+    archive = checkpoint(one, counts(one, mounts=mounts))
+    (volume / "nas").mkdir()
+    mount.mount("nas", volume / "nas", "tmpfs")
+    (volume / "nas" / "canary").write_text("alive")
+    second = restore(one, archive, mounts=mounts)
+    until(lambda: len(numbers(one, second)) > 3)
+    assert (volume / "nas" / "canary").read_text() == "alive"
+    one.remove_pod(next(found.pod_sandbox_id for found in one.containers() if found.id == second))
+    assert (volume / "nas" / "canary").read_text() == "alive"
+
+
 # -- what is refused before anything is frozen
 
 
@@ -348,11 +368,13 @@ def test_what_cannot_be_done_is_refused_with_the_reason(one: Node) -> None:
     with_shared = one.run(shared, COUNT, pid=pb.POD, **PRIVATE)
     created = create_plain(one)
     stopped = run(one, f"sh -c 'kill -STOP $$' & {COUNT}")
+    both_ways = run(one, mounts=[shared_volume(one)])
     until(lambda: any(process.is_stopped(pid) for pid in process.children(one.pid(stopped))), "a process to stop")
     for container_id, why in (
         (under_crun, "crun cannot do it"),
         (with_shared, "pid namespace is that of its pod"),
         (stopped, "was stopped by a signal"),
+        (both_ways, "at /data is shared with the host both ways"),
     ):
         assert why in refused(lambda id=container_id: checkpoint(one, id, target), Code.FAILED_PRECONDITION)  # type: ignore[misc]
     assert "CREATED" in refused(lambda: checkpoint(one, created, target), Code.FAILED_PRECONDITION)
@@ -366,8 +388,16 @@ def test_what_cannot_be_done_is_refused_with_the_reason(one: Node) -> None:
         assert "location" in refused(lambda at=place_: checkpoint(one, first, at), code)  # type: ignore[misc]
     assert "timeout" in refused(lambda: checkpoint(one, first, target, -1), Code.INVALID_ARGUMENT)
     assert not os.listdir(target.parent)
-    for container_id in (under_crun, with_shared, stopped, first):
+    for container_id in (under_crun, with_shared, stopped, both_ways, first):
         goes_on(one, container_id)
+
+
+def shared_volume(one: Node) -> pb.Mount:
+    volume = one.base / "kubelet" / "shared"
+    volume.mkdir(parents=True)
+    mount.mount("shared", volume, "tmpfs")
+    mount.set_propagation(volume, mount.MS_SHARED)
+    return pb.Mount(host_path=str(volume), container_path="/data", propagation=pb.PROPAGATION_BIDIRECTIONAL)
 
 
 def create_plain(one: Node) -> str:

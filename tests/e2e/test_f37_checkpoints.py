@@ -1,5 +1,6 @@
 """F37: checkpoints fill the disk, or are cut off: no half archive counts, nothing is left, and what ran runs on."""
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -11,12 +12,27 @@ from pathlib import Path
 import grpc
 import pytest
 from kit import disk, invariants
-from kit.checkpoints import PRIVATE, checkpoint, emptied, follow, lines, lost, numbers, place, restore, run
+from kit.checkpoints import (
+    COUNT,
+    PRIVATE,
+    checkpoint,
+    checkpoint_pod,
+    emptied,
+    follow,
+    lines,
+    lost,
+    numbers,
+    place,
+    restore,
+    restore_pod,
+    run,
+)
 from kit.crash import Inject, at_rest, pids, read
 from kit.node import Node, node, until
 from kit.tools import CRIU, needs_criu
 
 from holdfast.checkpoint import sealed
+from holdfast.lifecycle.freezing import LEASE_SECONDS
 from holdfast.linux import cgroup, process
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
@@ -226,6 +242,16 @@ def criu_of(one: Node) -> list[int]:
     return [pid for pid in pids() if b"\0swrk\0" in read(pid, "cmdline") and process.parent(pid) in runcs]
 
 
+def of_a_restore(one: Node, pod: str, victim: str) -> list[int]:
+    """Who is at work on it of those that are to die."""
+    at_work = {
+        "criu": criu_of(one),
+        "runc": [process.parent(pid) for pid in criu_of(one)],
+        "shim": [worker.pid for worker in keeper.workers(one.state) if worker.id == pod],
+    }
+    return [pid for name in victim.split(" and ") for pid in at_work[name]]
+
+
 def test_the_daemon_is_gone_and_what_was_frozen_goes_on_by_itself(one: Node, inject: Inject, counter: str) -> None:
     target, path = place(one, "daemon.tar"), path_of(one, counter)
     _, asked = at(inject, "checkpoint.packed", lambda: Asked(one, counter, target))
@@ -283,9 +309,10 @@ def test_a_checkpoint_that_takes_too_long_is_given_up(one: Node, inject: Inject,
     target.unlink()
 
 
-def test_a_restore_is_cut_off_by_the_death_of_criu(one: Node, inject: Inject, counter: str) -> None:
+@pytest.mark.parametrize("victim", ["criu", "runc", "shim", "shim and runc"])
+def test_a_restore_is_cut_off(one: Node, inject: Inject, counter: str, victim: str) -> None:
     archive = checkpoint(one, counter, place(one, "kept.tar"))
-    for round_ in range(4):
+    for round_ in range(6):
         pod = one.run_pod(one.pod_config(**PRIVATE))
         errors: list[grpc.RpcError] = []
 
@@ -299,15 +326,63 @@ def test_a_restore_is_cut_off_by_the_death_of_criu(one: Node, inject: Inject, co
         starting.start()
         until(lambda: criu_of(one) or not starting.is_alive(), "CRIU")  # noqa: B023
         time.sleep(round_ * 0.03)
-        for pid in criu_of(one):
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            for pid in of_a_restore(one, pod, victim):
+                os.kill(pid, signal.SIGKILL)
         starting.join(60)
         assert not starting.is_alive()
         (found,) = [each for each in one.containers() if each.pod_sandbox_id == pod]
-        if errors:
+        if errors and one.status(found.id).state == pb.CONTAINER_EXITED:
             assert one.status(found.id).reason == "StartError"
             until(lambda: not cgroup.exists(f"{one.cgroup}/{pod}/{found.id}"), "nobody to be left")  # noqa: B023
+        elif errors:  # nothing was begun, as far as the next shim can tell
+            assert "shim" in victim and one.status(found.id).state == pb.CONTAINER_CREATED
         else:
             until(lambda: len(numbers(one, found.id)) > 3, "the container to go on")  # noqa: B023
         one.remove_pod(pod)
     archive.unlink()
+
+
+@pytest.mark.parametrize("ends", ["stopped", "left alone", "cut off from its daemon"])
+def test_a_container_that_is_restored_first_stands_still_as_long_as_that_is_wanted(
+    one: Node, inject: Inject, ends: str
+) -> None:
+    pod = one.run_pod(one.pod_config(**PRIVATE))
+    counters = [one.run(pod, COUNT, name, **PRIVATE) for name in ("first", "second")]
+    until(lambda: all(len(numbers(one, each)) > 3 for each in counters), "a few numbers")
+    archive = place(one, "held.tar")
+    checkpoint_pod(one, pod, archive)
+    one.remove_pod(pod)
+    inject.arm("shim.restoring", 2)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        restoring = pool.submit(restore_pod, one, archive, name="held")
+        point = until(lambda: inject.hit("shim.restoring"), "the second one's turn")
+        inject.disarm("shim.restoring")
+        (made,) = one.pods()
+        held = next(each.id for each in one.containers() if each.state == pb.CONTAINER_RUNNING)
+        path = f"{one.cgroup}/{made.id}/{held}"
+        assert cgroup.frozen(path)
+        if ends == "cut off from its daemon":
+            one.kill()
+            until(lambda: not cgroup.frozen(path), "its lease to end")
+            inject.go_on(point)
+            one.start()
+            until(lambda: not one.pods(), "the pod to be removed")
+            assert restoring.exception() is not None
+            return
+        later = time.monotonic() + LEASE_SECONDS + 2
+        until(lambda: not cgroup.frozen(path) or time.monotonic() > later, "its lease to be over")
+        assert cgroup.frozen(path) and not numbers(one, held)
+        if ends == "stopped":
+            stopping = pool.submit(one.call, "StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=made.id))
+            until(lambda: one.status(held).state == pb.CONTAINER_EXITED, "it to end")
+            inject.go_on(point)
+            assert restoring.exception() is not None
+            stopping.result()
+            until(lambda: not one.pods(), "the pod to be removed")
+        else:
+            inject.go_on(point)
+            assert restoring.result() == made.id
+            counters = [each.id for each in one.containers()]
+            until(lambda: all(len(numbers(one, each)) > 3 for each in counters), "both to go on")
+            assert all(follow(numbers(one, each)) for each in counters)

@@ -160,7 +160,8 @@ def test_it_lives_on_without_the_daemon(life: Node, pod: str) -> None:
     assert (life.pid(one), shims(life)[pod]) == (pids[0], pids[2])
     seen = len(lines(life, said))
     until(lambda: len(lines(life, said)) > seen + 10, "the log to go on")
-    assert lines(life, said) == [str(number) for number in range(1, len(lines(life, said)) + 1)]
+    found = lines(life, said)
+    assert found == [str(number) for number in range(1, len(found) + 1)]
     assert life.exec(one, ["echo", "x"]).stdout == b"x\n"
     assert life.cli("doctor").returncode == 0
 

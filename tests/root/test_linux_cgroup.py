@@ -128,9 +128,10 @@ def test_a_process_that_cannot_be_killed_is_named_when_time_is_up(path: str) -> 
         assert one.wait() == -signal.SIGKILL
 
 
-def test_what_is_frozen_is_thawed_for_its_end(path: str) -> None:
-    cgroup.create(path)
-    with in_it(path) as one, frozen(path):
+@pytest.mark.parametrize("below", ["", "/a", "/a/b"])
+def test_what_is_frozen_is_thawed_for_its_end(path: str, below: str) -> None:
+    cgroup.create(f"{path}/a/b")
+    with in_it(f"{path}/a/b") as one, frozen(f"{path}{below}"):
         cgroup.kill(path)
         assert one.wait() == -signal.SIGKILL
 

@@ -234,6 +234,15 @@ async def test_sigkill_reaches_what_is_held(kit: ShimKit, client: TaskClient, tm
     assert (await client.wait("b"))[0] == 137
 
 
+async def test_a_shim_that_ends_leaves_nobody_frozen(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
+    one = await kit.run(client, "a", COUNT)
+    made = replace(await checkpoint(client, one, tmp_path / "images"), held=30)
+    await restore(kit, client, copy_of(kit, one, "b"), made)
+    await client.freeze(["a"], 30)
+    await client.shutdown("pod", now=True)
+    await until(lambda: not any(cgroup.frozen(f"{kit.parent}/{name}") for name in ("a", "b")))
+
+
 async def test_a_restore_that_fails_leaves_nobody(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
     one = await kit.run(client, "a", f"echo kept > /tmp/file; exec 5< /tmp/file; {COUNT}")
     made = await checkpoint(client, one, tmp_path / "images")

@@ -81,6 +81,9 @@ class Checkpoints:
         shared = config.linux.security_context.namespace_options.pid
         if shared != pb.CONTAINER:
             return f"its pid namespace is {_SHARED[shared]}, in which its process ids may be taken at a restore"
+        for one in config.mounts:
+            if one.propagation == pb.PROPAGATION_BIDIRECTIONAL:
+                return f"what is mounted at {one.container_path} is shared with the host both ways, which would be lost"
         return ""
 
     async def _of_criu(self) -> str:

@@ -103,6 +103,7 @@ class Stopper:
                     await self._world.amend(container, "stop", survived=survived)
                 await self._send(container, signal.SIGKILL)
                 crashpoint("stop.killed")
+                await in_thread(_let_die, container)
                 if container.status.process is None:
                     await self._cleanup.kill(container)
                 await self._world.amend(container, "stop", killed_at=_now())
@@ -135,6 +136,12 @@ def _stuck(container: Container) -> str:
         if where := process.stuck(pid):
             return f"process {pid} is in state D, waiting in {where}"
     return ""
+
+
+def _let_die(container: Container) -> None:
+    """Whoever was killed while he was frozen, for a copy or until the rest of his pod is restored, ends when thawed."""
+    with contextlib.suppress(OSError):
+        cgroup.thaw(container_cgroup(container))
 
 
 def _survived(init: ProcessRef | None) -> int:

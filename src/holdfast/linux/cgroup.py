@@ -201,11 +201,21 @@ def kill(path: str, seconds: float = KILL_SECONDS) -> None:
             whole.write_text("1")
         else:
             _kill_each(path, alive)
-            if "freezer" in hierarchies() and (read(path, "freezer", "freezer.state") or "THAWED") != "THAWED":
-                thaw(path)
+            _thaw_all(path)
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, f"processes outlive SIGKILL: {sorted(alive)}", path)
         time.sleep(KILL_PAUSE)
+
+
+def _thaw_all(path: str) -> None:
+    """The cgroup and those below it, with version 1."""
+    if "freezer" not in hierarchies():
+        return
+    top = hierarchies()["freezer"]
+    for level, _, _ in os.walk(top / path.strip("/"), onerror=_unless_gone):
+        below = os.path.relpath(level, top)
+        if (read(below, "freezer", "freezer.state") or "THAWED") != "THAWED":
+            thaw(below)
 
 
 def _kill_each(path: str, found: list[int]) -> None:

@@ -12,12 +12,12 @@ import re
 import signal
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.linux import cgroup, descriptors, files, process
+from holdfast.linux import cgroup, descriptors, files, mount, namespace, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.checkpoint import STDIO_FILE, CriuSettings, decode_stdio
 from holdfast.model.errors import Damaged
@@ -81,9 +81,11 @@ def dump(runtime: Runtime, task: Task, images: Path, settings: CriuSettings) -> 
 def restore(runtime: Runtime, task: Task) -> Revived:
     """Bring back the processes of a container whose rootfs is mounted. Blocks. Raises Failed, having ended them.
 
-    Those that are to be held CRIU leaves stopped, and they are frozen on return.
+    Those that are to be held CRIU leaves stopped, and they are frozen on return. For a child of the loop, whose mounts
+    are its own from then on: see `_leave_mounts`.
     """
     assert task.origin is not None
+    _leave_mounts()
     images, settings = task.origin.images, task.origin.settings
     found = _known_stdio(images / STDIO_FILE)
     lines = [f"external {id}" for id in found.values()]
@@ -112,6 +114,17 @@ def restore(runtime: Runtime, task: Task) -> Revived:
         raise
     finally:
         files.unlink(pid_file)
+
+
+def _leave_mounts() -> None:
+    """Go where nothing that is mounted or unmounted is so for others, and all of it ends with us.
+
+    For a restore runc binds the container's volumes, with all below, to its rootfs, and unmounts them after that: with
+    shared mounts that is done to the originals too, so that whatever somebody has mounted in a volume would be gone
+    from the host. And a runc that is killed leaves these binds behind.
+    """
+    namespace.unshare(process.CLONE_NEWNS)
+    mount.set_propagation("/", mount.MS_SLAVE, recursive=True)
 
 
 def _hold(path: str) -> None:
@@ -198,6 +211,7 @@ class Watch:
     """Over a runtime that has CRIU at work, from a child of the loop: what it would wait for without an end.
 
     A CRIU that was killed may leave children of its own, which have its socket, stopped: runc waits for their answer.
+    So it does for those whom CRIU was bringing back, who wait for CRIU, in sessions of their own.
     A container that was ended is nobody's to dump, and a CRIU that does not notice holds up its removal.
     """
 
@@ -210,6 +224,7 @@ class Watch:
         """End whoever keeps that runtime waiting in vain. To be called again and again."""
         if self._lasts("CRIU has ended", any(process.state(pid) == "Z" for pid in process.children(runtime))):
             _end_all_but(runtime)
+            _end(process.children(runtime), lambda pid: process.parent(pid) == runtime)
         record = self._record
         if record is not None and self._lasts("container has ended", process.is_dying(record.pid, record.start_time)):
             _end_all_but()
@@ -229,9 +244,14 @@ def _others() -> set[int]:
 
 def _end_all_but(*spared: int) -> None:
     """SIGKILL to our process group but to us and to these."""
-    for pid in _others().difference(spared):
+    _end(_others().difference(spared), lambda pid: pid in _others())
+
+
+def _end(found: Iterable[int], still: Callable[[int], bool]) -> None:
+    """SIGKILL to those of whom it is still so once they are pinned: a number may be another process by now."""
+    for pid in found:
         with process.pin(pid, None) as one:
-            if one is not None and pid in _others():  # and not another process by now
+            if one is not None and still(pid):
                 one.send(signal.SIGKILL)
 
 

@@ -113,6 +113,11 @@ class Freezing:
         while task.id in self._leases:
             await self._loop.sleep(PAUSE)
 
+    def end(self) -> None:
+        """The shim is about to end, and with it all leases."""
+        for id in tuple(self._leases):
+            self.thaw(id)
+
     def is_frozen(self, task: Task) -> bool:
         return task.id in self._leases or (self._pause is not None and bool(self._leases))
 

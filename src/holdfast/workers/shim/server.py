@@ -267,6 +267,7 @@ class Shim:
         return Empty()
 
     def stop(self) -> None:
+        self._operations.freezing.end()
         self.loop.running = False
 
     def _task(self, task_id: str) -> Task:
