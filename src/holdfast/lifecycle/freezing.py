@@ -63,9 +63,10 @@ class Freezer:
         except BaseException as exc:
             with contextlib.suppress(HoldfastError):
                 await task.thaw(ids)
-            if isinstance(exc, BaseExceptionGroup):
-                raise exc.exceptions[0] from exc
-            raise
+            first = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc
+            if isinstance(first, HoldfastError) and not window.ended:
+                _require_wanted(pod, containers)
+            raise first from exc
         finally:
             window.seconds = window.elapsed
         crashpoint("checkpoint.thawed")
@@ -116,7 +117,14 @@ async def _keep(window: Window, task: TaskClient, pod: Pod, containers: Sequence
         await asyncio.sleep(RENEW_SECONDS)
         if window.ended:
             return
-        for one in containers:
-            if under_way := sorted(ENDING & (pod.intents.keys() | one.intents.keys())):
-                raise FailedPrecondition(f"cannot go on: a {under_way[0]} of container {one.meta.id} has begun")
+        _require_wanted(pod, containers)
         await task.freeze([one.meta.id for one in containers], LEASE_SECONDS, again=True)
+
+
+def _require_wanted(pod: Pod, containers: Sequence[Container]) -> None:
+    """Raise FailedPrecondition when they are to end: whatever else has gone wrong is because of that."""
+    for one in containers:
+        if under_way := sorted(ENDING & (pod.intents.keys() | one.intents.keys())):
+            raise FailedPrecondition(f"cannot go on: a {under_way[0]} of container {one.meta.id} has begun")
+        if one.exited.is_set():
+            raise FailedPrecondition(f"cannot go on: container {one.meta.id} has ended")

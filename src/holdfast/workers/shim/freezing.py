@@ -21,6 +21,7 @@ MARK: Final = "frozen"  # in the bundle of what is paused, for as long as it is
 FREEZE_SECONDS: Final = 10.0  # until all have stopped; what waits in the kernel may take longer, and is let go
 PAUSE: Final = 0.002
 AGAIN: Final = 50  # pauses after which it is said again: a fork may have slipped through (cgroup v1)
+THAW_FIRST: Final = 2  # which is how often of that they are let go first: execve(2) waits for threads that are frozen
 RETRY_SECONDS: Final = 1.0
 
 
@@ -139,6 +140,10 @@ class Freezing:
                 crashpoint("shim.frozen")
                 return
             await self._loop.sleep(PAUSE)
+            if turn % (AGAIN * THAW_FIRST) == 0:
+                for path in paths:
+                    cgroup.thaw(path)
+                await self._loop.sleep(PAUSE)
             for path in paths if turn % AGAIN == 0 else ():
                 cgroup.freeze(path)
         raise CallError(FAILED_PRECONDITION, f"cannot freeze: no end after {FREEZE_SECONDS:g} s")
@@ -155,6 +160,8 @@ class Freezing:
         if task.init.state is not State.RUNNING or task.record is None or id in self._leases:
             condition = "frozen" if id in self._leases else task.init.state.name.lower()
             raise CallError(FAILED_PRECONDITION, f"cannot freeze task {id}: it is {condition}")
+        if task.dumping:  # which takes the freezer for its own
+            raise CallError(FAILED_PRECONDITION, f"cannot freeze task {id}: an earlier checkpoint has not ended yet")
         return task
 
 

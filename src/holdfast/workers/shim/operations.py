@@ -111,9 +111,11 @@ class Operations:
                 work = lambda: gvisor.dump(self._runtime, images)  # noqa: E731
             else:
                 work = lambda: criu.dump(self._runtime, task, images, settings)  # noqa: E731
+            task.dumping = True
             try:
                 await self._child(f"checkpoint task {task.id}", work, criu.PATIENCE)
             finally:
+                task.dumping = False
                 self.freezing.dumped(task)
 
     def _refuse_checkpoint(self) -> None:

@@ -91,6 +91,7 @@ class Task:
     discarded: bool = False  # being deleted without ever having been started: its end is nobody's exit
     deleted: bool = False
     origin: Origin | None = None  # of one that is to be restored
+    dumping: bool = False  # CRIU is at work on it, perhaps for somebody who waits no more
     execs: dict[str, Process] = field(default_factory=dict)
 
     @property
