@@ -66,7 +66,9 @@ class Freezer:
             first = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc
             if isinstance(first, HoldfastError) and not window.ended:
                 _require_wanted(pod, containers)
-            raise first from exc
+            if first is not exc:
+                raise first from exc
+            raise
         finally:
             window.seconds = window.elapsed
         crashpoint("checkpoint.thawed")
