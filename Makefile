@@ -27,7 +27,7 @@ demo-volumes: setup  ## what a kubelet's delete of a volume leaves of others' sh
 	$(PYTHON) demo/demo_volumes.py
 
 test: setup  ## all tests but the long ones, two files at a time
-	$(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder tests/root tests/unit tests/e2e
+	$(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 tests/root tests/unit tests/e2e
 
 lint: setup  ## ruff and mypy
 	$(PYTHON) -m ruff check src tests demo bench

@@ -353,7 +353,9 @@ def test_a_restore_is_cut_off(one: Node, inject: Inject, counter: str, victim: s
     archive.unlink()
 
 
-@pytest.mark.parametrize("ends", ["stopped", "left alone", "cut off from its daemon"])
+@pytest.mark.parametrize(
+    "ends", ["stopped", pytest.param("left alone", marks=pytest.mark.soak), "cut off from its daemon"]
+)
 def test_a_container_that_is_restored_first_stands_still_as_long_as_that_is_wanted(
     one: Node, inject: Inject, ends: str
 ) -> None:

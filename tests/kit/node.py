@@ -225,7 +225,7 @@ class Node:
 
     def exec(self, container_id: str, command: Iterable[str], seconds: int = 20) -> Any:
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=seconds)
-        return self.call("ExecSync", request)
+        return self.call("ExecSync", request, max(SECONDS, seconds + 10))
 
     def works(self, container_id: str) -> bool:
         """Whether something can be executed in it: its shim answers."""
