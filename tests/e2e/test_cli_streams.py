@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from kit.node import IMAGE, SECONDS, Node, node, until
-from kit.streams import ask
+from kit.ports import ask
 from kit.terminal import Terminal
 from kit.tls import self_signed
 

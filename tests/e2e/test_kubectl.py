@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from kit.apiserver import DEBIANS, Api, kubectls
 from kit.node import Node, until
-from kit.streams import ask
+from kit.ports import ask
 from kit.terminal import Terminal
 
 from holdfast.proto import runtime_v1_pb2 as pb

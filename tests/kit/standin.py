@@ -53,6 +53,7 @@ from holdfast.streaming.session import (
     Resize,
     Wanted,
 )  # fmt: skip
+from kit.ports import ask
 
 REFUSED_PORT = 1  # of which a connection fails
 POD = {
@@ -305,17 +306,6 @@ def forwarding(binary: str, url: str, home: Path, *ports: int, **env: str) -> It
             yield [int(line.partition(" -> ")[0].rpartition(":")[2]) for line in lines]
         finally:
             process.terminate()
-
-
-def ask(port: int, data: bytes) -> bytes:
-    """All that a local port answers to some bytes and their end."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        while piece := connection.recv(65536):
-            answer += piece
-        return answer
 
 
 # -- captures

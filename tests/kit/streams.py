@@ -31,17 +31,6 @@ class Failed(Exception):
     """What was said at a session's end, which had no exit code to tell."""
 
 
-def ask(port: int, data: bytes) -> bytes:
-    """What a server on a forwarded port answers when it has heard it all."""
-    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        found = b""
-        while more := connection.recv(65536):
-            found += more
-        return found
-
-
 def _causes(status: dict[str, Any]) -> dict[str, str]:
     return {one.get("reason", ""): one["message"] for one in status.get("details", {}).get("causes", ())}
 
