@@ -55,7 +55,7 @@ def test_what_is_told_and_that_the_docs_have_it(there: Agent) -> None:
     there.until(lambda: scraped.value("holdfast_agent_restarts_total") >= 1, "a restart")
     there.until(lambda: scraped.value("holdfast_agent_containers_waiting", reason="CrashLoopBackOff") == 1, "the pause")
     there.until(lambda: scraped.value("holdfast_agent_backoffs") == 1, "the pause to be counted")
-    assert scraped.value("holdfast_agent_pods", phase="Running") == 2
+    there.until(lambda: scraped.value("holdfast_agent_pods", phase="Running") == 2, "both pods to be told")
     assert scraped.value("holdfast_agent_manifests_unread") == 1
     assert scraped.value("holdfast_agent_syncs_total", result="ok") > 4
     assert scraped.value("holdfast_agent_sync_duration_seconds_count") > 4

@@ -4,6 +4,7 @@ F09 and F10. The table of RECOVERY.md says what comes of each; every cell of it 
 """
 
 import concurrent.futures
+import contextlib
 import os
 import random
 import re
@@ -293,6 +294,20 @@ def goes_on(pod: Pod, inject: Inject, point: str) -> None:
     inject.disarm(point)
 
 
+@contextlib.contextmanager
+def standing_at(node: Node, point: str, begin: Callable[[], None]) -> Iterator[None]:
+    """For the time being whoever gets there once this has begun stands still."""
+    inject = Inject(node)
+    inject.arm(point, 1)
+    try:
+        begin()
+        who = until(lambda: inject.hit(point), f"somebody to get to {point}")
+        yield
+        inject.go_on(who)
+    finally:
+        inject.disarm(point)
+
+
 def being_deleted(pod: Pod, kill: Callable[[Pod], None]) -> None:
     """Its exit stays what it was, and what the shim had begun to delete is deleted by another one."""
     inject, name = Inject(pod.node), f"gate-{pod.id}"
@@ -354,6 +369,38 @@ def test_f09_an_exit_while_shim_and_daemon_are_dead_is_exact(life: Node, pod: Po
     status = life.exited(one)
     assert (status.exit_code, status.reason) == (42, "Error")
     assert status.finished_at < before
+
+
+@pytest.mark.parametrize("when", ["shim.pinned", "shim.adopt"])
+def test_f09_an_exit_while_its_pod_is_adopted_is_exact(life: Node, pod: Pod, when: str) -> None:
+    """It was alive when it was looked at first, and is reaped before it is looked at again."""
+    one = pod.run(GATE.format(f"gate-{pod.id}", "exit 42"))
+    pid = life.pid(one)
+    started = process.start_time(pid)
+    with standing_at(life, when, lambda: os.kill(pod.shim, signal.SIGKILL)):
+        opens(life, f"gate-{pod.id}")
+        until(lambda: process.start_time(pid) != started, "it to be reaped")
+    assert life.exited(one).exit_code == 42
+
+
+def test_f09_what_an_init_leaves_while_its_shim_is_dead_is_ended(life: Node) -> None:
+    """In a pid namespace that it shares nobody ends with it."""
+    shared = Pod(life, life.run_pod(life.pod_config(pid=pb.POD)))
+    linux = pb.LinuxContainerConfig()
+    linux.security_context.namespace_options.CopyFrom(pb.NamespaceOption(network=pb.NODE, pid=pb.POD))
+    script = f"sleep 100000 & {GATE.format(f'gate-{shared.id}', 'exit 7')}"
+    one = shared.run(script, linux=linux)
+    pid = life.pid(one)
+    started, others = process.start_time(pid), process.children(pid)
+    assert others
+    with standing_at(life, "adopt.begin", lambda: os.kill(shared.shim, signal.SIGKILL)):
+        opens(life, f"gate-{shared.id}")
+        until(lambda: process.start_time(pid) != started, "it to end")
+        assert process.state(others[0]) not in ("", "Z")
+    assert life.exited(one).exit_code == 7
+    until(lambda: process.state(others[0]) in ("", "Z"), "what it has left to be ended")
+    life.remove_pod(shared.id)
+    assert not life.leftovers()
 
 
 def test_f09_a_shim_whose_keeper_died_before_it(life: Node, pod: Pod) -> None:

@@ -313,13 +313,16 @@ def oom_kills(path: str) -> int:
 
 
 def of_process(pid: int) -> str:
-    """The cgroup a process is in: that of the memory controller on v1."""
+    """The cgroup a process is in: that of the memory controller on v1. Of one that is gone ProcessLookupError."""
     with open(f"/proc/{pid}/cgroup") as file:
         entries = [line.rstrip("\n").split(":", 2) for line in file]
     for _, controllers, path in entries:
         if "memory" in controllers.split(","):
             return path
-    return next(path for _, controllers, path in entries if not controllers)
+    for _, controllers, path in entries:
+        if not controllers:
+            return path
+    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), f"/proc/{pid}/cgroup")
 
 
 def entrance(path: str) -> str:

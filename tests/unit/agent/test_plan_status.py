@@ -82,6 +82,11 @@ def test_a_crash_loop_shows_how_it_ended_last() -> None:
     assert (again["state"].keys(), again["lastState"]["terminated"]["reason"]) == ({"running"}, "Error")
 
 
+def test_what_is_about_to_run_again_is_not_pending() -> None:
+    assert shown(DONE, run("a", State.CREATED))["phase"] == "Pending"
+    assert shown(DONE, run("a", State.EXITED, 0, 1), run("a", State.CREATED, 1))["phase"] == "Running"
+
+
 @pytest.mark.parametrize(("finished", "code"), [("Succeeded", 0), ("Failed", 3)])
 def test_over(finished: str, code: int) -> None:
     known = Remembered(begun_at=NS, finished=finished)

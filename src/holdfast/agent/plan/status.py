@@ -53,9 +53,8 @@ def _phase(pod: Pod, there: Observed, known: Remembered) -> str:
     runs = [there.latest(one.name) for one in pod.spec.containers]
     if any(run is not None and run.state is State.UNKNOWN for run in runs):
         return "Unknown"
-    if any(run is None or run.state is State.CREATED for run in runs):
-        return "Pending"
-    return "Running"
+    begun = {run.name for run in there.runs if run.state is not State.CREATED}
+    return "Running" if begun.issuperset(one.name for one in pod.spec.containers) else "Pending"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ An init is somebody else's child now, the keeper's or, if that was killed too, t
 it ends; how, the keeper writes to exit.json, or else the kernel tells (PIDFD_GET_INFO), or nobody.
 """
 
+import contextlib
 import errno
 import os
 import selectors
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -108,6 +109,7 @@ class Adoption:
         if record is not None and record.boot_id == process.boot_id():
             pinned = process.open_pinned(record.pid, record.start_time)
         alive = pinned is not None and pinned.alive()
+        crashpoint("shim.pinned")
         waits = self._operations.runtime.awaits_start(task.id)
         started = record is not None and record.started and not (waits and alive)
         inside = self._operations.runtime.is_inside(task.id)
@@ -118,28 +120,31 @@ class Adoption:
             return
         init.pid = record.pid
         init.state = State.RUNNING if started else State.CREATED
-        if not started and record.started:  # the start was announced, and killed before it took place
-            task.record = replace(record, started=False)
-            files.write_atomic(bundle / INIT_FILE, encode(task.record), sync=False)
-        if alive:
-            task.own_pids = self._operations.runtime.gvisor or remains.is_first_in_namespace(record.pid)
-            if not self._operations.runtime.gvisor:
-                self._operations.freezing.thaw(task.id)
-        self._end_execs(task, record)
-        try:
-            init.stdio.adopt(paths, terminal, self._of(task))
-        except OSError:
-            traceback.print_exc()  # the container matters more than what it says
-        self._operations.have_held(task)
-        crashpoint("shim.adopt")
+        task.own_pids = self._operations.runtime.gvisor or (alive and remains.is_first_in_namespace(record.pid))
         ended = exits.read_exit(bundle, record) if inside else None  # the sentry may live on
-        if pinned is not None and ended is None:
-            self._watch(task, record, pinned)
+        watched = pinned if ended is None else None
+        if watched is not None:
+            self._watch(task, record, watched)
+        with _anyhow():
+            if not started and record.started:  # the start was announced, and killed before it took place
+                task.record = replace(record, started=False)
+                files.write_atomic(bundle / INIT_FILE, encode(task.record), sync=False)
+        with _anyhow():
+            if alive and not self._operations.runtime.gvisor:
+                self._operations.freezing.thaw(task.id)
+        with _anyhow():
+            self._end_execs(task, record)
+        with _anyhow():
+            init.stdio.adopt(paths, terminal, self._of(task))
+        with _anyhow():
+            self._operations.have_held(task)
+        crashpoint("shim.adopt")
+        if watched is not None:
             self._await_end(task)
-        else:
-            if pinned is not None:
-                pinned.close()
-            self._over(task, exits.read_exit(bundle, record) or _lost(record))
+            return
+        if pinned is not None:
+            pinned.close()
+        self._over(task, ended or exits.read_exit(bundle, record) or _lost(record))
 
     def _known(self, bundle: Path) -> InitRecord | None:
         """A record that cannot be read, made again from what the daemon knows; its OOM kills count from now on."""
@@ -148,8 +153,9 @@ class Adoption:
         pid, start_time, boot_id = self._inits[bundle.name]
         path, kills = "", 0
         if process.start_time(pid) == start_time:
-            path = cgroup.of_process(pid)
-            kills = cgroup.oom_kills(path)
+            with contextlib.suppress(OSError):  # it ends just now
+                path = cgroup.of_process(pid)
+                kills = cgroup.oom_kills(path)
         record = InitRecord(pid, start_time, boot_id, path, kills, started=True)
         files.write_atomic(bundle / INIT_FILE, encode(record), sync=False)
         return record
@@ -249,6 +255,15 @@ def _lost(record: InitRecord) -> ExitRecord:
         finished_at=time.time_ns(),
         witness=WITNESS_NOBODY,
     )
+
+
+@contextlib.contextmanager
+def _anyhow() -> Iterator[None]:
+    """How a container ends matters more than what fails in here: it is watched all the same."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
 
 
 def _report(_: object, error: Exception | None) -> None:

@@ -1,5 +1,6 @@
 """The other processes of a container: those that do not end with its init, and signals to all of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,8 +17,11 @@ SPEC_LIMIT: Final = 4 * 1024 * 1024
 
 
 def is_first_in_namespace(pid: int) -> bool:
-    """Whether a process is number 1 of its pid namespace, whose others die with it (pid_namespaces(7))."""
-    with open(f"/proc/{pid}/status") as file:
+    """Whether a process is number 1 of its pid namespace, whose others die with it (pid_namespaces(7)).
+
+    Of one that is gone nobody knows.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status") as file:
         for line in file:
             if line.startswith("NSpid:"):
                 return line.split()[-1] == "1"
