@@ -20,7 +20,8 @@ from holdfast.proto import task_pb2, ttrpc_pb2
 from holdfast.runtime import keeper
 from holdfast.ttrpc.codec import RESPONSE, Decoder, Frame, encode
 
-STOPPED = 3
+RUNNING, STOPPED = 2, 3
+FAILED_PRECONDITION = 9
 
 
 @pytest.fixture
@@ -58,6 +59,15 @@ def claims_to_be_init(request: ttrpc_pb2.Request) -> Message | None:
     return task_pb2.ConnectResponse(shim_pid=1) if request.method == "Connect" else None
 
 
+def runs_on(request: ttrpc_pb2.Request) -> Message | None:
+    """Whatever it is asked about runs, and cannot be deleted."""
+    if request.method == "State":
+        return task_pb2.StateResponse(id=task_pb2.StateRequest.FromString(request.payload).id, pid=1, status=RUNNING)
+    if request.method == "Delete":
+        return ttrpc_pb2.Response(status=ttrpc_pb2.Status(code=FAILED_PRECONDITION, message="it is running"))
+    return None
+
+
 @contextlib.contextmanager
 def liar(path: Path, answer: Answer, *, noise: bool = False) -> Iterator[list[str]]:
     """Somebody else at a shim's socket. Yields the methods that were called; what has no answer gets none."""
@@ -84,7 +94,8 @@ def liar(path: Path, answer: Answer, *, noise: bool = False) -> Iterator[list[st
                         request = ttrpc_pb2.Request.FromString(frame.payload)
                         calls.append(request.method)
                         if (reply := answer(request)) is not None:
-                            response = ttrpc_pb2.Response(payload=reply.SerializeToString())
+                            right = ttrpc_pb2.Response(payload=reply.SerializeToString())
+                            response = reply if isinstance(reply, ttrpc_pb2.Response) else right
                             peer.sendall(encode(Frame(frame.stream_id, RESPONSE, response.SerializeToString())))
 
         def accept() -> None:
@@ -132,6 +143,27 @@ def test_an_exit_is_not_taken_from_another_task(life: Node, pod: str) -> None:
         (life.base / "end").touch()
         until(lambda: life.status(one).state == pb.CONTAINER_EXITED, "its exit")
     assert life.status(one).exit_code == 42
+
+
+def test_a_shim_that_never_hears_of_an_end_is_replaced(life: Node, pod: str) -> None:
+    """The kernel knows better. Another one takes the pod over, with what runs in it, and deletes what is gone."""
+    mounts = [pb.Mount(host_path=str(life.base), container_path="/data")]
+    (life.base / "end").unlink(missing_ok=True)
+    one = life.run(pod, "while ! test -e /data/end; do sleep 0.05; done; exit 42", "one", mounts=mounts)
+    two = life.run(pod, ["/bin/sleep", "1000"], "two")
+    pids = [life.pid(one), life.pid(two)]
+    shim = next(worker.pid for worker in keeper.workers(life.state) if worker.id == pod)
+    life.kill()
+    (life.base / "end").touch()
+    until(lambda: process.state(pids[0]) == "", "its end")
+    with liar(life.state / "pods" / pod / "shim.sock", runs_on) as calls:
+        life.start()
+        assert life.exited(one).exit_code == 42
+        until(lambda: process.state(shim) == "", "the shim to be ended")
+        assert calls.count("Delete") > 1, "it had its time to hear of it"
+        until(lambda: life.works(two), "another one")
+        life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=one))
+    assert life.pid(two) == pids[1]
 
 
 def test_a_pid_that_is_not_the_pods_shim_is_not_taken_for_it(life: Node, pod: str) -> None:

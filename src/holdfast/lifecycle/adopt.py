@@ -65,6 +65,14 @@ class Adopter:
                 return False
             return True
 
+    async def replace(self, pod: Pod, why: str) -> None:
+        """End a shim that is wrong: another one adopts the pod. Not where its death would be the pod's."""
+        async with pod.shim_lock:
+            shim = pod.status.shim
+            if shim is not None and self._wanted(pod) and self._adoptable(pod):
+                log.warning("pod %s: shim %d is replaced: %s", pod.meta.id, shim.pid, why)
+                await self._shims.kill(pod.meta.id, shim)
+
     async def release(self, pod: Pod) -> None:
         """The pod is being taken apart: its shim's death is meant from now on."""
         async with pod.shim_lock:

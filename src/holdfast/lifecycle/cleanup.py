@@ -6,6 +6,7 @@ Used alike by undo, stop, remove and recovery. A step that cannot be finished ra
 
 import logging
 import signal
+import time
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from holdfast.lifecycle.sandbox import Sandboxes
 from holdfast.lifecycle.tasks import apart, in_thread
 from holdfast.lifecycle.volumes import Volumes
 from holdfast.lifecycle.world import World
-from holdfast.linux import cgroup, files, mount, namespace
+from holdfast.linux import cgroup, files, mount, namespace, process
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import FailedPrecondition, NotFound
 from holdfast.model.state import ContainerState
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 STEP_SECONDS: Final = 30.0
 SIGNAL_SECONDS: Final = 5.0
+HEARD_SECONDS: Final = 5  # within which a shim has heard of an end, by far
+NS: Final = 1_000_000_000
 DELETE_SECONDS: Final = 10.0  # that a shim may take before it is asked again; it goes on, and says so then
 
 
@@ -183,6 +186,9 @@ class Cleanup:
             return not await in_thread(self._runtime_state(container).exists)
         except FailedPrecondition:
             await self.kill(container)  # it is over as far as the record goes, and yet it runs
+            if await in_thread(_has_long_been_gone, container):
+                why = f"container {container.meta.id} is gone, and it takes it for alive"
+                await self._adopter.replace(container.pod, why)
             raise
         return True
 
@@ -216,6 +222,14 @@ class Cleanup:
 
     def _bundle(self, container: Container) -> Path:
         return self._layout.bundle(container.pod.meta.id, container.meta.id)
+
+
+def _has_long_been_gone(container: Container) -> bool:
+    """Whether a shim that does not know of its end will never hear of it. In gVisor a container's init is the pod's."""
+    init, since = container.status.process, time.time_ns() - container.status.finished_at
+    if init is None or not container.status.finished_at or since < HEARD_SECONDS * NS:
+        return False
+    return process.start_time(init.pid) != init.start_time or init.boot_id != process.boot_id()
 
 
 def _remove_bundle(bundle: Path) -> None:

@@ -193,6 +193,11 @@ class Shims:
         self.forget(pod_id)
         self.foreign.forget(pod_id)
 
+    async def kill(self, pod_id: str, shim: ProcessRef) -> None:
+        """SIGKILL; it is dead when this returns. Raises DeadlineExceeded when it does not die."""
+        await _kill(pod_id, shim)
+        self._hang_up(pod_id)
+
     def forget(self, pod_id: str) -> None:
         self._connecting.pop(pod_id, None)
         self._hang_up(pod_id)
