@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from kit.node import IMAGE, SECONDS, Node, node, until
-from kit.ports import ask
+from kit.ports import ask, forwarded, serve
 from kit.terminal import Terminal
 from kit.tls import self_signed
 
@@ -275,31 +274,23 @@ def test_attach_only_shows(life: Node) -> None:
 
 def test_ports_are_forwarded(life: Node) -> None:
     pod = life.run_pod(life.pod_config("served", network=pb.POD))
-    script = "nc -ll -p 7001 -e sha256sum & nc -ll -p 7002 -e cat & wait"
-    server = life.run(pod, script, network=pb.POD)
-    listening = ["sh", "-c", "netstat -ltn | grep -c ':700[12]'"]
-    until(lambda: life.exec(server, listening).stdout.strip() == b"2", "the servers")
-    with Terminal(life.command("port-forward", "served", ":7001", ":7002", ":7999"), columns=200) as terminal:
-        ports: dict[str, int] = {}
-        while len(ports) < 3:
-            if found := re.fullmatch(r"Forwarding from 127\.0\.0\.1:(\d+) -> (\d+)", terminal.expect("\r\n")):
-                ports[found[2]] = int(found[1])
-        assert ask(ports["7001"], LARGE).split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
-        assert ask(ports["7002"], LARGE) == LARGE
-        with socket.create_connection(("127.0.0.1", ports["7002"]), timeout=SECONDS) as lasting:
+    serve(life, pod, {7001: "sha256sum", 7002: "cat"})
+    with forwarded(life, "served", 7001, 7002, 7999) as (terminal, ports):
+        assert ask(ports[7001], LARGE).split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
+        assert ask(ports[7002], LARGE) == LARGE
+        with socket.create_connection(("127.0.0.1", ports[7002]), timeout=SECONDS) as lasting:
             lasting.sendall(b"before")
             assert lasting.recv(100) == b"before"
             life.restart()
             lasting.sendall(b"after")
             assert lasting.recv(100) == b"after"
-            assert ask(ports["7001"], b"new").split()[0].decode() == hashlib.sha256(b"new").hexdigest()
+            assert ask(ports[7001], b"new").split()[0].decode() == hashlib.sha256(b"new").hexdigest()
         with pytest.raises(ConnectionResetError):
-            ask(ports["7999"], b"nobody listens")
+            ask(ports[7999], b"nobody listens")
         terminal.expect("holdfast: cannot forward to port 7999: ")
         terminal.type("\x03")
         assert terminal.end() == 0
-    with Terminal(life.command("port-forward", "served", ":7001"), columns=200) as terminal:
-        terminal.expect("Forwarding from 127.0.0.1")
+    with forwarded(life, "served", 7001) as (terminal, _):
         life.remove_pod(pod)
         terminal.expect("holdfast: cannot forward to pod served any more: the connection was lost")
         assert terminal.end() == 1

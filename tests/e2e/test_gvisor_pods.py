@@ -1,7 +1,10 @@
 """gVisor pods under our own shim, with the real runsc: what they do, and what becomes of them when something dies."""
 
+import hashlib
 import os
+import random
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +14,7 @@ from kit.checkpoints import emptied
 from kit.cni import network
 from kit.gvisor import COUNT, RUNTIMES, gvisor_node, kill_sentry, last_number, lines, shim
 from kit.node import Node, until
+from kit.ports import SECONDS, ask, forwarded, serve
 from kit.terminal import Terminal
 from kit.tools import needs_runsc
 
@@ -19,6 +23,7 @@ from holdfast.proto import runtime_v1_pb2 as pb
 pytestmark = needs_runsc
 
 SLEEP = ["/bin/sleep", "100000"]
+LARGE = random.Random(1).randbytes(3_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -199,12 +204,53 @@ def test_a_sentry_that_hangs_holds_up_its_own_pod_only(one: Node) -> None:
     assert [pod.id for pod in one.pods()] == [well]
 
 
-def test_ports_are_forwarded_where_something_leads_to_them(one: Node) -> None:
-    mine, hosts = one.run_pod(one.pod_config(network=pb.POD)), one.run_pod(one.pod_config(network=pb.NODE))
+def test_ports_are_forwarded_to_the_pods_addresses() -> None:
+    """Into gVisor's own network no namespace leads."""
+    with network(default_runtime="runsc", runtimes=RUNTIMES) as net, net.inside():
+        forward(net.node)
+
+
+def forward(one: Node) -> None:
+    pod = one.run_pod(one.pod_config("served", network=pb.POD))
+    serve(one, pod, {7001: "sha256sum", 7002: "cat"})
+    with forwarded(one, "served", 7001, 7002, 7999) as (terminal, ports):
+        assert ask(ports[7001], LARGE).split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
+        assert ask(ports[7002], LARGE) == LARGE
+        with ThreadPoolExecutor(8) as pool:
+            assert [*pool.map(lambda n: ask(ports[7002], b"%d" % n), range(16))] == [b"%d" % n for n in range(16)]
+        with socket.create_connection(("127.0.0.1", ports[7002]), timeout=SECONDS) as lasting:
+            lasting.sendall(b"before")
+            assert lasting.recv(100) == b"before"
+            one.kill()
+            lasting.sendall(b"alone")
+            assert lasting.recv(100) == b"alone"
+            assert ask(ports[7002], b"new") == b"new"
+            one.start()
+        with pytest.raises(ConnectionResetError):
+            ask(ports[7999], b"nobody listens")
+        terminal.expect("holdfast: cannot forward to port 7999: cannot connect to port 7999 of the pod: Connection ref")
+        one.remove_pod(pod)
+        terminal.expect("cannot forward to pod served any more: the connection was lost")
+    until(lambda: not one.streamers(), "the session to end")
+
+
+def test_ports_of_a_pod_without_addresses_are_refused(one: Node) -> None:
+    pod = one.run_pod(one.pod_config(network=pb.POD))
     with pytest.raises(grpc.RpcError) as refused:
-        one.call("PortForward", pb.PortForwardRequest(pod_sandbox_id=mine, port=[80]))
-    assert "its network is gVisor's" in str(refused.value.details())
-    assert one.call("PortForward", pb.PortForwardRequest(pod_sandbox_id=hosts, port=[80])).url
+        one.call("PortForward", pb.PortForwardRequest(pod_sandbox_id=pod, port=[80]))
+    assert "its network is gVisor's, into which only addresses lead, and it has none" in str(refused.value.details())
+
+
+def test_ports_of_a_pod_on_the_hosts_network_are_the_hosts(one: Node) -> None:
+    pod = one.run_pod(one.pod_config("served", network=pb.NODE))
+    with socket.create_server(("127.0.0.1", 0)) as server, forwarded(one, "served", server.getsockname()[1]) as made:
+        terminal, ports = made
+        with socket.create_connection(("127.0.0.1", *ports.values()), timeout=SECONDS) as client:
+            client.sendall(b"hello")
+            with server.accept()[0] as here:
+                assert here.recv(100) == b"hello"
+        one.remove_pod(pod)
+        terminal.expect("cannot forward to pod served any more")
 
 
 def test_a_terminal(one: Node) -> None:

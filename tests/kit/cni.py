@@ -118,6 +118,19 @@ class Network:
         )
         return done.stdout
 
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """The calling thread, and what it begins, is in the node's network namespace."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespace.enter(str(self.netns), namespace.CLONE_NEWNET)
+            try:
+                yield
+            finally:
+                namespace.enter(f"/proc/thread-self/fd/{home}", namespace.CLONE_NEWNET)
+        finally:
+            os.close(home)
+
     def addresses(self) -> set[str]:
         """Those that host-local has given away."""
         names = os.listdir(self.leases / "test") if (self.leases / "test").exists() else []

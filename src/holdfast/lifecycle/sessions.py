@@ -19,6 +19,7 @@ from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.execute import Executor
 from holdfast.lifecycle.foreign import Foreign
+from holdfast.lifecycle.networks import network_result
 from holdfast.lifecycle.objects import Container, Pod
 from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.lifecycle.world import World
@@ -191,10 +192,14 @@ class Sessions:
             raise NotFound(f"cannot find pod sandbox {pod_id!r}: it is being made")
         if not _is_open(pod):
             raise FailedPrecondition(f"cannot forward ports of pod sandbox {pod.meta.id}: it is not ready")
-        if pod.status.netns and self._handlers.get(pod.meta.handler).gvisor:
-            why = "its network is gVisor's, into which only its own addresses lead"
+        if self._leads_by_address(pod) and not network_result(pod).ips:
+            why = "its network is gVisor's, into which only addresses lead, and it has none"
             raise FailedPrecondition(f"cannot forward ports of pod sandbox {pod.meta.id}: {why}")
         return pod
+
+    def _leads_by_address(self, pod: Pod) -> bool:
+        """Whether who is in the pod's network namespace is not in its network: gVisor has one of its own."""
+        return bool(pod.status.netns) and self._handlers.get(pod.meta.handler).gvisor
 
     # -- when the client has come
 
@@ -222,11 +227,14 @@ class Sessions:
         pod = self._ready(session.owner)
         with contextlib.ExitStack() as stack:
             fds = []
-            if pod.status.netns:
+            told: dict[str, object] = {"ports": list(session.ports)}
+            if self._leads_by_address(pod):
+                told["addresses"] = list(network_result(pod).ips)
+            elif pod.status.netns:
                 fds.append(os.open(pod.status.netns, os.O_RDONLY | os.O_CLOEXEC))
                 stack.callback(os.close, fds[0])
             crashpoint("session.prepared")
-            await self._hand_over(id, session, caller, pod, {"ports": list(session.ports)}, fds)
+            await self._hand_over(id, session, caller, pod, told, fds)
         if not _is_open(pod):  # who stops it may not have seen this one
             await self._streamers.end(pod.meta.id, [pod.meta.id])
 

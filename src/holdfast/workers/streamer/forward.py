@@ -1,10 +1,14 @@
-"""The unprivileged half of a port-forward: between the client's protocol and ports of the pod, in the pod's network."""
+"""The unprivileged half of a port-forward: between the client's protocol and ports of the pod, in the pod's network.
+
+Where that is gVisor's own, into which no namespace leads, it is in the host's, and goes to the pod's addresses.
+"""
 
 import contextlib
 import errno
 import os
 import selectors
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 from holdfast.streaming.session import (
@@ -25,7 +29,7 @@ from holdfast.workers.streamer.client import Client
 CHUNK: Final = 64 * 1024
 WAITING_BYTES: Final = 1024 * 1024  # for a port that does not read; then the client is not read from
 CONNECTIONS: Final = 512
-ADDRESSES: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+LOOPBACK: Final = ("127.0.0.1", "::1")
 _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 
@@ -38,7 +42,7 @@ class Port:
         self._number = number
         self._port = port
         self._socket: socket.socket | None = None
-        self._addresses = iter(ADDRESSES)
+        self._addresses = iter(owner.addresses)
         self._connected = False
         self._outbox = Outbox()
         self._input_ended = False
@@ -49,12 +53,13 @@ class Port:
         return self._outbox.size >= WAITING_BYTES
 
     def connect(self, failure: str = "no address") -> None:
-        """Try the next address. Loopback answers at once, or not at all."""
+        """Try the next address."""
         self._let_go()
-        family, host = next(self._addresses, (None, ""))
-        if family is None:
+        host = next(self._addresses, None)
+        if host is None:
             self._owner.fail(self._number, f"cannot connect to port {self._port} of the pod: {failure}")
             return
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -149,9 +154,17 @@ class Port:
 class Forwarding:
     """All connections of one client. Owns the line and his connection."""
 
-    def __init__(self, loop: Loop, line: socket.socket, connection: socket.socket, codec: Forward) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        line: socket.socket,
+        connection: socket.socket,
+        codec: Forward,
+        addresses: Sequence[str] = LOOPBACK,
+    ) -> None:
         self.loop = loop
         self.codec = codec
+        self.addresses = addresses
         self._line = line
         self._ports: dict[int, Port] = {}
         self.client = Client(loop, connection, codec, self._take, self.moved, self._gone)

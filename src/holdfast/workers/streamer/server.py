@@ -25,7 +25,7 @@ from holdfast.workers.context import Context
 from holdfast.workers.shim.loop import Loop
 from holdfast.workers.shim.stdio import open_fifo
 from holdfast.workers.streamer import line as lines
-from holdfast.workers.streamer.forward import Forwarding
+from holdfast.workers.streamer.forward import LOOPBACK, Forwarding
 from holdfast.workers.streamer.frames import Frames
 from holdfast.workers.streamer.monitor import Monitor
 from holdfast.workers.streamer.wish import Wish
@@ -177,7 +177,7 @@ def serve(wish: Wish, connection: socket.socket, line: socket.socket, streams: S
     loop = _Mortal(_reap)
     half: Frames | Forwarding
     if wish.session == FORWARD:
-        half = Forwarding(loop, line, connection, cast(Forward, codec))
+        half = Forwarding(loop, line, connection, cast(Forward, codec), wish.addresses or LOOPBACK)
     else:
         terminal = wish.wanted.tty
         half = Frames(loop, line, connection, cast(Command, codec), streams.stdin, streams.outputs, terminal=terminal)

@@ -18,6 +18,7 @@ class Wish:
     rest: bytes  # what the client has sent behind his request
     wanted: Wanted
     ports: tuple[int, ...]
+    addresses: tuple[str, ...]  # at which the pod's ports are; none for the loopback addresses of its network
     directory: Path
     shim: str
     service: str
@@ -39,6 +40,7 @@ class Wish:
             rest=base64.b64decode(args.get("rest", "")),
             wanted=Wanted(**wanted),
             ports=tuple(map(int, args.get("ports", ()))),
+            addresses=tuple(map(str, args.get("addresses", ()))),
             directory=Path(args.get("directory", "")),
             shim=args.get("shim", ""),
             service=args.get("service", ""),
