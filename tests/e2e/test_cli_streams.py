@@ -4,18 +4,15 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kit.node import IMAGE, SECONDS, Node, node, until
-from kit.ports import ask, forwarded, serve
+from kit.ports import check_forwarding
 from kit.terminal import Terminal
 from kit.tls import self_signed
-
-from holdfast.proto import runtime_v1_pb2 as pb
 
 LARGE = bytes(range(256)) * 4096 * 5  # 5 MiB
 COUNT = "n=0; while :; do n=$((n+1)); echo n=$n; sleep 0.05; done"
@@ -273,24 +270,4 @@ def test_attach_only_shows(life: Node) -> None:
 
 
 def test_ports_are_forwarded(life: Node) -> None:
-    pod = life.run_pod(life.pod_config("served", network=pb.POD))
-    serve(life, pod, {7001: "sha256sum", 7002: "cat"})
-    with forwarded(life, "served", 7001, 7002, 7999) as (terminal, ports):
-        assert ask(ports[7001], LARGE).split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
-        assert ask(ports[7002], LARGE) == LARGE
-        with socket.create_connection(("127.0.0.1", ports[7002]), timeout=SECONDS) as lasting:
-            lasting.sendall(b"before")
-            assert lasting.recv(100) == b"before"
-            life.restart()
-            lasting.sendall(b"after")
-            assert lasting.recv(100) == b"after"
-            assert ask(ports[7001], b"new").split()[0].decode() == hashlib.sha256(b"new").hexdigest()
-        with pytest.raises(ConnectionResetError):
-            ask(ports[7999], b"nobody listens")
-        terminal.expect("holdfast: cannot forward to port 7999: ")
-        terminal.type("\x03")
-        assert terminal.end() == 0
-    with forwarded(life, "served", 7001) as (terminal, _):
-        life.remove_pod(pod)
-        terminal.expect("holdfast: cannot forward to pod served any more: the connection was lost")
-        assert terminal.end() == 1
+    check_forwarding(life)

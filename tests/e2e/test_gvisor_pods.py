@@ -1,8 +1,6 @@
 """gVisor pods under our own shim, with the real runsc: what they do, and what becomes of them when something dies."""
 
-import hashlib
 import os
-import random
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from kit.checkpoints import emptied
 from kit.cni import network
 from kit.gvisor import COUNT, RUNTIMES, gvisor_node, kill_sentry, last_number, lines, shim
 from kit.node import Node, until
-from kit.ports import SECONDS, ask, forwarded, serve
+from kit.ports import SECONDS, check_forwarding, forwarded
 from kit.terminal import Terminal
 from kit.tools import needs_runsc
 
@@ -23,7 +21,6 @@ from holdfast.proto import runtime_v1_pb2 as pb
 pytestmark = needs_runsc
 
 SLEEP = ["/bin/sleep", "100000"]
-LARGE = random.Random(1).randbytes(3_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -207,31 +204,7 @@ def test_a_sentry_that_hangs_holds_up_its_own_pod_only(one: Node) -> None:
 def test_ports_are_forwarded_to_the_pods_addresses() -> None:
     """Into gVisor's own network no namespace leads."""
     with network(default_runtime="runsc", runtimes=RUNTIMES) as net, net.inside():
-        forward(net.node)
-
-
-def forward(one: Node) -> None:
-    pod = one.run_pod(one.pod_config("served", network=pb.POD))
-    serve(one, pod, {7001: "sha256sum", 7002: "cat"})
-    with forwarded(one, "served", 7001, 7002, 7999) as (terminal, ports):
-        assert ask(ports[7001], LARGE).split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
-        assert ask(ports[7002], LARGE) == LARGE
-        with ThreadPoolExecutor(8) as pool:
-            assert [*pool.map(lambda n: ask(ports[7002], b"%d" % n), range(16))] == [b"%d" % n for n in range(16)]
-        with socket.create_connection(("127.0.0.1", ports[7002]), timeout=SECONDS) as lasting:
-            lasting.sendall(b"before")
-            assert lasting.recv(100) == b"before"
-            one.kill()
-            lasting.sendall(b"alone")
-            assert lasting.recv(100) == b"alone"
-            assert ask(ports[7002], b"new") == b"new"
-            one.start()
-        with pytest.raises(ConnectionResetError):
-            ask(ports[7999], b"nobody listens")
-        terminal.expect("holdfast: cannot forward to port 7999: cannot connect to port 7999 of the pod: Connection ref")
-        one.remove_pod(pod)
-        terminal.expect("cannot forward to pod served any more: the connection was lost")
-    until(lambda: not one.streamers(), "the session to end")
+        check_forwarding(net.node)
 
 
 def test_ports_of_a_pod_without_addresses_are_refused(one: Node) -> None:

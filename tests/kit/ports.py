@@ -1,15 +1,20 @@
 """A client of whatever a forwarded port leads to."""
 
+import concurrent.futures
 import contextlib
+import hashlib
 import re
 import socket
 from collections.abc import Iterator
+
+import pytest
 
 from holdfast.proto import runtime_v1_pb2 as pb
 from kit.node import Node, until
 from kit.terminal import Terminal
 
 SECONDS = 30.0
+LARGE = bytes(range(256)) * 4096 * 5  # 5 MiB
 
 
 def serve(node: Node, pod: str, servers: dict[int, str]) -> str:
@@ -43,3 +48,31 @@ def ask(port: int, data: bytes) -> bytes:
         while more := connection.recv(65536):
             found += more
         return found
+
+
+def check_forwarding(node: Node) -> None:
+    """Ports of a pod, for as long as it is there: many at once, whole, each half to its end, whoever is restarted."""
+    pod = node.run_pod(node.pod_config("served", network=pb.POD))
+    serve(node, pod, {7001: "sha256sum", 7002: "cat"})
+    with forwarded(node, "served", 7001, 7002, 7999) as (terminal, ports):
+        assert ask(ports[7001], LARGE).split()[0].decode() == hashlib.sha256(LARGE).hexdigest()
+        assert ask(ports[7002], LARGE) == LARGE
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            said = [b"%d" % number for number in range(16)]
+            assert [*pool.map(lambda one: ask(ports[7002], one), said)] == said
+        with socket.create_connection(("127.0.0.1", ports[7002]), timeout=SECONDS) as lasting:
+            for what, change in ((b"before", node.kill), (b"without", node.start), (b"after", lambda: None)):
+                lasting.sendall(what)
+                assert lasting.recv(100) == what
+                change()
+            assert ask(ports[7001], b"new").split()[0].decode() == hashlib.sha256(b"new").hexdigest()
+        with pytest.raises(ConnectionResetError):
+            ask(ports[7999], b"nobody listens")
+        terminal.expect("holdfast: cannot forward to port 7999: cannot connect to port 7999 of the pod: ")
+        terminal.type("\x03")
+        assert terminal.end() == 0
+    with forwarded(node, "served", 7001) as (terminal, _):
+        node.remove_pod(pod)
+        terminal.expect("holdfast: cannot forward to pod served any more: the connection was lost")
+        assert terminal.end() == 1
+    until(lambda: not node.streamers(), "the session to end")
