@@ -133,7 +133,9 @@ class Adoption:
             if alive and not self._operations.runtime.gvisor:
                 self._operations.freezing.thaw(task.id)
         with _anyhow():
-            self._end_execs(task, record)
+            for path in bundle.glob("exec.*.pid"):
+                with _anyhow():
+                    self._end_exec(task, record, path)
         with _anyhow():
             init.stdio.adopt(paths, terminal, self._of(task))
         with _anyhow():
@@ -181,21 +183,17 @@ class Adoption:
     def _of(self, task: Task) -> dict[str, int]:
         return {key.removeprefix(f"{task.id}/"): fd for key, fd in self._held.items() if key.startswith(f"{task.id}/")}
 
-    def _end_execs(self, task: Task, record: InitRecord) -> None:
-        """Who has asked for them was told that their shim is gone, and can hear of them no more."""
-        for name in os.listdir(task.bundle):
-            if not (name.startswith("exec.") and name.endswith(".pid")):
-                continue
-            path = task.bundle / name
-            pid, started, inner = [*files.read_bounded(path, PID_LIMIT).decode().split(), "", "", ""][:3]
-            if inner.isdigit() and int(inner):
-                one = Process(name, task.init.stdio, ("", "", ""), False, inner=int(inner))
-                self._loop.start(self._operations.signal(task, one, signal.SIGKILL, everything=False), _report)
-            if pid.isdigit():
-                with process.pin(int(pid), int(started) if started else None) as pinned:
-                    if pinned is not None and (started or int(pid) in remains.pids(record.cgroup)):
-                        pinned.send(signal.SIGKILL)
-            files.unlink(path)
+    def _end_exec(self, task: Task, record: InitRecord, path: Path) -> None:
+        """Who has asked for it was told that its shim is gone, and can hear of it no more."""
+        pid, started, inner = [*files.read_bounded(path, PID_LIMIT).decode().split(), "", "", ""][:3]
+        if inner.isdigit() and int(inner):
+            one = Process(path.name, task.init.stdio, ("", "", ""), False, inner=int(inner))
+            self._loop.start(self._operations.signal(task, one, signal.SIGKILL, everything=False), _report)
+        if pid.isdigit():
+            with process.pin(int(pid), int(started) if started else None) as pinned:
+                if pinned is not None and (started or int(pid) in remains.pids(record.cgroup)):
+                    pinned.send(signal.SIGKILL)
+        files.unlink(path)
 
     # -- the end of an init that is not our child
 
