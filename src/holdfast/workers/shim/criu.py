@@ -145,7 +145,7 @@ def _revived(runtime: Runtime, task: Task, pid: int) -> Revived:
         raise Failed(f"{runtime.name} tells of pid {pid}, and has noted {state['init_process_pid']}")
     own = not any(one["type"] == "NEWPID" and one.get("path") for one in state["config"]["namespaces"])
     path = remains.cgroup_of_bundle(task.bundle)
-    with contextlib.suppress(OSError, StopIteration):
+    with contextlib.suppress(OSError):  # it has ended
         path = cgroup.of_process(pid)
     return Revived(pid, int(state["init_process_start"]), own, path)
 
