@@ -58,18 +58,18 @@ def processes() -> set[str]:
         if entry.name.isdigit():
             try:
                 ours = MARK.encode() in Path(entry.path, "environ").read_bytes().split(b"\0")
-                name = Path(entry.path, "comm").read_text().strip()
-                state = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[0]
+                name = os.fsdecode(Path(entry.path, "comm").read_bytes().strip())
+                state = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()[0]
             except OSError:
                 continue
-            if ours and state != "Z" and int(entry.name) != os.getpid():
+            if ours and state != b"Z" and int(entry.name) != os.getpid():
                 found.add(f"process {entry.name} ({name})")
     return found
 
 
 def mounts() -> set[str]:
-    with open("/proc/self/mountinfo") as file:
-        return {f"mount {line.split()[4]}" for line in file}
+    with open("/proc/self/mountinfo", "rb") as file:
+        return {f"mount {os.fsdecode(line.split()[4])}" for line in file}
 
 
 def cgroups() -> set[str]:
@@ -107,20 +107,16 @@ def belongings(temporary: Path) -> set[str]:
     return {one for one in processes() | mounts() | cgroups() | loops() if not is_another_runs(one)}
 
 
-def left_behind(before: set[str], temporary: Path, at_the_end: bool = False) -> list[str]:
-    """What has come to be and stays. Of what bears no number another run may be about to remove it.
+def left_behind(before: set[str], temporary: Path, spared: tuple[str, ...] = ()) -> list[str]:
+    """What has come to be and stays, but for what ends in one of these words.
 
-    A keeper's template ends a moment after it: at the end nothing can be anybody's any more, and all is waited for.
+    Some go a moment later: who is killed while he waits for a filesystem, a keeper's template; and what bears no number
+    another run may be about to remove.
     """
-
-    def may_go(one: str) -> bool:
-        numbered = RUN.search(one) or TEMPORARY.search(one) or one.startswith("process")
-        return at_the_end or one.startswith("loop device") or not numbered
-
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        left = sorted(belongings(temporary) - before)
-        if not any(map(may_go, left)) or time.monotonic() > deadline:
+        left = sorted(one for one in belongings(temporary) - before if not one.endswith(spared))
+        if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.05)
 
@@ -129,7 +125,7 @@ def left_behind(before: set[str], temporary: Path, at_the_end: bool = False) -> 
 def nothing_is_left_at_the_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = belongings(tmp_path_factory.getbasetemp())
     yield
-    left = left_behind(before, tmp_path_factory.getbasetemp(), at_the_end=True)
+    left = left_behind(before, tmp_path_factory.getbasetemp())
     assert not left, f"left behind: {left}"
 
 
@@ -142,5 +138,5 @@ def nothing_is_left(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     before = belongings(tmp_path_factory.getbasetemp())
     yield
     # A daemon that a module shares, or its keeper, may have been replaced; that none is left is checked at the end.
-    left = [one for one in left_behind(before, tmp_path_factory.getbasetemp()) if not one.endswith(REPLACEABLE)]
+    left = left_behind(before, tmp_path_factory.getbasetemp(), REPLACEABLE)
     assert not left, f"left behind: {left}"
