@@ -1,5 +1,6 @@
 """Which version of an OCI runtime a program is, and what its package has fixed though upstream's version stays."""
 
+import contextlib
 import gzip
 import hashlib
 import logging
@@ -84,10 +85,14 @@ def ask(binary: str, argument: str, seconds: float = SECONDS) -> str:
 
     Raises OSError and subprocess.TimeoutExpired.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, contextlib.ExitStack() as stack:
+        copies = []
+        if Path(binary).name == "crun":  # else it mounts itself in /tmp first, where a crun that is killed leaves it
+            copies.append(process.sealed_copy(binary))
+            stack.callback(os.close, copies[0])
         with subprocess.Popen(
-            [binary, argument], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            [binary, argument], executable=f"/proc/self/fd/{copies[0]}" if copies else None, pass_fds=copies,
+            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL, start_new_session=True,
         ) as asked:  # fmt: skip
             try:
                 asked.wait(seconds)

@@ -121,3 +121,14 @@ def members(group: int) -> list[str]:
         if int(rest[2]) == group and rest[0] not in "ZX":
             found.append(name)
     return found
+
+
+@pytest.mark.parametrize(("name", "sealed"), [("crun", True), ("runc", False)])
+def test_crun_is_run_from_memory_and_mounts_nothing(tmp_path: Path, name: str, sealed: bool) -> None:
+    """Else it would bind itself to a file in /tmp, where one that is killed leaves it."""
+    binary = tmp_path / name
+    binary.write_text('#!/bin/sh\necho "$0 $1"')
+    binary.chmod(0o755)
+    program, argument = versions.ask(str(binary), "--version").split()
+    assert argument == "--version"
+    assert program.startswith("/proc/self/fd/") if sealed else program == str(binary)
