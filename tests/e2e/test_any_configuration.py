@@ -124,7 +124,7 @@ def parameters() -> dict[str, object]:
 
 def mounts() -> dict[str, object]:
     """Those of this test are looked at by the node itself, others' come and go."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    lines = map(os.fsdecode, Path("/proc/self/mountinfo").read_bytes().splitlines())
     ours = [line for line in lines if not re.search(r"/(hf-|holdfast-|pytest-of-)", line)]
     return {f"mount {line.split()[4]}": line.split()[2:] for line in ours}
 

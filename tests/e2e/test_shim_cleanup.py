@@ -9,7 +9,7 @@ import pytest
 from kit.crash import recovered
 from kit.node import Node, node, until
 
-from holdfast.linux import cgroup, process
+from holdfast.linux import cgroup, mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
 from holdfast.runtime import keeper
 
@@ -40,8 +40,7 @@ def shared_pid_pod(life: Node) -> tuple[str, dict[str, object]]:
 
 def traces(life: Node, pod: str) -> list[str]:
     """What would keep something of the pod alive; what it is known by is not meant."""
-    with open("/proc/self/mountinfo") as mounts:
-        found = [f"mount {line.split()[4]}" for line in mounts if pod in line]
+    found = [f"mount {one.target}" for one in mount.mountinfo() if pod in one.target]
     found += [f"worker {one.kind}" for one in keeper.workers(life.state) if one.id == pod]
     found += [f"cgroup {name}" for name in cgroup.children(life.cgroup) if name == pod]
     return found

@@ -383,6 +383,20 @@ def test_f09_an_exit_while_its_pod_is_adopted_is_exact(life: Node, pod: Pod, whe
     assert life.exited(one).exit_code == 42
 
 
+def test_f09_whatever_a_process_calls_itself(life: Node, pod: Pod) -> None:
+    """Its name is bytes, which need be no text."""
+    name = "/tmp/$(printf '\\377')"
+    script = f"printf '#!/bin/sh\n{GATE.format(f'gate-{pod.id}', 'exit 42')}' > {name}; chmod +x {name}; exec {name}"
+    one = pod.run(script)
+    until(lambda: Path(f"/proc/{life.pid(one)}/comm").read_bytes() == b"\xff\n", "its name")
+    kill_shim(pod)
+    shim = pod.shim
+    opens(life, f"gate-{pod.id}")
+    assert life.exited(one).exit_code == 42
+    life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=one))
+    assert pod.shim == shim, "it has not heard of the end"
+
+
 def test_f09_what_an_init_leaves_while_its_shim_is_dead_is_ended(life: Node) -> None:
     """In a pid namespace that it shares nobody ends with it."""
     shared = Pod(life, life.run_pod(life.pod_config(pid=pb.POD)))

@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kit.node import until
 
-from holdfast.linux import cgroup, oom, process
+from holdfast.linux import cgroup, descriptors, mount, oom, process
 
 
 @pytest.fixture
@@ -43,6 +44,17 @@ def test_mode_and_hierarchies_agree() -> None:
     found = cgroup.hierarchies()
     assert cgroup.mode() == ("v2" if set(found) == {""} else "hybrid" if "" in found else "v1")
     assert all((top / "cgroup.procs").exists() for top in found.values())
+
+
+def test_whatever_else_is_mounted_is_called_anything(tmp_path: Path) -> None:
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(place)
+    mount.mount("none", place, "tmpfs")
+    try:
+        assert cgroup.hierarchies.__wrapped__() == cgroup.hierarchies()
+        assert descriptors.mounts_of(os.getpid())
+    finally:
+        mount.unmount(place)
 
 
 def test_create_and_remove_are_idempotent_and_cover_every_hierarchy(path: str) -> None:

@@ -1,6 +1,7 @@
 """Port-forwards of a real streamer, into a network namespace with real servers in it."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -38,10 +39,19 @@ async def kit(state: Path, tmp_path: Path) -> AsyncIterator[StreamKit]:
 
 @asynccontextmanager
 async def serving(net: Path, serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """A server in the namespace. Yields its port."""
+    """A server in the namespace, which ends with all that it serves. Yields its port."""
+    served: set[asyncio.Task[None] | None] = set()
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.current_task())
+        with contextlib.closing(writer):
+            await serve(reader, writer)
+
     listener = await listening(net, host)
-    async with await asyncio.start_server(serve, sock=listener):
+    async with await asyncio.start_server(one, sock=listener):
         yield listener.getsockname()[1]
+        tasks = [task for task in served if task is not None and task.cancel()]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

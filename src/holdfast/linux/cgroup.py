@@ -24,8 +24,8 @@ CREATE_TRIES: Final = 100
 def hierarchies() -> dict[str, Path]:
     """Where each hierarchy is mounted: {"": ...} for v2, one entry a controller for v1, both on a hybrid host."""
     found: dict[str, Path] = {}
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in map(os.fsdecode, file):  # what else is mounted may be called anything
             before, _, after = line.partition(" - ")
             target, (fstype, _, options) = before.split()[4], after.split()[:3]
             if fstype == "cgroup2":
@@ -314,8 +314,8 @@ def oom_kills(path: str) -> int:
 
 def of_process(pid: int) -> str:
     """The cgroup a process is in: that of the memory controller on v1. Of one that is gone ProcessLookupError."""
-    with open(f"/proc/{pid}/cgroup") as file:
-        entries = [line.rstrip("\n").split(":", 2) for line in file]
+    with open(f"/proc/{pid}/cgroup", "rb") as file:
+        entries = [os.fsdecode(line.rstrip(b"\n")).split(":", 2) for line in file]
     for _, controllers, path in entries:
         if "memory" in controllers.split(","):
             return path

@@ -59,8 +59,8 @@ def _read(pid: int, number: int) -> Descriptor | None:
 def mounts_of(pid: int) -> set[int]:
     """Ids of the mounts that a process sees; none of one that has ended."""
     try:
-        with open(f"/proc/{pid}/mountinfo") as file:
-            return {int(line.split(" ", 1)[0]) for line in file}
+        with open(f"/proc/{pid}/mountinfo", "rb") as file:
+            return {int(line.split(b" ", 1)[0]) for line in file}
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL):  # the last one of a zombie
             return set()

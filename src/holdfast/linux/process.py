@@ -92,11 +92,11 @@ def may_see_limits(pid: int) -> bool:
 def own_memory(pid: int) -> int:
     """Bytes of memory that are its own or shared with others but no file's, swapped out or not; 0 when it is gone."""
     try:
-        with open(f"/proc/{pid}/status") as file:
-            fields = dict(line.split(":", 1) for line in file)
+        with open(f"/proc/{pid}/status", "rb") as file:  # whose name may be anything
+            fields = dict(line.split(b":", 1) for line in file)
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem", "VmSwap") if name in fields)
+    return sum(int(fields[name].split()[0]) * 1024 for name in (b"RssAnon", b"RssShmem", b"VmSwap") if name in fields)
 
 
 def parent(pid: int) -> int:

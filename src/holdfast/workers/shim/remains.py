@@ -21,10 +21,10 @@ def is_first_in_namespace(pid: int) -> bool:
 
     Of one that is gone nobody knows.
     """
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status") as file:
-        for line in file:
-            if line.startswith("NSpid:"):
-                return line.split()[-1] == "1"
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status", "rb") as file:
+        for line in file:  # its name may be anything
+            if line.startswith(b"NSpid:"):
+                return line.split()[-1] == b"1"
     return False
 
 
