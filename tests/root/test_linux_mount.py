@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import fuse
 import pytest
 
 from holdfast.linux import files, mount
@@ -251,6 +252,19 @@ def test_remove_tree_stops_at_a_mounted_file(place: Path, precious: Path) -> Non
     assert unharmed(precious)
     mount.unmount(tree / "file")
     assert (tree / "file").read_text() == "below"
+
+
+class Odd(fuse.Server):
+    name = os.fsdecode(b"a b\xff")
+
+
+def test_a_filesystem_may_call_itself_anything(place: Path) -> None:
+    server = Odd(place)
+    try:
+        (entry,) = mount.mounts_below(place)
+        assert (entry.fstype, entry.source) == (f"fuse.{Odd.name}", Odd.name)
+    finally:
+        server.release()
 
 
 def test_remove_tree_stops_at_a_name_that_is_not_utf8(place: Path, precious: Path) -> None:

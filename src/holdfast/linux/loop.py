@@ -87,7 +87,7 @@ def device_of(image: str | os.PathLike[str]) -> str | None:
     wanted = os.fspath(image)
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if path.read_text().rstrip("\n").removesuffix(" (deleted)") == wanted:
+            if os.fsdecode(path.read_bytes()).rstrip("\n").removesuffix(" (deleted)") == wanted:
                 return (path.parents[1] / "dev").read_text().strip()
         except OSError:  # it goes just now
             continue

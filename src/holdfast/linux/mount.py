@@ -315,7 +315,7 @@ def _entry(line: bytes) -> MountEntry:
         root=_unescape(first[3]),
         target=_unescape(first[4]),
         options=first[5].decode(),
-        fstype=last[0].decode(),
+        fstype=_unescape(last[0]),  # of FUSE with what its server calls itself
         source=_unescape(last[1]),
         optional=tuple(field.decode() for field in first[6:]),
     )
