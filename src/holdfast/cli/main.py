@@ -1,6 +1,7 @@
 """holdfast, the command line: a client of the CRI socket. Verbs are imported only when they are used."""
 
 import importlib
+import io
 import os
 import sys
 from typing import Any, Final
@@ -84,6 +85,8 @@ def root(ctx: click.Context, socket: str, timeout: float, debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; an error is one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need be no text
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it has words of its own for a daemon that goes away
     options: dict[str, Any] = {}
     try:

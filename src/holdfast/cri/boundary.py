@@ -15,6 +15,7 @@ import grpc
 
 from holdfast.model import errors, trace
 from holdfast.model.tally import Counter, Measure, Timed
+from holdfast.model.words import readable
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def sayable(text: str) -> str:
     Of one that quotes a long value the beginning is kept, with the field, and the end, with what is wrong: a header
     that is too long would be lost whole, and the code with it.
     """
-    text = text.encode(errors="backslashreplace").decode()
+    text = readable(text)
     if len(quote(text, safe=PLAIN)) <= DETAILS_BYTES:
         return text
     return f"{text[:DETAILS_ENDS]} ... {text[-DETAILS_ENDS:]}"

@@ -50,6 +50,7 @@ from holdfast.model.state import (
     PodState,
     ProcessRef,
 )
+from holdfast.model.words import readable
 from holdfast.oci.signals import stop_signal
 from holdfast.oci.validate import validate_container
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -366,7 +367,7 @@ class Containers:
                 finished_at=now,
                 exit_code=EXIT_START_FAILED,
                 reason=REASON_START,
-                message=message,
+                message=readable(message),
             )
 
         try:

@@ -18,6 +18,7 @@ from typing import Final
 from holdfast.lifecycle.objects import Container, Pod
 from holdfast.model.clock import Clock
 from holdfast.model.tally import Counter
+from holdfast.model.words import readable
 
 KEEP: Final = 4096
 MOST: Final = 1 << 32  # events of one daemon
@@ -101,14 +102,15 @@ class Events:
         subject = (about or pod).meta.id
         containers = tuple(copy.copy(one) for one in pod.containers.values() if one.acknowledged)
         now, about_pod = self._clock.now(), copy.copy(pod)
-        self._ring.append(Happening(self.last, now, kind, subject, about_pod, about, containers, reason))
+        what = (self.last, now, kind, subject, about_pod, about, containers, readable(reason))
+        self._ring.append(Happening(*what))
         self.count.add(kind.name.lower())
         self._wake()
 
     def add_notice(self, use: str, path: str, reason: str) -> None:
         """Tell whoever listens of a filesystem."""
         self.last += 1
-        self._ring.append(Notice(self.last, self._clock.now(), use, path, reason))
+        self._ring.append(Notice(self.last, self._clock.now(), use, readable(path), reason))
         self.count.add("storage")
         self._wake()
 

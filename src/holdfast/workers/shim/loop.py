@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final, NoReturn, Protocol
 
 from holdfast.linux import process
+from holdfast.model.words import readable
 
 Resume = Callable[[Any], None]
 Done = Callable[[Any, Exception | None], None]
@@ -303,8 +304,8 @@ def end_group(*_: object) -> None:
 def said(error: Exception) -> str:
     """An error in words, for whoever asked; of a failed system call what it was about."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error)
+        return readable(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+    return readable(str(error))
 
 
 def _be_child(work: Callable[[], str], answer: int, parent: int) -> NoReturn:
