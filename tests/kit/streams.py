@@ -87,10 +87,7 @@ class Stream:
         while not (value := condition()):
             left = deadline - time.monotonic()
             assert left > 0, f"waited {seconds:g} s in vain for {what}; {self}"
-            if self.ended and (failure := self._failure()):
-                raise Failed(failure)
-            if self.ended:
-                raise ConnectionError(f"it has ended before {what}; {self}")
+            self._require_open(what)
             self._read(left)
         return value
 
@@ -115,7 +112,15 @@ class Stream:
         status = json.loads(self.out(ERROR) or '{"status": "Success"}')
         return "" if status["status"] == "Success" or "ExitCode" in _causes(status) else status["message"]
 
+    def _require_open(self, what: str) -> None:
+        """Raises Failed with what was said at its end, ConnectionError when nothing was."""
+        if self.ended and (failure := self._failure()):
+            raise Failed(failure)
+        if self.ended:
+            raise ConnectionError(f"it has ended before {what}; {self}")
+
     def _send(self, message: Any) -> None:
+        self._require_open("a message")
         self._connection.sendall(self._websocket.send(message))
 
     def _read(self, seconds: float) -> None:
