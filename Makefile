@@ -26,8 +26,8 @@ demo-checkpoint: setup  ## a gVisor pod of two containers moved to another node,
 demo-volumes: setup  ## what a kubelet's delete of a volume leaves of others' shares, next to Debian's containerd
 	$(PYTHON) demo/demo_volumes.py
 
-test: setup  ## all tests but the long ones, three files at a time
-	$(PYTEST) -q -n 3 --dist loadfile --no-loadscope-reorder --durations 20 tests/root tests/unit tests/e2e
+test: setup  ## all tests but the long ones, two files at a time
+	$(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 tests/root tests/unit tests/e2e
 
 lint: setup  ## ruff and mypy
 	$(PYTHON) -m ruff check src tests demo bench
