@@ -102,8 +102,8 @@ class Events:
         subject = (about or pod).meta.id
         containers = tuple(copy.copy(one) for one in pod.containers.values() if one.acknowledged)
         now, about_pod = self._clock.now(), copy.copy(pod)
-        what = (self.last, now, kind, subject, about_pod, about, containers, readable(reason))
-        self._ring.append(Happening(*what))
+        said = readable(reason)
+        self._ring.append(Happening(self.last, now, kind, subject, about_pod, about, containers, said))
         self.count.add(kind.name.lower())
         self._wake()
 

@@ -86,12 +86,12 @@ def ask(binary: str, argument: str, seconds: float = SECONDS) -> str:
     Raises OSError and subprocess.TimeoutExpired.
     """
     with tempfile.TemporaryFile() as said, contextlib.ExitStack() as stack:
-        copies = []
-        if Path(binary).name == "crun":  # else it mounts itself in /tmp first, where a crun that is killed leaves it
-            copies.append(process.sealed_copy(binary))
-            stack.callback(os.close, copies[0])
+        given, executable = [], None
+        if (image := process.sealed_crun(binary)) >= 0:
+            stack.callback(os.close, image)
+            given, executable = [image], f"/proc/self/fd/{image}"
         with subprocess.Popen(
-            [binary, argument], executable=f"/proc/self/fd/{copies[0]}" if copies else None, pass_fds=copies,
+            [binary, argument], executable=executable, pass_fds=given,
             stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL, start_new_session=True,
         ) as asked:  # fmt: skip
             try:

@@ -33,7 +33,7 @@ def serve(request: Request, group: Group, runtime: Mapping[str, Any], listener: 
         hold=lambda key, descriptors: None,
         drop=lambda key: None,
     )
-    shim = Shim(context, Runtime.from_args(runtime, _image(runtime["binary"])))
+    shim = Shim(context, Runtime.from_args(runtime, process.sealed_crun(runtime["binary"])))
     forwarder = Forwarder(shim.loop, request.events)
     shim.owner = owner = Containerd(shim.loop, forwarder, request.namespace, group)
 
@@ -53,11 +53,3 @@ def serve(request: Request, group: Group, runtime: Mapping[str, Any], listener: 
     forwarder.drain(FAREWELL_SECONDS)
     os.close(lock)
     sys.stderr.flush()
-
-
-def _image(binary: str) -> int:
-    """crun in sealed memory, for half a MiB: else it binds itself to a file in /tmp, where it stays if it is killed.
-
-    runc does no such thing before its own commands, and has twenty times the size.
-    """
-    return process.sealed_copy(binary) if os.path.basename(binary) == "crun" else -1
