@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -148,8 +148,7 @@ def test_shim_or_runc_is_killed_at_any_moment(one: Node, inject: Inject, counter
         until(lambda: criu_of(one) or not asked.is_alive(), "CRIU")  # noqa: B023
         time.sleep(round_ * STEP)
         shims = [worker.pid for worker in keeper.workers(one.state) if worker.id == pod]
-        for pid in shims if victim == "shim" else [process.parent(criu) for criu in criu_of(one)]:
-            os.kill(pid, signal.SIGKILL)
+        end(shims if victim == "shim" else at_work(one).values())
         if asked.answer() is None:
             target.unlink()
         else:
@@ -171,8 +170,7 @@ def test_criu_itself_is_killed(one: Node, inject: Inject, rounds: int) -> None:
         asked = Asked(one, container_id, target)
         until(lambda: criu_of(one) or not asked.is_alive(), "CRIU")  # noqa: B023
         time.sleep(round_ % ROUNDS * STEP * ROUNDS / min(rounds, ROUNDS))
-        for pid in criu_of(one):
-            os.kill(pid, signal.SIGKILL)
+        end(criu_of(one))
         if asked.answer() is None:
             target.unlink()
         nothing_left(one, target)
@@ -211,8 +209,7 @@ def test_criu_leaves_a_child_that_is_stopped(one: Node, inject: Inject, counter:
 def test_a_pod_is_stopped_whose_criu_hangs(one: Node, inject: Inject, counter: str) -> None:
     target = place(one, "hangs.tar")
     asked = Asked(one, counter, target)
-    criu = until(lambda: criu_of(one), "CRIU")[0]
-    os.kill(criu, signal.SIGSTOP)
+    criu = until(lambda: held(one), "CRIU to stand still")
     pod = pod_of(one, counter)
     one.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod), STUCK_SECONDS)
     assert one.exited(counter).exit_code == 137
@@ -237,21 +234,46 @@ def ends_at_once(one: Node, container_id: str) -> None:
     one.remove_pod(pod)
 
 
-def criu_of(one: Node) -> list[int]:
-    """The CRIUs that this node's shims have running, as runc calls them."""
+def at_work(one: Node) -> dict[int, int]:
+    """The CRIUs that this node's shims have running, as runc calls them, and whose child each is.
+
+    A runc begins several, one after the other, of which some only say what they can do.
+    """
     ours = f"--root\0{one.state}/oci/runc\0".encode()
     runcs = {pid for pid in pids() if ours in read(pid, "cmdline")}
-    return [pid for pid in pids() if b"\0swrk\0" in read(pid, "cmdline") and process.parent(pid) in runcs]
+    parents = {pid: process.parent(pid) for pid in pids() if b"\0swrk\0" in read(pid, "cmdline")}
+    return {pid: parent for pid, parent in parents.items() if parent in runcs}
+
+
+def criu_of(one: Node) -> list[int]:
+    return list(at_work(one))
+
+
+def end(victims: Iterable[int]) -> None:
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(pid, signal.SIGKILL)
+
+
+def held(one: Node) -> int:
+    """A CRIU that has been stopped; 0 when none of those that there were lived long enough for that."""
+    for pid in criu_of(one):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            until(lambda: process.state(pid) in ("T", "Z", ""), "it to stand still")  # noqa: B023
+            if process.state(pid) == "T":
+                return pid
+    return 0
 
 
 def of_a_restore(one: Node, pod: str, victim: str) -> list[int]:
     """Who is at work on it of those that are to die."""
-    at_work = {
+    found = {
         "criu": criu_of(one),
-        "runc": [process.parent(pid) for pid in criu_of(one)],
+        "runc": list(at_work(one).values()),
         "shim": [worker.pid for worker in keeper.workers(one.state) if worker.id == pod],
     }
-    return [pid for name in victim.split(" and ") for pid in at_work[name]]
+    return [pid for name in victim.split(" and ") for pid in found[name]]
 
 
 def test_the_daemon_is_gone_and_what_was_frozen_goes_on_by_itself(one: Node, inject: Inject, counter: str) -> None:
@@ -336,9 +358,7 @@ def test_a_restore_is_cut_off(one: Node, inject: Inject, counter: str, victim: s
         starting.start()
         until(lambda: criu_of(one) or not starting.is_alive(), "CRIU")  # noqa: B023
         time.sleep(round_ * 0.03)
-        with contextlib.suppress(ProcessLookupError):
-            for pid in of_a_restore(one, pod, victim):
-                os.kill(pid, signal.SIGKILL)
+        end(of_a_restore(one, pod, victim))
         starting.join(60)
         assert not starting.is_alive()
         (found,) = [each for each in one.containers() if each.pod_sandbox_id == pod]
