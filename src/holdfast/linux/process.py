@@ -406,8 +406,14 @@ def sealed_copy(path: str) -> int:
 
 
 def sealed_crun(path: str) -> int:
-    """The same of crun, which else binds itself to a file in /tmp first, where it stays if it is killed; else -1."""
-    return sealed_copy(path) if os.path.basename(path) == "crun" else -1
+    """The same of crun, which else binds itself to a file in /tmp first, where it stays if it is killed; else -1.
+
+    -1 as well where that cannot be had: crun sees to itself then.
+    """
+    with contextlib.suppress(OSError):
+        if os.path.basename(path) == "crun":
+            return sealed_copy(path)
+    return -1
 
 
 def drop_capabilities(keep: Iterable[int]) -> None:

@@ -104,7 +104,7 @@ def _kill_all(request: Request, record: InitRecord | None, arguments: dict[str, 
     from holdfast.workers.shim.loop import Failed
     from holdfast.workers.shim.oci import Runtime
 
-    runtime = Runtime.from_args(arguments, -1) if arguments else None
+    runtime = Runtime.from_args(arguments, process.sealed_crun(arguments["binary"])) if arguments else None
     path = record.cgroup if record is not None else remains.cgroup_of_bundle(request.bundle)
     if path and remains.holds_us(path):
         path = ""
