@@ -258,6 +258,9 @@ def test_f39_the_end_of_the_container_ends_its_sessions(life: Node) -> None:
             stack.enter_context(Stream(exec_url(life, container, ["/bin/sh"], tty=True))),
             stack.enter_context(Stream(attach_url(life, container))),
         ]
+        running[1].type("echo he''re\n")
+        running[1].until_out("here")
+        until(lambda: "sleep 4002" in listed(life, container), "it to run")
         until(lambda: len(streamers(life)) == 3, "three sessions")
         life.stop_container(container)
         for stream in running:
