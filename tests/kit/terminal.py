@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 SECONDS = 60.0
+END = b"\0no more of it\0"
 
 
 class Terminal:
@@ -68,7 +69,7 @@ class Terminal:
         deadline = time.monotonic() + SECONDS
         while (at := self.said.find(wanted.encode(), self._seen)) < 0:
             left = deadline - time.monotonic()
-            assert left > 0 and (self._read(min(left, 0.2)) or self.process.poll() is None), (
+            assert left > 0 and (self._read(min(left, 0.2)) or self.process.poll() is None or self._read(0)), (
                 f"waited in vain for {wanted!r}, after {self.said[self._seen :][-500:]!r}"
             )
         found, self._seen = self.said[self._seen : at], at + len(wanted.encode())
@@ -82,4 +83,8 @@ class Terminal:
             self._read(0.05)
         while self._read(0):
             pass
+        os.write(self._slave, END)  # what a program writes is handed on a moment later, and in its order
+        while END not in self.said:
+            assert self._read(deadline - time.monotonic()), f"no end comes after {self.said[-500:]!r}"
+        self.said = self.said.replace(END, b"")
         return int(self.process.returncode)
