@@ -20,7 +20,7 @@ from holdfast.linux import process
 from holdfast.proto import runtime_v1_pb2 as pb
 
 AT_ONCE = 8
-SETTLED_SECONDS = 10.0  # after SIGCONT; in three, on a machine that does nothing else
+SETTLED_SECONDS = 25.0  # after SIGCONT; in three, on a machine that does nothing else
 OTHERS_SECONDS = 20.0  # a call that waits for a hung shim takes thirty
 TRAP = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
 
@@ -143,7 +143,8 @@ def test_f05_a_pod_is_stopped_and_removed_though_its_shim_hangs(life: Node) -> N
     pid, shim = life.pid(running), shim_of(life, pod_id)
     with stopped(shim):
         life.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod_id), 60)
-        assert not process.state(pid) and not process.state(shim)
+        assert {process.state(pid), process.state(shim)} <= {"", "Z"}
+        until(lambda: not process.state(pid) and not process.state(shim), "both to be reaped")
         assert (life.status(running).exit_code, life.status(exited).exit_code) == (137, 5)
     life.remove_pod(pod_id)
     assert not life.leftovers()

@@ -46,7 +46,7 @@ def test_f24_fifty_exits_beside_twenty_that_are_blocked(life: Node) -> None:
             assert life.exited(one).exit_code == 137
         (life.base / "end").touch()
         began = time.monotonic()
-        until(lambda: well.keys() <= exited(life), "all exits to be visible", 20)
+        until(lambda: well.keys() <= exited(life), "all exits to be visible")  # what is blocked is so for ever
         print(f"{WELL} exits were visible after {time.monotonic() - began:.2f} s, beside {SICK} that were blocked")
         assert {one: life.status(one).exit_code for one in well} == well
         assert all(mounted(life, one) for one in sick), "they are blocked still"
