@@ -100,6 +100,7 @@ def test_f33_root_turns_read_only_and_comes_back(sick: Sick, restarted: bool) ->
             created: CREATED, running: RUNNING, stopped: RUNNING, exited: EXITED
         }  # fmt: skip
         assert life.pid(running) == pid
+    until(lambda: not conditions(life)["StorageHealthy"].status, "it to be seen: a finding is good for two seconds")
     found = conditions(life)
     assert found["RuntimeReady"].status
     healthy = found["StorageHealthy"]
