@@ -162,6 +162,18 @@ def test_ports_by_the_pod(there: Agent, web: Web) -> None:
         assert forward.wait(SECONDS) == 0
 
 
+def between_two_runs(there: Agent) -> list["subprocess.CompletedProcess[str]"]:
+    """Its log now and before, its row, and all of it; [] if it did not wait to be started all the time."""
+    verbs = (["logs", "crash"], ["logs", "crash", "--previous"], ["get", "pods"], ["describe", "pod", "crash"])
+
+    def state() -> tuple[list[str], list[str]]:
+        return there.shown("crash")[3:], [one.id for one in there.runs("main")]
+
+    before = state()
+    found = [there.cli(*verb, check=False) for verb in verbs]
+    return found if before[0] == ["CrashLoopBackOff"] and before == state() else []
+
+
 def test_a_crash_loop_as_it_is_seen(there: Agent) -> None:
     """Its log now and before, its restarts, its last state, its events; and a watch that sees it through."""
     manifest = there.base / "crash.yaml"
@@ -170,13 +182,13 @@ def test_a_crash_loop_as_it_is_seen(there: Agent) -> None:
     with (there.base / "watched").open("wb") as seen, started(there, watch, stdout=seen, stderr=seen) as watching:
         there.cli("apply", "-f", str(manifest))
         there.until(lambda: there.shown("crash")[3:] == ["CrashLoopBackOff"], "it to crash again")
-        now, before = (there.cli("logs", "crash", *more).stderr for more in ((), ("--previous",)))
-        assert there.cli("logs", "crash").stdout == "run\n"
-        assert re.search(r"crash +0/1 +CrashLoopBackOff +\d \(\d+s ago\)", there.cli("get", "pods").stdout)
-        assert now == before, "the last one is the one before the next"
-        told = there.cli("describe", "pod", "crash").stdout
-        assert re.search(r"Last State: +Terminated\n +Reason: +Error\n +Exit Code: +3\n", told)
-        assert re.search(r"Normal +Started +\d+s \(x\d over \d+s\) +holdfast-agent +Started container main", told)
+        now, before, row, told = there.until(lambda: between_two_runs(there), "it to crash again, and to be looked at")
+        assert now.stdout == "run\n"
+        assert now.stderr == before.stderr, "the last one is the one before the next"
+        assert re.search(r"crash +0/1 +CrashLoopBackOff +\d \(\d+s ago\)", row.stdout)
+        assert re.search(r"Last State: +Terminated\n +Reason: +Error\n +Exit Code: +3\n", told.stdout)
+        events = r"Normal +Started +\d+s \(x\d over \d+s\) +holdfast-agent +Started container main"
+        assert re.search(events, told.stdout)
         there.restart()
         there.until(lambda: "the agent is back" in (there.base / "watched").read_text(), "the watch to go on")
         rows = (there.base / "watched").read_text().count("\n")
