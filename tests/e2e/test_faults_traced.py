@@ -109,7 +109,10 @@ def _tracers(pid: int) -> set[int]:
 
 def _traced(pid: int) -> bool:
     """Whether every thread of a process has a tracer."""
-    return all("TracerPid:\t0\n" not in path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status"))
+    try:
+        return all("TracerPid:\t0\n" not in path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status"))
+    except OSError:  # a thread has ended
+        return False
 
 
 @pytest.fixture(scope="module")

@@ -275,7 +275,7 @@ def test_pods_of_the_agent_are_slices_too(place: Place, agent: Agent) -> None:
     assert place.manager.units[unit]["MemoryLimit"] == 64 * MIB
     assert place.value(unit, "cpu", "cpu.cfs_quota_us") == "50000"
     agent.until(lambda: place.manager.units.get(middle, {}).get("CPUShares") == 102, "its class to have its weight")
-    assert place.value(middle, "cpu", "cpu.shares") == "102"
+    agent.until(lambda: place.value(middle, "cpu", "cpu.shares") == "102", "it to be written by the agent as well")
     agent.restart()
     places = [f"/{top}.slice/{top}-besteffort.slice/{top}-besteffort-podu_1.slice", f"{agent.cgroup}/podu-1"]
     sleepers = [subprocess.Popen(["sleep", "1000"]) for _ in places]
