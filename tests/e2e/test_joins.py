@@ -1,6 +1,7 @@
 """A client that asks again: joins what is under way, gets its result, or learns who has the name and what it is at."""
 
 import concurrent.futures
+import re
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -9,6 +10,7 @@ from kit.crash import Inject
 from kit.node import Node, node, until
 
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_f04_another_request_is_told_who_has_the_name_since_when_and_what_it_is_
     container = life.create(pod, life.container_config("while :; do sleep 0.02; done"))
     told = refused(lambda: life.create(pod, life.container_config("exit 1")))
     assert container in told
-    assert "CREATED for 0 s" in told or "CREATED for 1 s" in told
+    assert re.search(r"CREATED for \d+ s", told)
     life.start_container(container)
     same = life.container_config("while :; do sleep 0.02; done")
     assert f"{container} has that name, RUNNING for" in refused(lambda: life.create(pod, same))
@@ -64,11 +66,9 @@ def test_f04_a_retry_joins_what_is_under_way_although_the_first_client_has_gone(
     inject.arm("create.snapshot", 1)
     config = life.container_config("exit 0")
     request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
-    first = clients.submit(life.call, "CreateContainer", request, 2)
+    first = RuntimeServiceStub(life.channel).CreateContainer.future(request)
     daemon = until(lambda: inject.hit("create.snapshot"), "the daemon to stand still")
-    with pytest.raises(grpc.RpcError) as gone:
-        first.result()
-    assert gone.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert first.cancel()
     retries = [clients.submit(life.create, pod, config) for _ in range(2)]
     inject.go_on(daemon)
     ids = {one.result() for one in retries}
