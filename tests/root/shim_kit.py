@@ -245,7 +245,7 @@ def running_shim(base: Path, runtime: str, lower: Path, **how: Any) -> Iterator[
         made.stop()
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait for a condition that nothing can be awaited for."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -63,7 +63,7 @@ def test_what_it_inherits_leaves_no_zombie(init: tuple[subprocess.Popen[bytes], 
     for _ in range(3):
         subprocess.run(["nsenter", "-p", "-t", str(pid), "sh", "-c", ORPHAN], check=True, capture_output=True)
     awaited(lambda: not children(pid))
-    assert status(pid, "State")[0] == "S"
+    awaited(lambda: status(pid, "State")[0] == "S")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
