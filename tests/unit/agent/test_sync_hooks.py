@@ -85,7 +85,7 @@ async def test_http(serve: Serve, answer: bytes, said: str) -> None:
 async def test_who_says_nothing_is_waited_for_as_long_as_is_said(serve: Serve) -> None:
     port = await serve(b"")
     assert await perform(Handler(http_get=HttpGet(port)), seconds=1) == "no answer within 1 s"
-    assert await perform(Handler(tcp_socket=TcpSocket(port)), seconds=1) == ""
+    assert await perform(Handler(tcp_socket=TcpSocket(port))) == ""
 
 
 async def test_nobody_there() -> None:
@@ -155,5 +155,5 @@ async def test_grpc(service: str, status: int, said: str) -> None:
 
 
 async def test_a_pause_is_no_longer_than_it_may_be() -> None:
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(20):
         assert await perform(Handler(sleep=Sleep(Seconds(1000))), seconds=1) == ""

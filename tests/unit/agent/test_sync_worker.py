@@ -71,8 +71,9 @@ async def test_a_pod_from_the_first_to_the_last(tmp_path: Path, monkeypatch: pyt
     async with life(tmp_path, monkeypatch, events=events) as one:
         await run_whole(one)
         assert one.worker is not None
-        status = await one.until(lambda: (found := one.worker.status())["phase"] == "Running" and found)
-        assert [condition["status"] for condition in status["conditions"]] == ["True"] * 5
+        await one.until(lambda: {each["status"] for each in one.worker.status()["conditions"]} == {"True"})
+        status = one.worker.status()
+        assert (status["phase"], len(status["conditions"])) == ("Running", 5)
         assert status["podIP"] == "127.0.0.1"
         order = [call for call in one.cri.calls if call.startswith(("RunPod", "Start"))]
         assert order[:3] == ["RunPodSandbox 0", "StartContainer i 0", "StartContainer s 0"]
