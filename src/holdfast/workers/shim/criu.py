@@ -35,7 +35,7 @@ ORPHAN_SECONDS: Final = 2
 PATIENCE: Final = 10.0  # with a CRIU that nobody waits for any more
 PAUSE: Final = 0.01
 HOLD_SECONDS: Final = 10.0  # until all that is restored stands still
-VAIN_SECONDS: Final = 1.0  # that CRIU, or who waits for it, gets to notice by itself that there is nothing to wait for
+VAIN_LOOKS: Final = 10  # a second, for CRIU, or who waits for it, to notice that there is nothing to wait for
 STATE_LIMIT: Final = 4 * 1024 * 1024
 _HARMLESS: Final = "rlimit: Can't setup"  # without CAP_SYS_RESOURCE; it goes on
 _DONE: Final = b"finished successfully"
@@ -218,7 +218,7 @@ class Watch:
     def __init__(self, record: InitRecord | None = None) -> None:
         """`record` is that of the container that is dumped."""
         self._record = record
-        self._since: dict[str, float] = {}
+        self._seen: dict[str, int] = {}
 
     def look(self, runtime: int) -> None:
         """End whoever keeps that runtime waiting in vain. To be called again and again."""
@@ -230,11 +230,12 @@ class Watch:
             _end_all_but()
 
     def _lasts(self, what: str, now: bool) -> bool:
-        """Whether it has been so for longer than whoever comes to his end by himself takes."""
-        if not now:
-            self._since.pop(what, None)
-            return False
-        return time.monotonic() > self._since.setdefault(what, time.monotonic()) + VAIN_SECONDS
+        """Whether it has been so for longer than whoever comes to his end by himself takes.
+
+        Counted in looks: while the whole machine stands still nobody comes to anything.
+        """
+        self._seen[what] = self._seen.get(what, 0) + 1 if now else 0
+        return self._seen[what] > VAIN_LOOKS
 
 
 def _others() -> set[int]:
