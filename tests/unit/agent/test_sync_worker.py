@@ -201,7 +201,7 @@ async def test_images(one: Life) -> None:
     await one.until(lambda: one.word("p") == "ErrImagePull")
     assert one.worker is not None
     await one.until(lambda: one.worker.record.pulls["p"].pause >= 40_000_000, "a longer pause")
-    assert one.cri.running("a"), "others do not wait for it"
+    await one.until(lambda: one.cri.running("a"), "another one, which does not wait for it")
     assert not one.cri.of("p")
     one.cri.registry.add("late:1")
     await one.until(lambda: one.cri.running("p"))
@@ -323,7 +323,12 @@ async def test_an_agent_that_begins_says_what_it_remembers(one: Life, monkeypatc
     for attempt in range(2):
         await one.until(lambda attempt=attempt: len(one.cri.of("a")) == attempt + 1 and one.cri.running("a"))
         one.cri.exit("a", 3)
-    await one.until(lambda: worker.status()["containerStatuses"][0]["state"].get("waiting"), "its pause")
+
+    def pauses() -> bool:
+        (main,) = worker.status()["containerStatuses"]
+        return main["restartCount"] == 1 and "waiting" in main["state"]
+
+    await one.until(pauses, "its pause")
     before = worker.status()
     await one.die()
     one.cri.hang("ListPodSandbox")
