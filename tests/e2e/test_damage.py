@@ -116,7 +116,7 @@ def test_f20_a_damaged_store_is_rebuilt(damage: Callable[[Path], None]) -> None:
         assert (one.root / "quarantine").exists() == (damage in (_empty, _truncated, _overwritten, _newer))
         for pod in one.pods():
             one.remove_pod(pod.id)
-        check(one, 10)
+        check(one)
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])
@@ -147,7 +147,7 @@ def test_f23_an_image_that_has_lost_a_layer_is_not_there_until_it_comes_in_again
         assert one.images("ListImages", pb.ListImagesRequest()).images
         assert one.exited(one.run(pod_id, "exit 3", "again")).exit_code == 3
         one.remove_pod(pod_id)
-        check(one, 10)
+        check(one)
 
 
 def _lost(layer: Path) -> None:
@@ -202,4 +202,4 @@ def test_f03_a_damaged_layer_is_unpacked_again_and_never_used(damage: Callable[[
         aside = list((one.root / "quarantine").glob(f"{layer.name}-*")) if damage is not _lost else []
         assert len(aside) == (damage is not _lost)
         one.remove_pod(pod)
-        check(one, 10)
+        check(one)

@@ -145,4 +145,4 @@ def test_f33_root_turns_read_only_and_comes_back(sick: Sick, restarted: bool) ->
         exited: 7,
     }.items()
     life.remove_pod(pod)
-    check(life, 15)
+    check(life)

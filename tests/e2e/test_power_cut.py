@@ -165,6 +165,6 @@ def test_f20_what_was_answered_is_there_after_a_power_cut(tmp_path: Path, host: 
                 assert digests(one, f"{name}:1") == expected
             for pod in one.pods():
                 one.remove_pod(pod.id)
-            check(one, 10)
+            check(one)
         copy.unlink()
     files.remove_tree(one.base)
