@@ -17,6 +17,7 @@ from kit.node import Node, node, until
 
 from holdfast.linux import mount, process
 from holdfast.proto import runtime_v1_pb2 as pb
+from holdfast.proto.runtime_v1_pb2_grpc import RuntimeServiceStub
 from holdfast.runtime import keeper
 
 TRUE_SECONDS = 10.0  # it takes 0.02, and 30 for who waits for the deadline of the stop
@@ -250,9 +251,10 @@ def test_f07_sigkill_is_sent_once(life: Node) -> None:
     with subprocess.Popen(guest, stdout=subprocess.PIPE) as guardian:
         try:
             assert guardian.stdout is not None and guardian.stdout.readline()
-            with pytest.raises(grpc.RpcError):
-                life.call("StopContainer", pb.StopContainerRequest(container_id=container_id, timeout=0), 2)
+            stop = pb.StopContainerRequest(container_id=container_id, timeout=0)
+            answer = RuntimeServiceStub(life.channel).StopContainer.future(stop)
             until(lambda: kills() == 1, "SIGKILL")
+            assert answer.cancel(), "it was answered"
             for _ in range(2):
                 life.restart()
                 until(lambda: recovered(life), "recovery")
