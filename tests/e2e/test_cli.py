@@ -153,8 +153,12 @@ def test_names_are_completed(life: Node) -> None:
         "COMP_CWORD": "2",
     }
     environment["HOLDFAST_SOCKET"] = str(life.socket)
-    done = subprocess.run([str(BIN / "holdfast")], env=environment, capture_output=True, text=True, check=False)
-    assert "complete-me" in done.stdout
+
+    def completed() -> str:
+        command = [str(BIN / "holdfast")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+
+    until(lambda: "complete-me" in completed(), "the name: a shell waits for it for no longer than a second")
 
 
 def test_images(life: Node) -> None:
