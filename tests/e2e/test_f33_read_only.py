@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 from kit import disk
 from kit.invariants import check
 from kit.node import Node, until
+from kit.ports import free_port
 
 from holdfast.linux import files, mount
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -28,8 +28,7 @@ class Sick:
 
     def __init__(self, directory: Path) -> None:
         self.image = disk.device("ext4", directory, 100 << 20)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.node = Node(metrics_address=f"127.0.0.1:{free.getsockname()[1]}")
+        self.node = Node(metrics_address=f"127.0.0.1:{free_port()}")
 
     def fail(self) -> None:
         root = str(self.node.root)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import urllib.request
@@ -22,6 +21,7 @@ from holdfast.proto.agent_pb2_grpc import AgentStub
 from kit.containerd import Containerd
 from kit.node import BIN, SECONDS, Node, until
 from kit.pods import APPLICATION
+from kit.ports import free_port as free_port
 
 IMAGE = "test/busybox:1"
 LOOKS = 0.05  # seconds from one to the next: they make work for the agent
@@ -33,12 +33,6 @@ FOREVER = "trap exit TERM; sleep 1000 & wait"
 def box(name: str, script: str = FOREVER, **more: Any) -> dict[str, Any]:
     """A container."""
     return {"name": name, "image": IMAGE, "command": ["/bin/sh", "-c", script], **more}
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def application(port: int) -> str:

@@ -1,11 +1,13 @@
-"""A client of whatever a forwarded port leads to."""
+"""Ports that are free, and a client of whatever a forwarded one leads to."""
 
 import concurrent.futures
 import contextlib
 import hashlib
 import re
+import secrets
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,16 @@ from kit.terminal import Terminal
 
 SECONDS = 30.0
 LARGE = bytes(range(256)) * 4096 * 5  # 5 MiB
+
+
+def free_port() -> int:
+    """None of those that the kernel gives to whoever asks for any, or connects: it is free still when it is used."""
+    end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = end // 2 + secrets.randbelow(end - end // 2)
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("", port))
+            return port
 
 
 def serve(node: Node, pod: str, servers: dict[int, str]) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import socket
 import subprocess
 import tarfile
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from kit.node import until
+from kit.ports import free_port
 
 CONFIG = """version: 0.1
 storage:
@@ -33,9 +33,7 @@ HTPASSWD = "holdfast:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wC
 @contextlib.contextmanager
 def registry(*, secured: bool = False) -> Iterator[str]:
     """Yields "127.0.0.1:PORT". One that is `secured` answers nobody but LOGIN."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="hf-registry-") as directory:
         config = Path(directory, "config.yml")
         config.write_text((CONFIG + (SECURED if secured else "")).format(directory=directory, port=port))
