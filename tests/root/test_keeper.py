@@ -25,7 +25,7 @@ from holdfast.model.witness import EXIT_FILE, INIT_FILE, ExitRecord, InitRecord,
 from holdfast.runtime import keeper as client
 from holdfast.runtime.keeper import Keeper
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 # A keeper like any other, but for one more kind of worker, which runs the script that it is given.
 START = """
@@ -40,9 +40,10 @@ def main(context):
 ''', probe.__dict__)
 sys.modules["probe"] = probe
 keeper.WORKERS["probe"] = "probe"
-template.ANSWER_SECONDS = 1.5
+template.ANSWER_SECONDS = {seconds!r}
 keeper.main()
 """
+ANSWER_SECONDS = 10.0  # in which a template answers on any machine, unless it hangs
 
 SLEEP = "context.ready()\nsignal.pause()"
 # A worker, a subreaper as shims are, with a child that lives on when the worker is killed and then ends as it is told.
@@ -81,10 +82,10 @@ def keepers(state: Path) -> list[int]:
         if entry.name.isdigit():
             try:
                 arguments = Path(entry.path, "cmdline").read_bytes().split(b"\0")
-                name = Path(entry.path, "comm").read_text().strip()
+                name = Path(entry.path, "comm").read_bytes()
             except OSError:
                 continue
-            if os.fsencode(state) in arguments and name == "hf-keeper" and not gone(int(entry.name)):
+            if os.fsencode(state) in arguments and name == b"hf-keeper\n" and not gone(int(entry.name)):
                 found.append(int(entry.name))
     return found
 
@@ -135,9 +136,10 @@ def state() -> Iterator[Path]:
 
 
 @pytest.fixture
-def pid(state: Path) -> int:
-    """A running keeper with the probe kind of worker."""
-    command = [sys.executable, "-c", START, "--state", str(state)]
+def pid(state: Path, request: pytest.FixtureRequest) -> int:
+    """A running keeper with the probe kind of worker; the parameter is how long it waits for its template."""
+    start = START.replace("{seconds!r}", repr(getattr(request, "param", ANSWER_SECONDS)))
+    command = [sys.executable, "-c", start, "--state", str(state)]
     subprocess.run(command, check=True, timeout=SECONDS)
     return int(ask(state, op="hello")["pid"])
 
@@ -161,7 +163,7 @@ def test_it_starts_once_and_detached(state: Path) -> None:
     hello = ask(state, op="hello", seq=5)
     client.ensure_running(state)
     assert ask(state, op="hello")["pid"] == hello["pid"]
-    assert keepers(state) == [hello["pid"]]
+    until(lambda: keepers(state) == [hello["pid"]], "the template to have taken its own name")
     assert (hello["seq"], hello["protocol"], hello["state"]) == (5, 1, str(state))
     assert hello["start_time"] == process.start_time(hello["pid"])
     status = Path(f"/proc/{hello['pid']}/status").read_text()
@@ -171,7 +173,7 @@ def test_it_starts_once_and_detached(state: Path) -> None:
     held = descriptors(hello["pid"])
     assert held["0"] == "/dev/null"
     assert held["1"] == held["2"] == str(state / "keeper.log")
-    assert len(held) <= 12
+    closes_all_but(hello["pid"], 12)
     client.shut_down(state)
     until(lambda: gone(hello["pid"]), "the keeper to end")
     assert not (state / "keeper.sock").exists()
@@ -344,8 +346,13 @@ async def test_there_is_one_worker_of_a_name(keeper: Keeper) -> None:
 
 
 def template_of(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return next(int(one) for one in children if Path(f"/proc/{one}/comm").read_text() == "hf-template\n")
+    """Once it has taken its own name."""
+
+    def found() -> list[int]:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(one) for one in children if Path(f"/proc/{one}/comm").read_bytes() == b"hf-template\n"]
+
+    return int(until(found, "the template")[0])
 
 
 async def test_a_template_that_was_killed_is_made_again(pid: int, keeper: Keeper) -> None:
@@ -358,6 +365,7 @@ async def test_a_template_that_was_killed_is_made_again(pid: int, keeper: Keeper
     assert {one.pid for one in await keeper.list_workers()} == {first.pid, second.pid}
 
 
+@pytest.mark.parametrize("pid", [2.0], indirect=True)
 async def test_a_template_that_hangs_is_given_up(pid: int, keeper: Keeper) -> None:
     template = template_of(pid)
     os.kill(template, signal.SIGSTOP)
@@ -393,13 +401,13 @@ async def _take(events: AsyncIterator[client.WorkerInfo], count: int) -> AsyncIt
         yield await anext(events)
 
 
-@pytest.mark.alone
-async def test_a_slow_worker_holds_up_nobody(keeper: Keeper) -> None:
-    slow = asyncio.gather(fork(keeper, "time.sleep(0.7)\n" + SLEEP, "slow"))
-    began = time.monotonic()
+async def test_a_slow_worker_holds_up_nobody(state: Path, keeper: Keeper) -> None:
+    os.mkfifo(gate := state / "gate")
+    slow = asyncio.gather(fork(keeper, f"open({str(gate)!r}).read()\n{SLEEP}", "slow"))
     await fork(keeper, SLEEP, "quick")
-    assert time.monotonic() - began < 0.5
     assert not slow.done()
+    with gate.open("w"):
+        pass
     await slow
 
 
@@ -584,6 +592,26 @@ async def test_a_worker_does_not_wait_for_a_stopped_keeper(state: Path, pid: int
     assert len(await keeper.list_workers()) == 1
 
 
+async def test_a_list_names_nobody_who_has_ended(state: Path, pid: int, keeper: Keeper) -> None:
+    """Also when it was asked for before the keeper has heard of the end: it was stopped meanwhile."""
+    gone_by_then, stays = await fork(keeper, SLEEP, "ends"), await fork(keeper, SLEEP, "stays")
+    with sockets.connect(state / "keeper.sock", socket.SOCK_SEQPACKET, SECONDS) as connection:
+        sockets.send(connection, b'{"op": "hello"}')
+        sockets.receive(connection, 1 << 17)  # it has accepted it
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            until(lambda: process.state(pid) == "T", "the keeper to stand still")
+            sockets.send(connection, b'{"op": "list"}')
+            os.kill(gone_by_then.pid, signal.SIGKILL)
+            until(lambda: gone(gone_by_then.pid), "the worker to die")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        _, (listed,) = sockets.receive(connection, 1 << 17)
+    with os.fdopen(listed, "rb") as file:
+        file.seek(0)
+        assert [one["pid"] for one in json.load(file)["workers"]] == [stays.pid]
+
+
 async def test_a_list_may_be_longer_than_a_message(state: Path, keeper: Keeper) -> None:
     for number in range(1500):
         await keeper.hold(f"{number:04}/{'x' * 150}", [])
@@ -634,9 +662,7 @@ def test_one_that_does_not_read_is_dropped_and_holds_up_nobody(state: Path, pid:
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             for _ in range(100_000):
                 sockets.send(deaf, b'{"op": "hello"}')
-        began = time.monotonic()
         assert ask(state, op="hello")["pid"] == pid
-        assert time.monotonic() - began < 1
 
 
 async def test_a_watcher_that_is_gone_at_the_moment_of_an_exit(state: Path, pid: int, keeper: Keeper) -> None:

@@ -199,7 +199,11 @@ class Keeper:
             raise ValueError(f"unknown op {op!r}")
 
     def _list(self, client: socket.socket, answer: dict[str, Any]) -> None:
-        """Handed over as a file: with many pods it is longer than a message may be."""
+        """Handed over as a file: with many pods it is longer than a message may be.
+
+        Who asks may know already that one has ended, and hears of nobody who has.
+        """
+        self._reap_all()
         found = {"workers": [one.describe() for one in self.workers.values()], "held": sorted(self.held)}
         with os.fdopen(os.memfd_create("keeper-list"), "wb") as file:
             file.write(json.dumps(found).encode())
