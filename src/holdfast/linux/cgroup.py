@@ -192,18 +192,20 @@ def populated(path: str) -> bool:
 def kill(path: str, seconds: float = KILL_SECONDS) -> None:
     """SIGKILL every process in it until none is left. Raises OSError EBUSY when some do not die in time.
 
-    A freezer of version 1 keeps even who was killed: it lets go.
+    A freezer of version 1 keeps even who was killed: it lets go. When time is up they are looked for once more, as it
+    may be ourselves who were late.
     """
     whole = hierarchies().get("", Path("/nowhere")) / path.strip("/") / "cgroup.kill"
-    deadline = time.monotonic() + seconds
+    deadline, is_late = time.monotonic() + seconds, False
     while alive := [pid for pid in pids(path) if process.state(pid) not in ("Z", "X", "")]:
+        if is_late:
+            raise OSError(errno.EBUSY, f"processes outlive SIGKILL: {sorted(alive)}", path)
         if mode() == "v2" and whole.exists():
             whole.write_text("1")
         else:
             _kill_each(path, alive)
             _thaw_all(path)
-        if time.monotonic() > deadline:
-            raise OSError(errno.EBUSY, f"processes outlive SIGKILL: {sorted(alive)}", path)
+        is_late = time.monotonic() > deadline
         time.sleep(KILL_PAUSE)
 
 
