@@ -137,8 +137,9 @@ spec:
 
 
 def words(there: Agent, volume: str) -> list[str]:
-    (told,) = there.root.glob(f"pods/boots/volumes/*/{volume}/told")
-    return told.read_text().split()
+    return [
+        word for told in there.root.glob(f"pods/boots/volumes/*/{volume}/told") for word in told.read_text().split()
+    ]
 
 
 def test_a_reboot(shared: Node) -> None:
@@ -159,7 +160,8 @@ def test_a_reboot(shared: Node) -> None:
         there.until(lambda: words(there, "l") == ["main"] * 2, "what has a limit, too")
         there.until(lambda: words(there, "m") == ["main"], "what was in memory to be fresh")
         for name in ("first", "beside", "main"):
-            assert there.container("boots", name)["restartCount"] == 1
+            again = lambda name=name: there.container("boots", name)["restartCount"] == 1  # noqa: E731
+            there.until(again, f"the agent to have seen the second run of {name}")
         last = there.container("boots", "main")["lastState"]["terminated"]
         assert (last["reason"], last["exitCode"]) == ("NodeRebooted", 255)
         assert len([one for one in shared.pods() if one.state == pb.SANDBOX_READY]) == 1
