@@ -43,8 +43,9 @@ def test_stats_are_a_table_that_lives(life: Node) -> None:
         assert terminal.settings() != terminal.before
         life.run(pod, "while :; do :; done", "gamma")
         terminal.expect("3 containers")
+        terminal.expect("CONTAINER ID")
         while "gamma" not in terminal.expect("alpha"):  # who uses most is first, once that is known
-            pass
+            terminal.expect("CONTAINER ID")
         terminal.type("n")
         terminal.expect("by name")
         assert "alpha" in terminal.expect("gamma")
@@ -131,6 +132,7 @@ def test_logs_by_number_and_time(life: Node) -> None:
         head.stdout.close()
         life.cli("exec", "count", "sh", "-c", "echo more > /proc/1/fd/1")
         assert (head.wait(SECONDS), head.stderr.read()) == (1, b"")
+    until(lambda: life.cli("logs", "--tail", "1", "count").stdout == "more\n", "what was said later to be written")
     moment, _, text = life.cli("logs", "--tail", "2", "-t", "count").stdout.splitlines()[0].partition(" ")
     assert text == "100"
     assert life.cli("logs", "--since", moment, "count").stdout.endswith("100\nmore\n")
@@ -167,11 +169,10 @@ def test_a_shell_goes_on_when_the_daemon_is_killed(life: Node) -> None:
     with Terminal(life.command("exec", "-it", "web", "sh")) as terminal:
         terminal.expect("# ")
         assert terminal.settings() != terminal.before
-        terminal.type("stty size\n")
-        terminal.expect("24 80")
-        terminal.resize(132, 43)
-        terminal.type("while [ \"$(stty size)\" != '43 132' ]; do :; done; echo re''sized\n")
-        terminal.expect("resized")
+        for columns, rows in ((80, 24), (132, 43)):
+            terminal.resize(columns, rows)
+            terminal.type(f"while [ \"$(stty size)\" != '{rows} {columns}' ]; do :; done; echo fi''ts\n")
+            terminal.expect("fits")
         terminal.type(f"{COUNT}\n")
         terminal.expect("n=5\r\n")
         life.restart()

@@ -79,7 +79,7 @@ def test_signals_reach_whom_they_are_for(one: Node) -> None:
     other = one.run(pod, COUNT, "other")
     until(lambda: lines(one, polite) == lines(one, deaf) == ["ready"], "them to listen")
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda container: one.stop_container(container, 2), (polite, deaf)))
+        list(pool.map(one.stop_container, (polite, deaf), (30, 2)))
     assert (one.status(polite).exit_code, one.status(deaf).exit_code) == (7, 137)
     counting(one, other)
 
@@ -157,7 +157,7 @@ def test_the_death_of_the_shim_is_not_the_containers(one: Node) -> None:
     assert one.exited(ending).exit_code == 9
     late = one.run(pod, "exit 11", "late")
     assert one.exited(late).exit_code == 11
-    one.stop_container(running, 5)
+    one.stop_container(running, 30)
     assert one.status(running).exit_code == 143
 
 
@@ -240,11 +240,10 @@ def test_streams_of_a_terminal_outlive_the_daemon(one: Node) -> None:
     one.run(one.run_pod(), "read line; echo got $line; exit 6", "shell", tty=True, stdin=True)
     with Terminal(one.command("exec", "-it", "shell", "sh")) as terminal:
         terminal.expect("# ")
-        terminal.type("stty size\n")
-        terminal.expect("24 80")
-        terminal.resize(132, 43)
-        terminal.type("while [ \"$(stty size)\" != '43 132' ]; do :; done; echo re''sized\n")
-        terminal.expect("resized")
+        for columns, rows in ((80, 24), (132, 43)):
+            terminal.resize(columns, rows)
+            terminal.type(f"while [ \"$(stty size)\" != '{rows} {columns}' ]; do :; done; echo fi''ts\n")
+            terminal.expect("fits")
         one.restart()
         terminal.type("exit 7\n")
         assert terminal.end() == 7
