@@ -178,7 +178,8 @@ def test_users_limits_and_a_read_only_root(one: Node, user: int) -> None:
 
 
 def test_connections_are_refused_or_kept(one: Node) -> None:
-    script = f"nc -l -p 7000 -e sleep 1000 & sleep 0.3; sleep 1000 | nc 127.0.0.1 7000 & {COUNT}"
+    listening = "until netstat -ltn | grep -q ':7000 '; do sleep 0.05; done"
+    script = f"nc -l -p 7000 -e sleep 1000 & {{ {listening}; sleep 1000 | nc 127.0.0.1 7000; }} & {COUNT}"
     pod = one.run_pod(one.pod_config(**PRIVATE))
     first = one.run(pod, script, **PRIVATE)
     connected = lambda: "ESTABLISHED" in one.exec(first, ["netstat", "-tn"]).stdout.decode()  # noqa: E731
@@ -437,7 +438,7 @@ def checkpointctl(*arguments: str | Path) -> str:
 
 @needs_checkpointctl
 def test_checkpointctl_reads_our_archives(one: Node) -> None:
-    container_id = run(one, "exec 3<>/etc/group; " + COUNT)
+    container_id = counts(one, "exec 3<>/etc/group; " + COUNT)
     found = next(each for each in one.containers() if each.id == container_id)
     archive = checkpoint(one, container_id)
     (said,) = json.loads(checkpointctl("inspect", "--all", "--format", "json", archive))

@@ -112,7 +112,8 @@ def test_f38_a_pod_goes_on_elsewhere_with_all_that_it_has_written(one: Node) -> 
     assert rest == list(range(start + 1, start + 1 + len(rest)))
     assert 10 < start <= at + 1
     read = numbers(one, again["reader"])
-    assert read == sorted(read) and read[0] >= start - 1  # what it reads is what the other one writes, there too
+    # What it reads is what the other one writes, there too; that says a number first, and it may have been read before.
+    assert read == sorted(read) and read[0] >= start - 3
     assert one.exec(again["writer"], ["cat", "/work/open"]).stdout == b"held\n"
 
 
@@ -218,11 +219,10 @@ def test_f38_a_second_generation(one: Node) -> None:
 
 
 def test_f38_open_files_that_have_no_name_any_more(one: Node) -> None:
-    keep = "for n in 5 6 7; do rm /work/gone /fast/gone /gone 2>/dev/null; done; sleep 1000"
+    keep = "rm /work/gone /fast/gone /gone; echo ready; sleep 1000"
     script = f"exec 5<>/work/gone 6<>/fast/gone 7<>/gone; echo disk >&5; echo memory >&6; echo layer >&7; {keep}"
     two = TwoContainers(one, script, "sleep 1000")
-    until(lambda: not (two.disk / "gone").exists() and (two.disk.parent).exists())
-    until(lambda: one.exec(two.writer, ["ls", "/gone"]).exit_code == 1)
+    until(lambda: lines(one, two.writer) == ["ready"], "it to have removed them")
     archive, _ = checkpoint(one, two.id, "pod.tar")
     one.remove_pod(two.id)
     again = members(one, restore(one, archive))["writer"]
@@ -248,7 +248,8 @@ def test_f38_an_open_file_that_has_another_name_now_is_refused(one: Node, place:
         f"exec 5<>{place}/old; ln {place}/old {place}/new; rm {place}/old; while :; do echo . >&5; usleep 20000; done"
     )
     two = TwoContainers(one, keep, "sleep 1000")
-    until(lambda: one.exec(two.writer, ["ls", f"{place}/old"]).exit_code == 1)
+    renamed = ["sh", "-c", f"test -e {place}/new && ! test -e {place}/old"]
+    until(lambda: one.exec(two.writer, renamed).exit_code == 0, "it to have another name")
     with pytest.raises(grpc.RpcError) as failure:
         checkpoint(one, two.id, "pod.tar")
     assert f"{place}/old" in str(failure.value.details()) and not list((one.base / "archives").iterdir())
