@@ -159,9 +159,8 @@ def test_f01_without_a_reserve_what_is_known_waits_for_room(kind: str, tmp_path:
         ids = [life.run(pod, UNTIL_TOLD.format(n + 1), f"c{n}", mounts=mounts) for n in range(40)]
         other = life.run(pod, EXIT_42, "other")
         one.fill()
-        with open(go / "fifo", "wb"):
-            pass
-        codes = [life.exited(container_id).exit_code for container_id in ids]
+        with told(go / "fifo", len(ids)):
+            codes = [life.exited(container_id).exit_code for container_id in ids]
         assert codes == list(range(1, 41))
         until(lambda: not conditions(life)["StorageHealthy"].status, "it to be found out that they cannot be written")
         life.stop_container(other, 10)
@@ -175,6 +174,14 @@ def test_f01_without_a_reserve_what_is_known_waits_for_room(kind: str, tmp_path:
         assert [life.status(container_id).exit_code for container_id in ids] == codes
         assert life.exited(life.run(pod, "exit 3", "late")).exit_code == 3
         life.remove_pod(pod)
+
+
+@contextlib.contextmanager
+def told(fifo: Path, many: int) -> Iterator[None]:
+    """A line for each of so many that are UNTIL_TOLD; it is there still for whoever comes late."""
+    with fifo.open("wb", buffering=0) as lines:
+        lines.write(b"\n" * many)
+        yield
 
 
 def conditions(life: Node) -> dict[str, pb.RuntimeCondition]:
@@ -213,7 +220,7 @@ def test_f19_what_frees_room_needs_none(other: Cramped) -> None:
     life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=running))
     assert [one.id for one in life.containers()] == [kept]
     if other.how != "inodes":
-        assert disk.room(life.root) >= 8 << 20
+        until(lambda: disk.room(life.root) >= 8 << 20, "the room to be given back")
     life.images("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image="test/spare:latest")))
     names = [tag for one in life.images("ListImages", pb.ListImagesRequest()).images for tag in one.repo_tags]
     assert not any("spare" in name for name in names)
@@ -285,7 +292,7 @@ def test_f19_a_start_that_finds_no_room_can_be_tried_again(tmp_path: Path) -> No
 
 
 def exits_while_full(directory: Path, count: int, kind: str = "ext4", how: str = "blocks") -> None:
-    """`count` containers wait in open(2) of one FIFO; when they are let go, each has a code of its own to tell."""
+    """`count` containers wait for a line from one FIFO; when they are let go, each has a code of its own to tell."""
     with cramped(kind, how, directory, 16384) as one:
         life = one.node
         go = life.base / "go"
@@ -297,9 +304,8 @@ def exits_while_full(directory: Path, count: int, kind: str = "ext4", how: str =
             make = lambda n: life.run(pods[n % 4], UNTIL_TOLD.format(n % 200 + 1), f"c{n}", mounts=mounts)  # noqa: E731
             ids = list(threads.map(make, range(count)))
         one.fill()
-        with open(go / "fifo", "wb"):  # all of them are through when it is closed
-            pass
-        codes = [life.exited(container_id).exit_code for container_id in ids]
+        with told(go / "fifo", count):
+            codes = [life.exited(container_id).exit_code for container_id in ids]
         assert codes == [n % 200 + 1 for n in range(count)]
         life.restart()
         assert [life.status(container_id).exit_code for container_id in ids] == codes

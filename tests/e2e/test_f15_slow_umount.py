@@ -65,7 +65,7 @@ def test_f15_a_slow_unmount_hides_no_exit_and_leaks_no_shim() -> None:
             life.call("RemoveContainer", pb.RemoveContainerRequest(container_id=one), 40)
             assert not mounted(one)
         life.remove_pod(pod)
-        assert process.state(worker) == ""
+        until(lambda: process.state(worker) == "", "the shim to be gone")
         until(lambda: not life.leftovers(), f"nothing to be left, but there is {life.leftovers()}")
         assert life.cli("doctor").returncode == 0
 
