@@ -46,6 +46,12 @@ def traces(life: Node, pod: str) -> list[str]:
     return found
 
 
+def told(life: Node, kind: str, name: str) -> list[str]:
+    """What has become of it, in a word each."""
+    lines = life.cli("events", "--since", "0", "--no-follow").stdout.splitlines()
+    return [word for of, word, whose in (line.split()[2:5] for line in lines) if (of, whose) == (kind, name)]
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own pids", "shared pids"])
 @pytest.mark.parametrize("daemon", ["up", "down"])
 def test_the_pod_is_ended_with_its_shim(life: Node, daemon: str, shared: bool) -> None:
@@ -70,20 +76,16 @@ def test_the_pod_is_ended_with_its_shim(life: Node, daemon: str, shared: bool) -
     for name in (one, two):
         status = life.exited(name)
         assert (status.exit_code, status.reason) == (137, "Error")
-        assert process.state(pids[name]) == ""
+    until(lambda: not any(process.state(pids[name]) for name in (one, two)), "them to be reaped")
     assert life.status(over).exit_code == 42
     until(lambda: recovered(life), "recovery")
     assert (life.pid(other), life.status(other).state) == (pids[other], pb.CONTAINER_RUNNING)
     with pytest.raises(Exception, match="not ready"):
         life.create(pod, life.container_config(SLEEP, "late"))
     name = next(each.metadata.name for each in life.pods() if each.id == pod)
-    told = [line.split()[2:5] for line in life.cli("events", "--since", "0", "--no-follow").stdout.splitlines()]
-    assert ["pod", "stopped", name] in told
+    until(lambda: "stopped" in told(life, "pod", name), "the end of the pod to be told")
     if daemon == "up":
-        assert [word for kind, word, name in told if (kind, name) == ("container", "two")][-2:] == [
-            "stopped",
-            "cleaned",
-        ]
+        until(lambda: told(life, "container", "two")[-2:] == ["stopped", "cleaned"], "the end of the container, too")
     for gone in (pod, bystander):
         life.remove_pod(gone)
     until(lambda: not life.leftovers(), f"nothing to be left, but there is {life.leftovers()}")

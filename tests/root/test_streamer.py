@@ -147,10 +147,10 @@ async def test_a_client_that_goes_while_stdin_is_full(kit: StreamKit) -> None:
         async with asyncio.timeout(1):
             while True:
                 await client.send(STDIN, bytes(1 << 16))
-    assert alive(word)
+    await until(lambda: alive(word), "it to run")
     client.socket.close()
     await kit.ended()
-    assert not alive(word)
+    await until(lambda: not alive(word), "it to be ended")
 
 
 async def test_the_end_of_the_container_is_the_end_of_the_session(kit: StreamKit) -> None:
@@ -172,7 +172,7 @@ async def test_one_half_ends_with_the_other(kit: StreamKit, whose: str) -> None:
         os.kill(kit.workers[-1].pid, signal.SIGTERM)
     await client.read()
     await kit.ended()
-    assert not alive(word)
+    await until(lambda: not alive(word), "it to be ended")
 
 
 async def test_a_monitor_that_is_killed_takes_the_other_half_with_it(kit: StreamKit) -> None:
@@ -186,7 +186,7 @@ async def test_a_monitor_that_is_killed_takes_the_other_half_with_it(kit: Stream
 
 
 async def test_idle_sessions_end(kit: StreamKit) -> None:
-    client = await kit.exec("c", "echo here; sleep 1000", idle_seconds=0.5)
+    client = await kit.exec("c", "echo here; sleep 1000", idle_seconds=4)  # enough to be heard before
     await client.read()
     assert client.stdout == b"here\n"
     await kit.ended()
