@@ -175,7 +175,7 @@ def being_executed_in(pod: Pod, hang: Hang) -> None:
     pid = pod.node.pid(one)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(pod.node.exec, one, ["/bin/sh", "-c", f"sleep 1; echo {name}; exec sleep 5001"], 60)
-        until(lambda: running(1, pid), "the exec to run")
+        until(lambda: running(1, pid) or running(5001, pid), "the exec to run")
         with hang():
             until(lambda: running(5001, pid), "it to go on")
             if hang.way != "down":
