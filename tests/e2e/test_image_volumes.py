@@ -79,7 +79,8 @@ def volume(name: str, target: str = "/volume", **fields: object) -> pb.Mount:
 
 
 def words(life: Node, container: str) -> list[str]:
-    return [line.split(b" ", 3)[3].decode() for line in life.container_log(container).splitlines()]
+    """Of one that has exited."""
+    return [line.split(b" ", 3)[3].decode() for line in life.complete_log(container).splitlines()]
 
 
 def views(life: Node) -> list[str]:

@@ -70,7 +70,7 @@ def said(life: Node, pod: str, script: str, mounts: list[pb.Mount], **more: obje
     """The lines that a container writes."""
     one = life.run(pod, f"exec 2>&1; {script}", f"c{next(NUMBERS)}", mounts=mounts, **more)
     assert life.exited(one).exit_code in (0, 1), life.container_log(one)
-    return [line.split(b" ", 3)[3].decode() for line in life.container_log(one).splitlines()]
+    return [line.split(b" ", 3)[3].decode() for line in life.complete_log(one).splitlines()]
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
@@ -185,7 +185,7 @@ def test_propagation(life: Node, pod: str, place: Path) -> None:
     (source / "host/seen").touch()
     (place / "go").touch()
     assert life.exited(one).exit_code == 0
-    words = [line.split(b" ", 3)[3].decode() for line in life.container_log(one).splitlines()]
+    words = [line.split(b" ", 3)[3].decode() for line in life.complete_log(one).splitlines()]
     assert words == ["/private/host:", "", "/shared/host:", "seen", "", "/slave/host:", "seen"]
     assert {found.target for found in mount.mounts_below(source)} == targets | {str(source / "host")}, "it is not ours"
 

@@ -223,6 +223,12 @@ class Node:
         until(lambda: self.status(container_id).state == pb.CONTAINER_EXITED, f"{container_id[:12]} to exit")
         return self.status(container_id)
 
+    def complete_log(self, container_id: str) -> bytes:
+        """Of one that has exited: of a foreign shim its logger comes to the end of it a moment later."""
+        fifos = [next((self.state / "pods").glob(f"*/{container_id}")) / name for name in ("stdout", "stderr")]
+        until(lambda: not any(one.exists() for one in fifos), "its logger to end")
+        return self.container_log(container_id)
+
     def exec(self, container_id: str, command: Iterable[str], seconds: int = 20) -> Any:
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=seconds)
         return self.call("ExecSync", request, max(SECONDS, seconds + 10))

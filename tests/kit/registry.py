@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from kit.agent import free_port
 from kit.node import until
 from kit.ports import free_port
 
