@@ -48,7 +48,7 @@ UNFORESEEN = re.compile(r"\b\w*(Error|Exception|Expired|Interrupt): |\[Errno ")
 COUNTERS = re.compile(r"random/|ns_last_pid|(dentry|inode)-|inode-nr|file-nr|aio-nr|pty/nr|nf_conntrack_count|cpu_freq")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)  # one after the other, they take three minutes of a machine that does nothing else
 def test_500_configurations() -> None:
     play(500)
 

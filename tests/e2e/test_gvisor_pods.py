@@ -100,14 +100,23 @@ def test_statistics_are_of_each_container(one: Node) -> None:
     busy, idle = one.run(pod, "while true; do :; done", "busy"), one.run(pod, SLEEP, "idle")
 
     def used(container: str) -> pb.ContainerStats:
-        return one.call("ContainerStats", pb.ContainerStatsRequest(container_id=container)).stats
+        """Once runsc has told in time."""
+
+        def told() -> pb.ContainerStats | None:
+            found = one.call("ContainerStats", pb.ContainerStatsRequest(container_id=container)).stats
+            return found if found.HasField("cpu") else None
+
+        return until(told, "it to be told")
+
+    def of_pod() -> pb.LinuxPodSandboxStats | None:
+        found = one.call("PodSandboxStats", pb.PodSandboxStatsRequest(pod_sandbox_id=pod)).stats.linux
+        return found if len(found.containers) == 2 else None
 
     until(lambda: used(busy).cpu.usage_core_nano_seconds.value > 300_000_000, "it to be counted")
     assert used(idle).cpu.usage_core_nano_seconds.value < used(busy).cpu.usage_core_nano_seconds.value
     assert used(idle).memory.usage_bytes.value > 0
-    whole = one.call("PodSandboxStats", pb.PodSandboxStatsRequest(pod_sandbox_id=pod)).stats.linux
+    whole = until(of_pod, "both to be told")
     assert whole.memory.usage_bytes.value > used(idle).memory.usage_bytes.value
-    assert len(whole.containers) == 2
 
 
 @pytest.mark.parametrize("handler", ["runsc", "isolated"])
