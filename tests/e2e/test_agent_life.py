@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.agent import FOREVER, Agent, box, free_port
+from kit.agent import FOREVER, Agent, box
+from kit.ports import free_port
 
 
 def command(script: str) -> dict[str, Any]:

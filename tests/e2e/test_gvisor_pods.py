@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from kit import invariants
 from kit.checkpoints import emptied
 from kit.cni import network
 from kit.gvisor import COUNT, RUNTIMES, gvisor_node, kill_sentry, last_number, lines, shim
@@ -57,7 +58,7 @@ def test_a_pod_of_two_containers(one: Node, handler: str) -> None:
     assert "out" in said and "err" in said and any("Starting gVisor" in line for line in said)
     assert one.exec(second, ["/bin/sh", "-c", "echo $WHO; id -u; cat /proc/version"]).stdout.startswith(b"me\n0\nLinux")
     assert ready(one, pod) and one.status(second).state == pb.CONTAINER_RUNNING
-    assert not [line for line in one.cli("doctor").stdout.splitlines() if line.startswith("inconsistent")]
+    invariants.check(one)
     one.call("RemoveContainer", pb.RemoveContainerRequest(container_id=first))
     assert one.works(second)
 

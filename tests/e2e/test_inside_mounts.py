@@ -403,7 +403,7 @@ def test_neighbours_that_swap_links_while_a_container_is_made(life: Node, pod: s
         except grpc.RpcError:
             continue  # its place was gone just then
         assert life.exited(one).exit_code == 3
-        assert b"secret" not in life.container_log(one).replace(str(victim).encode(), b"")
+        assert b"secret" not in life.complete_log(one).replace(str(victim).encode(), b"")
     life.stop_container(neighbour)
     assert not mount.mounts_below(victim)
     assert (victim / "secret").read_text() == "mine"

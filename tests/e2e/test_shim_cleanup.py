@@ -62,6 +62,7 @@ def test_the_pod_is_ended_with_its_shim(life: Node, daemon: str, shared: bool) -
     over = life.run(pod, "exit 42", "over", **more)
     assert life.exited(over).exit_code == 42
     pids = {name: life.pid(name) for name in (one, two, other)}
+    begun = {name: process.start_time(pids[name]) for name in (one, two)}
     victim = shim(life, pod)
     if daemon == "down":
         life.kill()
@@ -76,7 +77,7 @@ def test_the_pod_is_ended_with_its_shim(life: Node, daemon: str, shared: bool) -
     for name in (one, two):
         status = life.exited(name)
         assert (status.exit_code, status.reason) == (137, "Error")
-    until(lambda: not any(process.state(pids[name]) for name in (one, two)), "them to be reaped")
+    until(lambda: all(process.start_time(pids[name]) != begun[name] for name in (one, two)), "them to be reaped")
     assert life.status(over).exit_code == 42
     until(lambda: recovered(life), "recovery")
     assert (life.pid(other), life.status(other).state) == (pids[other], pb.CONTAINER_RUNNING)

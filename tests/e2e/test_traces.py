@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import pytest
 from image import build_busybox_image
-from kit.agent import free_port
 from kit.cni import Network
 from kit.collector import Collector, Seen, collector
 from kit.node import BIN, Node, node, until
+from kit.ports import free_port
 from kit.registry import push, registry
 
 from holdfast.proto import runtime_v1_pb2 as pb

@@ -90,12 +90,9 @@ def left(one: Node) -> list[str]:
 
 
 def lines(one: Node, container_id: str) -> list[str]:
-    """What it has said, without the log's own words; nor what a shim that died has lost, which the log tells of.
-
-    A record that is being written is not there yet: the kernel shows a write page by page.
-    """
-    records = one.container_log(container_id).split(b"\n")[:-1]
-    said = [record.split(b" ", 3)[3].rstrip(b"\r").decode() for record in records]
+    """What it has said, without the log's own words; nor what a shim that died has lost, which the log tells of; nor a
+    record that is being written."""
+    said = [line.split(b" ", 3)[3].decode() for line in one.container_log(container_id).split(b"\n")[:-1]]
     return [line for line in said if not LOST.match(line)]
 
 

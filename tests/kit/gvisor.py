@@ -69,7 +69,7 @@ def kill_sentry(one: Node, container: str) -> None:
 
 def lines(one: Node, container: str) -> list[str]:
     """What a container has said, without what the log adds to it, and without a record that is being written."""
-    return [record.split(" ", 3)[3] for record in one.container_log(container).decode().split("\n")[:-1]]
+    return [line.split(" ", 3)[3] for line in one.container_log(container).decode().split("\n")[:-1]]
 
 
 def last_number(one: Node, container: str) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 
-from kit.agent import free_port
 from kit.node import until
 from kit.ports import free_port
 

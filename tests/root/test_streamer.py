@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from shim_kit import running_shim
-from stream_kit import STDIN, STDOUT, StreamKit, connected, until
+from stream_kit import STDIN, STDOUT, StreamKit, connected, over, until
 
 from holdfast.linux import namespace, process
 from holdfast.workers.streamer import frames
@@ -252,7 +252,7 @@ async def test_hostile_clients_end_their_own_sessions(kit: StreamKit) -> None:
                 data = first + chance.randbytes(chance.randint(0, 3000))
                 await asyncio.get_running_loop().sock_sendall(client.socket, data)
         client.socket.close()
-    await until(lambda: all(process.state(one.pid) in ("", "Z") for one in kit.workers[1:]), "their sessions to end")
+    await until(lambda: all(map(over, kit.workers[1:])), "their sessions to end")
     await other.send(STDIN, b"still here")
     await other.read(lambda: other.stdout)
     assert other.stdout == b"still here"
