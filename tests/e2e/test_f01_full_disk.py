@@ -254,6 +254,7 @@ def test_f19_what_needs_room_says_so_at_once_and_leaves_nothing(other: Cramped) 
     assert [one.id for one in life.pods()] == [pod]
     assert sorted(path.name for path in (life.root / "snapshots").iterdir()) == before
     assert not list((life.root / "ingest").iterdir())
+    until(lambda: not conditions(life)["StorageHealthy"].status, "somebody to look at the disk again")
     condition = conditions(life)["StorageHealthy"]
     assert (condition.status, condition.reason) == (
         False,
