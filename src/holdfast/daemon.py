@@ -273,7 +273,7 @@ class Daemon:
             pod_checkpoints,
         )
         adopter.stop_pod = pods.finish_stop
-        executor = Executor(containers, bundles, shims, config.exec_output_limit)
+        executor = Executor(containers, bundles, shims, config.exec_output_limit, background)
         sessions = Sessions(
             world,
             containers,

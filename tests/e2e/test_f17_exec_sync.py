@@ -1,8 +1,10 @@
 """F17: an ExecSync ends when its command does or its time is over, whatever was left running, and leaves nothing."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -39,7 +41,7 @@ def test_f17_what_a_command_leaves_running_is_not_waited_for(life: Node, contain
     """Though it keeps the command's output open; it goes on, as it would under a shell."""
     found = life.exec(container, ["sh", "-c", "sleep 5002 & echo said; exit 4"], 20)
     assert (found.stdout, found.exit_code) == (b"said\n", 4)
-    assert sleepers(life, container) == ["5001", "5002"]
+    until(lambda: sleepers(life, container) == ["5001", "5002"], "both to sleep")
 
 
 def test_f17_all_that_it_has_started_is_ended_with_it_and_nobody_else(life: Node, container: str) -> None:
@@ -49,11 +51,47 @@ def test_f17_all_that_it_has_started_is_ended_with_it_and_nobody_else(life: Node
         until(lambda: "5004" in sleepers(life, container), "another one to run")
         script = "sleep 5005 & sh -c 'sleep 5006 & sleep 5007' & (sleep 5008 &) ; setsid sleep 5009 & wait"
         with pytest.raises(grpc.RpcError) as failure:
-            life.exec(container, ["sh", "-c", script], 1)
+            life.exec(container, ["sh", "-c", script], 5)  # in which all of them are to begin
         assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         until(lambda: sleepers(life, container) == ["5001", "5003", "5004", "5009"], "the rest to be ended")
         life.exec(container, ["sh", "-c", "kill $(ps -o pid,args | awk '/sleep 5004$/ {print $1}')"])
         other.result()
+
+
+# An exec by it takes as long as somebody wants.
+SLOW = """#!/bin/sh
+for word in "$@"; do
+    if [ "$word" = exec ] && [ -e {base}/hold ]; then
+        while [ -e {base}/hold ]; do sleep 0.02; done
+        {crun} "$@"
+        code=$?
+        : > {base}/executed
+        exit $code
+    fi
+done
+exec {crun} "$@"
+"""
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["", "the daemon dies"])
+def test_f17_what_has_not_begun_when_its_time_is_over_is_ended_when_it_does(tmp_path: Path, dies: bool) -> None:
+    """As on a machine that is too busy for a probe: nothing of it is left in the container, nor of its files."""
+    binary, hold, executed = (tmp_path / name for name in ("crun", "hold", "executed"))
+    binary.write_text(SLOW.format(base=tmp_path, crun=shutil.which("crun")))
+    binary.chmod(0o755)
+    with node("slow", runtimes={"slow": {"binary": str(binary)}}) as one:
+        container = one.run(pod := one.run_pod(), "sleep 5001")
+        hold.touch()
+        with pytest.raises(grpc.RpcError) as failure:
+            one.exec(container, ["sleep", "5002"], 1)
+        assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if dies:
+            one.restart()
+        hold.unlink()
+        until(executed.exists, "it to begin")
+        until(lambda: sleepers(one, container) == ["5001"], "it to be ended")
+        place = one.state / "pods" / pod / container / "exec"
+        until(lambda: not os.listdir(place), "nothing to be left of it")
 
 
 def probes(life: Node, number: int) -> None:

@@ -12,10 +12,11 @@ from typing import Any, Final
 from holdfast.lifecycle.bundle import Bundles
 from holdfast.lifecycle.containers import Containers
 from holdfast.lifecycle.objects import Container
-from holdfast.lifecycle.tasks import in_thread, within
+from holdfast.lifecycle.tasks import Background, in_thread, within
 from holdfast.linux import files
 from holdfast.linux.inject import crashpoint
 from holdfast.model.errors import DeadlineExceeded, FailedPrecondition, HoldfastError, InvalidArgument, NotFound
+from holdfast.model.state import ContainerState
 from holdfast.model.tally import Timed
 from holdfast.runtime import streamers
 from holdfast.runtime.shims import Shims
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 CHUNK: Final = 256 * 1024
 KILL_SECONDS: Final = 0.5  # and as long again to forget it: one second beyond the client's own
 END_SECONDS: Final = 5.0
+LATE_LONGEST: Final = 3.0  # between attempts to end what has outlived that
 
 
 class Collector:
@@ -59,11 +61,15 @@ class Collector:
 class Executor:
     """Runs commands for ExecSync, and prepares those that a streamer starts."""
 
-    def __init__(self, containers: Containers, bundles: Bundles, shims: Shims, output_limit: int) -> None:
+    def __init__(
+        self, containers: Containers, bundles: Bundles, shims: Shims, output_limit: int, background: Background
+    ) -> None:
         self._containers = containers
         self._bundles = bundles
         self._shims = shims
         self._limit = output_limit
+        self._background = background
+        self._late: set[str] = set()  # what was executed, is over for its client, and not for its shim
         self.sessions = Timed("holdfast_session", "commands executed and other sessions in containers", ("kind",))
 
     async def exec_sync(self, container_id: str, command: list[str], seconds: float) -> tuple[bytes, bytes, int]:
@@ -88,7 +94,8 @@ class Executor:
             finally:
                 for output in outputs:
                     output.close()
-                await in_thread(files.remove_tree, directory)
+                if exec_id not in self._late:  # of which the next daemon would have to know
+                    await in_thread(files.remove_tree, directory)
 
     async def prepare(self, container: Container, exec_id: str, command: list[str], streams: list[str]) -> Path:
         """Tell the shim of a command for `exec_id` and make FIFOs for its streams; somebody else is to start it.
@@ -169,7 +176,7 @@ class Executor:
             await self._kill(task, container_id, exec_id)
             raise
         finally:
-            await self._forget(task, container_id, exec_id)
+            await self._forget(task, container, exec_id)
 
     async def _kill(self, task: TaskClient, container_id: str, exec_id: str) -> None:
         try:
@@ -179,12 +186,25 @@ class Executor:
         except (HoldfastError, TimeoutError) as exc:
             log.warning("exec %s in container %s outlives its kill: %s", exec_id, container_id, exc)
 
-    async def _forget(self, task: TaskClient, container_id: str, exec_id: str) -> None:
+    async def _forget(self, task: TaskClient, container: Container, exec_id: str) -> None:
+        """What lives on, or has not even begun, as it takes its time on a busy machine, is ended when it can be."""
         try:
             async with asyncio.timeout(KILL_SECONDS):
-                await task.delete(container_id, exec_id)
+                await task.delete(container.meta.id, exec_id)
+        except NotFound:
+            return
         except (HoldfastError, TimeoutError) as exc:
-            log.info("exec %s in container %s was not deleted: %s", exec_id, container_id, exc)
+            log.info("exec %s in container %s is to be ended later: %s", exec_id, container.meta.id, exc)
+            self._late.add(exec_id)
+            self._background.see_through(
+                f"end of exec {exec_id}", lambda: self._end_late(container, exec_id), LATE_LONGEST
+            )
+
+    async def _end_late(self, container: Container, exec_id: str) -> None:
+        if container.state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
+            await self.end(container, exec_id)
+        await in_thread(files.remove_tree, self._bundles.path(container) / "exec" / exec_id)
+        self._late.discard(exec_id)
 
 
 async def _end(task: TaskClient, container_id: str, exec_id: str) -> None:
