@@ -80,9 +80,9 @@ class Network:
         (self.bin / "does.json").write_text(json.dumps(verbs))
 
     def told(self, verb: str = "") -> list[dict[str, Any]]:
-        """What the odd plugin was told."""
+        """What the odd plugin was told, as far as it has written it down."""
         try:
-            found = [json.loads(line) for line in (self.bin / "told.jsonl").read_text().splitlines()]
+            found = [json.loads(line) for line in (self.bin / "told.jsonl").read_text().split("\n")[:-1]]
         except FileNotFoundError:
             return []
         return [one for one in found if verb in ("", one["verb"])]
