@@ -54,8 +54,8 @@ def latest(kubelet: Kubelet, spec: Spec, name: str) -> pb.ContainerStatus:
 def started(net: Network) -> Kubelet:
     kubelet = Kubelet(net.node)
     kubelet.connect()
-    ready, why = kubelet.update()["NetworkReady"]
-    assert (ready, "no network configuration" in why) == (False, True)
+    until(lambda: "no network configuration" in kubelet.update()["NetworkReady"][1], "it to be missed")
+    assert not kubelet.update()["NetworkReady"][0]
     kubelet.set_pod_cidr("10.88.0.0/24,fd00:88::/64")
     until(lambda: kubelet.update()["NetworkReady"][0], "the network to be ready")
     assert kubelet.update()["RuntimeReady"] == (True, "")
@@ -153,8 +153,8 @@ def test_after_a_reboot_the_pod_is_made_anew(net: Network) -> None:
     net.start()
     kubelet.connect()
     until(lambda: kubelet.status(spec).sandbox is None, "the sandbox to be over")
-    main = latest(kubelet, spec, "main")
-    assert (main.state, main.exit_code) == (pb.CONTAINER_EXITED, 255)
+    until(lambda: latest(kubelet, spec, "main").state == pb.CONTAINER_EXITED, "its container to be over")
+    assert latest(kubelet, spec, "main").exit_code == 255
     synced(kubelet, spec)
     new = kubelet.status(spec)
     assert [one.metadata.attempt for one in new.sandboxes] == [1, 0]

@@ -19,6 +19,7 @@ READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trig
 TERMINATION = "/dev/termination-log"
 LABEL = "io.kubernetes.pod."
 CONTAINER = "io.kubernetes.container."
+SECONDS = 20  # for what is executed
 DEFAULT_PROFILE = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
 
 
@@ -186,11 +187,12 @@ class Kubelet:
         container = self.node.call("CreateContainer", request).container_id
         self.node.start_container(container)
         if member.post_start:
-            assert self.probe(container, member.post_start, 10) == 0
+            assert self.probe(container, member.post_start) == 0
         return False
 
-    def probe(self, container: str, command: Iterable[str], seconds: int = 1) -> int:
-        return int(self.node.exec(container, command, seconds).exit_code)
+    def probe(self, container: str, command: Iterable[str]) -> int:
+        """Within far more than the second that a kubelet gives it: here each is to come to its end."""
+        return int(self.node.exec(container, command, SECONDS).exit_code)
 
     def kill(self, spec: Spec, now: Status | None = None) -> None:
         """Hooks, then containers, each with the pod's grace, then all of its sandboxes."""
@@ -199,7 +201,7 @@ class Kubelet:
         for one in now.containers:
             if one.state == pb.CONTAINER_RUNNING:
                 if hook := hooks.get(one.metadata.name):
-                    self.probe(one.id, hook, spec.grace)
+                    self.probe(one.id, hook)
                 self.node.stop_container(one.id, spec.grace)
         for sandbox in now.sandboxes:
             self.node.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=sandbox.id))
