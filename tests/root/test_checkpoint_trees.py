@@ -132,7 +132,7 @@ def test_deep_trees(disk: Path) -> None:
     dig(disk / "deeper", DEPTH + 1)
     with pytest.raises(OSError, match="deeper than"):
         pack_to(disk / "deeper", disk / "volume.tar")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before, "garbage of others may be collected meanwhile"
     for name in ("deep", "deeper"):
         files.remove_tree(disk / name)
 

@@ -33,6 +33,13 @@ def settings(directory: Path, program: str = CRIU) -> CriuSettings:
     return CriuSettings(program, str(directory))
 
 
+async def begun(kit: ShimKit, client: TaskClient, script: str = COUNT, **changes: object) -> Container:
+    """One that has said something: what there is to be frozen and dumped is the script, and not runc before it."""
+    one = await kit.run(client, "a", script, **changes)
+    await until(one.records)
+    return one
+
+
 async def checkpoint(client: TaskClient, one: Container, directory: Path) -> CriuSettings:
     """Freeze, dump, thaw."""
     made = settings(directory)
@@ -153,7 +160,7 @@ async def test_sigkill_reaches_a_frozen_container(kit: ShimKit, client: TaskClie
 
 
 async def test_a_command_waits_until_its_container_is_thawed(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
-    await kit.run(client, "a", COUNT)
+    await begun(kit, client)
     await client.freeze(["a"], 30)
     process = {"args": ["true"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
     await client.exec("a", "e", process)
@@ -205,7 +212,7 @@ async def test_who_was_stopped_before_it_was_frozen_holds_nothing_up(
 async def test_what_is_restored_may_be_held(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
     """It stands still, with all that it has begun, until it is thawed or nobody wants that any more."""
     one = await kit.run(client, "a", f"sh -c 'while :; do touch /tmp/beat; usleep 1000; done' & {COUNT}")
-    await until(lambda: len(numbers(one)) > 5)
+    await until(lambda: len(numbers(one)) > 5 and (kit.base / "writable-a/upper/tmp/beat").exists())
     made = replace(await checkpoint(client, one, tmp_path / "images"), held=30)
     two = copy_of(kit, one, "b")
     pid = await restore(kit, client, two, made)
@@ -227,7 +234,7 @@ async def test_what_is_restored_may_be_held(kit: ShimKit, client: TaskClient, tm
 
 
 async def test_sigkill_reaches_what_is_held(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
-    one = await kit.run(client, "a", COUNT)
+    one = await begun(kit, client)
     made = replace(await checkpoint(client, one, tmp_path / "images"), held=30)
     await restore(kit, client, copy_of(kit, one, "b"), made)
     await client.kill("b", signal.SIGKILL)
@@ -235,7 +242,7 @@ async def test_sigkill_reaches_what_is_held(kit: ShimKit, client: TaskClient, tm
 
 
 async def test_a_shim_that_ends_leaves_nobody_frozen(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
-    one = await kit.run(client, "a", COUNT)
+    one = await begun(kit, client)
     made = replace(await checkpoint(client, one, tmp_path / "images"), held=30)
     await restore(kit, client, copy_of(kit, one, "b"), made)
     await client.freeze(["a"], 30)
@@ -244,7 +251,7 @@ async def test_a_shim_that_ends_leaves_nobody_frozen(kit: ShimKit, client: TaskC
 
 
 async def test_a_restore_that_fails_leaves_nobody(kit: ShimKit, client: TaskClient, tmp_path: Path) -> None:
-    one = await kit.run(client, "a", f"echo kept > /tmp/file; exec 5< /tmp/file; {COUNT}")
+    one = await begun(kit, client, f"echo kept > /tmp/file; exec 5< /tmp/file; {COUNT}")
     made = await checkpoint(client, one, tmp_path / "images")
     two = kit.container("b", COUNT)  # without the file
     with pytest.raises(errors.HoldfastError, match="CRIU: .*tmp/file"):
@@ -259,7 +266,8 @@ async def test_a_container_that_ends_while_it_is_restored_has_its_exit_code(
     kit: ShimKit, client: TaskClient, tmp_path: Path
 ) -> None:
     """What it waits for has come by then: it may be over before runc has told its pid."""
-    one = await kit.run(client, "a", "while [ ! -e /data/go ]; do usleep 1000; done; exit 7", mounts=[_data(tmp_path)])
+    script = "echo ready; while [ ! -e /data/go ]; do usleep 1000; done; exit 7"
+    one = await begun(kit, client, script, mounts=[_data(tmp_path)])
     made = await checkpoint(client, one, tmp_path / "images")
     two = copy_of(kit, one, "b", mounts=[_data(tmp_path)])
     (tmp_path / "data/go").touch()

@@ -120,4 +120,4 @@ async def test_attached_and_gone_a_hundred_times(kit: StreamKit) -> None:
             await client.read(lambda client=client: client.stdout)
             client.socket.close()
     await kit.ended()
-    await until(lambda: len(os.listdir(where)) == before, "the shim to have let go of all of them")
+    await until(lambda: len(os.listdir(where)) <= before, "the shim to have let go of all of them")
