@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit import crash
 from kit.containerd import IMAGE, RUNTIME, SECONDS, Containerd
 from kit.node import node as holdfastd
 from kit.node import until
@@ -79,6 +81,14 @@ def status(node: Containerd, name: str) -> str:
 
 def pid_of(node: Containerd, name: str) -> int:
     return node.tasks()[name][0]
+
+
+def trapped(node: Containerd, name: str) -> int:
+    """The pid of one that has set its trap: until then SIGTERM is nothing to the init of a pid namespace."""
+    pid = pid_of(node, name)
+    caught = lambda: re.search(rb"^SigCgt:\t(\w+)$", crash.read(pid, "status"), re.MULTILINE)  # noqa: E731
+    until(lambda: (found := caught()) and int(found[1], 16) >> signal.SIGTERM - 1 & 1, "the trap to be set")
+    return pid
 
 
 def remove(node: Containerd, name: str) -> int:
@@ -246,7 +256,8 @@ def test_output_to_a_program_which_is_run_again_when_it_dies(daemon: Containerd)
     uri = f"binary://{program}?key=two%20words"
     assert daemon.run("one", "echo a; echo b >&2; echo c", "-d", "--log-uri", uri).returncode == 0
     until(lambda: taken.read_text().endswith("end\n"), "the program to end")
-    assert f"{program} ended with 1, and is run again" in daemon.log(), "what a shim says is in containerd's log"
+    told = f"{program} ended with 1, and is run again"
+    until(lambda: told in daemon.log(), "what a shim says to be in containerd's log")
     greeting = "2 key=two words one default"
     assert taken.read_text().splitlines() == [greeting, greeting, "out a", "out c", "err b", "end"]
     assert remove(daemon, "one") == 0
@@ -374,7 +385,7 @@ def test_a_restart_of_containerd_is_not_felt(own: Containerd) -> None:
 
 def test_an_exit_while_containerd_is_down_is_exact_and_announced(own: Containerd) -> None:
     own.run("one", OBEDIENT, "-d")
-    pid = pid_of(own, "one")
+    pid = trapped(own, "one")
     own.kill()
     os.kill(pid, signal.SIGTERM)
     until(lambda: process.start_time(pid) is None, "its end")
@@ -419,7 +430,7 @@ def test_a_shim_killed_after_its_container_has_ended_takes_no_exit_code_along(ow
         until(lambda: "/tasks/delete" in dict(heard.all()), "containerd's own word")
     codes = {event["exit_status"] for topic, event in tasks_of(heard.all()) if "exit_status" in event}
     assert codes == {42}
-    assert own.tasks() == {}
+    until(lambda: not own.tasks(), "containerd to forget the task, of whose deletion it tells before")
 
 
 def test_a_killed_shim_of_a_group_takes_all_of_it(own: Containerd) -> None:
@@ -464,7 +475,7 @@ def test_a_shim_that_is_stopped_is_worked_around(own: Containerd) -> None:
 def test_an_exit_that_nobody_has_seen_is_not_made_up(own: Containerd) -> None:
     """The shim is killed, the container then ends by itself, and containerd has it cleaned up when it is back."""
     own.run("one", OBEDIENT, "-d")
-    pid = pid_of(own, "one")
+    pid = trapped(own, "one")
     (shim,) = own.shim_pids()
     own.kill()
     os.kill(shim, signal.SIGKILL)

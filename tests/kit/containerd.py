@@ -170,8 +170,12 @@ runtime_type = "{self._shim}"
     # -- the end
 
     def shim_pids(self) -> list[int]:
-        ours = [json.loads(path.read_bytes())["pid"] for path in self.shims.glob("*/shim.json")]
-        return [*ours, *self._others()]
+        return [*self._ours(), *self._others()]
+
+    def _ours(self) -> Iterator[int]:
+        for path in self.shims.glob("*/shim.json"):
+            with contextlib.suppress(FileNotFoundError):  # a shim that ends takes it along
+                yield json.loads(path.read_bytes())["pid"]
 
     def _others(self) -> Iterator[int]:
         """Shims of others, which are told on their command line whose they are."""
@@ -212,9 +216,9 @@ class Events:
         self._path = path
 
     def all(self) -> list[tuple[str, dict]]:
-        """(topic, event) of each event."""
+        """(topic, event) of each event whose line is whole by now."""
         found = []
-        for line in self._path.read_text().splitlines():
+        for line in self._path.read_text().split("\n")[:-1]:
             topic, start, content = line.partition(" {")
             if start:
                 found.append((topic.split()[-1], json.loads(start + content)))
