@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from kit import images
+from kit import images, inside
 from kit.node import IMAGE, Node, node, until
 
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -62,11 +62,10 @@ def sh(life: Node, container_id: str, script: str) -> str:
     return str(reply.stdout.decode())
 
 
-def printed(life: Node, container_id: str) -> list[str]:
-    """The lines of a container that has ended."""
+def prints(life: Node, container_id: str, wanted: str) -> None:
+    """And nothing else, until it ends. Of a foreign shim's container the log may be completed only after that."""
     life.exited(container_id)
-    lines = life.container_log(container_id).decode().splitlines()
-    return [line.split(" ", 3)[3] for line in lines if line.split(" ", 3)[1] == "stdout"]
+    until(lambda: inside.output(life, container_id) == wanted, f"it to have written {wanted!r}")
 
 
 def secured(**fields: Any) -> pb.LinuxContainerConfig:
@@ -190,15 +189,15 @@ def test_a_working_directory_is_made_and_is_roots(life: Node, handler: str) -> N
 @pytest.mark.parametrize("handler", ALL)
 def test_input_and_terminal(life: Node, handler: str) -> None:
     pod = life.run_pod(life.pod_config(), handler)
-    assert printed(life, life.run(pod, "cat; test -t 0 || echo none", "none")) == ["none"]
+    prints(life, life.run(pod, "cat; test -t 0 || echo none", "none"), "none\n")
     container = life.run(pod, "read line; echo got $line", "given", stdin=True, stdin_once=True)
     fifo = life.state / "pods" / pod / container / "stdin"
     until(fifo.is_fifo, "its stdin")
     with fifo.open("wb") as stdin:
         stdin.write(b"this\n")
-    assert printed(life, container) == ["got this"]
+    prints(life, container, "got this\n")
     script = "test -t 0 && test -t 1 && test -t 2 && echo terminal $TERM"
-    assert printed(life, life.run(pod, script, "terminal", tty=True)) == ["terminal xterm"]
+    prints(life, life.run(pod, script, "terminal", tty=True), "terminal xterm\r\n")
 
 
 # -- what is executed is as confined as the container is

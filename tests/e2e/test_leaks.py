@@ -201,7 +201,9 @@ def hidden(place: Path) -> int:
     """Inodes in use to which no name leads: the filesystem's own, and those of deleted files that are still held."""
     named = {os.lstat(place).st_ino}
     for directory, names, plain in os.walk(place):
-        named |= {os.lstat(os.path.join(directory, name)).st_ino for name in (*names, *plain)}
+        for name in (*names, *plain):
+            with contextlib.suppress(FileNotFoundError):  # it goes just now
+                named.add(os.lstat(os.path.join(directory, name)).st_ino)
     found = files.filesystem(place)
     return found.total_inodes - found.free_inodes - len(named)
 
