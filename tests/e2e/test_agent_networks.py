@@ -58,7 +58,7 @@ spec:
     env: [{{name: IP, valueFrom: {{fieldRef: {{fieldPath: status.podIP}}}}}}]
     ports: [{{name: http, containerPort: 8080, hostPort: 18080}}]
     readinessProbe: {{httpGet: {{path: /index.html, port: http}}, periodSeconds: 1, failureThreshold: 1}}
-    livenessProbe: {{tcpSocket: {{port: http}}, periodSeconds: 1, failureThreshold: 1}}
+    livenessProbe: {{tcpSocket: {{port: http}}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 5}}
 """
 
 

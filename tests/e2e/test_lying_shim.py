@@ -127,7 +127,7 @@ def test_a_container_that_runs_is_not_ended_by_word_of_mouth(life: Node, pod: st
         until(lambda: recovered(life), "recovery", 60)
         until(lambda: calls.count("State") > 1 and "Wait" in calls, "questions after recovery")
         assert life.status(one).state == pb.CONTAINER_RUNNING
-        assert process.state(pid) in ("S", "R")
+        assert process.state(pid) not in ("", "Z")
     life.stop_container(one, 30)
     assert life.status(one).exit_code == 7
 
@@ -191,7 +191,8 @@ def test_garbage_at_its_socket_is_no_word_of_a_shim(life: Node, pod: str) -> Non
         life.start()
         until(lambda: recovered(life), "recovery", 60)
         until(lambda: len(calls) > 2, "questions after recovery")
-        assert (life.status(one).state, process.state(pid)) == (pb.CONTAINER_RUNNING, "S")
+        assert life.status(one).state == pb.CONTAINER_RUNNING
+        assert process.state(pid) not in ("", "Z")
         life.stop_container(one, 0)
         assert life.status(one).exit_code == 137
     assert life.status(two).exit_code == 6

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from kit import invariants
+from kit import crash, invariants
 from kit.hung import Hung, hung, stopped
 from kit.node import Node, until
 
@@ -54,7 +54,8 @@ class Stuck:
                 self.pod, f"{wait} & while ! test -e /nfs/end; do :; done; exit 3", mounts=mounts, pid=pb.NODE
             )
         until(lambda: dead.waiting, "it to wait for the filesystem")  # in state D only when it was sent a signal
-        (self.pid,) = (pid for pid in cgroup.pids(f"{life.cgroup}/{self.pod}/{self.id}") if waits(pid))
+        path = f"{life.cgroup}/{self.pod}/{self.id}"
+        (self.pid,) = until(lambda: [pid for pid in cgroup.pids(path) if waits(pid)], "whoever waits")
         (self.shim,) = [one.pid for one in keeper.workers(life.state) if one.id == self.pod]
 
     def stop(self) -> tuple[grpc.StatusCode, str]:
@@ -89,7 +90,7 @@ class Stuck:
 
 
 def waits(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").read_text() == "cat\n"
+    return crash.read(pid, "comm") == b"cat\n"
 
 
 @pytest.fixture
