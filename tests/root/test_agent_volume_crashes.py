@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from kit import disk
+from kit.node import until
 
 from holdfast.agent.volumes.paths import Paths
 from holdfast.linux import loop, mount, quota
@@ -215,9 +216,12 @@ class Host:
         root = self.paths.root
         assert [one.target for one in mount.mountinfo() if one.target.startswith(f"{root}/")] == []
         assert sorted(path.name for path in root.rglob("*")) in (["pods", "trash"], ["pods"])
-        assert [loop.device_of(self.paths.image(uid, "sized")) for uid in UIDS] == [None, None]
+        images = [
+            self.paths.image(uid, "sized") for uid in UIDS
+        ]  # others' new namespaces have mounts of it for a moment
+        until(lambda: not any(map(loop.device_of, images)), "the loop devices to go")
         os.sync()  # the filesystem counts what is gone
-        assert all(quota.project(root, number).free for number in self._projects)
+        until(lambda: all(quota.project(root, number).free for number in self._projects), "it to be counted")
 
     def mark(self) -> None:
         for place in self.places():

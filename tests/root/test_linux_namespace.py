@@ -39,9 +39,9 @@ def inside(path: Path, script: str) -> str:
 def test_pinned_namespaces_are_new_and_ours_stay(place: Path) -> None:
     before, fds = own(), len(os.listdir("/proc/self/fd"))
     paths = namespace.pin(KINDS, place, "a-host")
-    until(lambda: own().keys() == before.keys(), "the thread that was in them to be gone")
-    assert own() == before
-    assert len(os.listdir("/proc/self/fd")) == fds
+    until(lambda: own().keys() <= before.keys(), "the thread that was in them to be gone")
+    assert own().items() <= before.items()  # other threads may end meanwhile, and descriptors be closed
+    assert len(os.listdir("/proc/self/fd")) <= fds
     assert paths == {kind: place / kind for kind in KINDS}
     for kind, path in paths.items():
         assert namespace.namespace_id(path) != namespace.namespace_id(f"/proc/self/ns/{kind}")
