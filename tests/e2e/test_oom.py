@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from kit.crash import recovered
 from kit.node import Node, node, until
+from kit.ports import free_port
 
 from holdfast.linux import process
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -24,10 +24,7 @@ FED = f"n=0; while :; do n=$((n+1)); while ! test -e /data/eat-$n; do sleep 0.02
 
 @pytest.fixture(scope="module")
 def life() -> Iterator[Node]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with node(metrics_address=address) as one:
+    with node(metrics_address=f"127.0.0.1:{free_port()}") as one:
         yield one
 
 
@@ -122,6 +119,7 @@ def test_it_does_not_depend_on_the_shim(life: Node, pod: str) -> None:
     eat(life, log, 1)
     until(lambda: kills(life, one) == [1], "the event")
     assert kills(life, other) == []
+    until(lambda: life.works(one), "another shim, to be told how it ends")
     os.kill(life.pid(one), signal.SIGKILL)
     assert life.exited(one).reason == "Error"
     assert process.state(life.pid(other)) == "S"

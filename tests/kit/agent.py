@@ -1,6 +1,7 @@
 """A real `holdfast agent` beside a real daemon, started and killed as its users would."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -41,9 +42,11 @@ def application(port: int) -> str:
 
 
 def get(port: int) -> bytes:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
-        return bytes(answer.read())
-    return b""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+            return bytes(answer.read())
+    except (OSError, http.client.HTTPException):  # the latter of a server that is killed meanwhile
+        return b""
 
 
 class Other:
@@ -177,9 +180,9 @@ class Agent:
         return str(self.container(pod, "c")["state"].get("waiting", {}).get("reason", ""))
 
     def lines(self, pod: str, name: str) -> list[str]:
-        """What a container's first run has written."""
+        """What a container's first run has written, but for a record that is being written."""
         path = self.logs / f"default_{pod}_{pod}-0" / name / "0.log"
-        return [line.split(" ", 3)[3] for line in path.read_text().splitlines()] if path.exists() else []
+        return [line.split(" ", 3)[3] for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
     def ended(self, *names: str) -> None:
         """Take pods' manifests away; nothing is left of them."""
