@@ -26,7 +26,7 @@ spec:
   - name: count
     image: {IMAGE}
     command: [sh, -c, "n=0; while :; do n=$((n+1)); echo $n; echo $n > /work/n; sleep 0.02; done"]
-    livenessProbe: {{exec: {{command: ["true"]}}, periodSeconds: 1, failureThreshold: 1}}
+    livenessProbe: {{exec: {{command: ["true"]}}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}}
     volumeMounts: [{{name: work, mountPath: /work}}, {{name: fast, mountPath: /fast}}]
   volumes:
   - name: work
@@ -71,7 +71,8 @@ def test_a_checkpoint_is_kept_and_a_pod_is_made_of_it_again(one: Node, agent: Ag
     until(lambda: len(numbers(one, again)) > 5)
     assert follow(numbers(one, again)) and numbers(one, again)[0] > 10
     volume = next((one.root / "volumes" / pod).glob("pods/*/volumes/kubernetes.io~empty-dir/work"))
-    assert int((volume / "n").read_text()) >= numbers(one, again)[0]
+    written = until((volume / "n").read_text, "a number")  # it is written anew each time
+    assert int(written) >= numbers(one, again)[0]
     memory = os.statvfs(volume.with_name("fast"))
     assert memory.f_blocks * memory.f_frsize == 1 << 20
     assert "again" not in agent.cli("get", "pods").stdout

@@ -29,7 +29,8 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Node | Other]:
 
 
 def ready(there: Agent) -> str:
-    return next(one["status"] for one in there.status("web")["conditions"] if one["type"] == "Ready")
+    conditions = there.status("web").get("conditions", ())  # none while the agent does not answer
+    return next((one["status"] for one in conditions if one["type"] == "Ready"), "")
 
 
 def restarts(there: Agent) -> list[int]:
