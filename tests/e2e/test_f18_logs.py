@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from kit import disk
-from kit.node import Node, until
+from kit.node import SECONDS, Node, until
 
 from holdfast.linux import mount
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -32,8 +32,9 @@ done
 """
 RECORD = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) F (.*)")
 LOST = re.compile(r"(\d+) log lines \((\d+) bytes\) of (stdout|stderr)")
-STALL = 2.0
+STALL = 2000  # lines of one while the other prints none: about two seconds
 PIPE = 1 << 20
+LATE = 8.0  # seconds by which even a busy machine has done what takes a moment
 
 
 @pytest.fixture
@@ -72,16 +73,21 @@ class Pod:
             return int((self.beats / name).read_text())
         return 0
 
-    def watch(self, seconds: float) -> float:
-        """The longest time in which one of them did not print, on the way."""
-        deadline = time.monotonic() + seconds
-        seen = {name: (self.count(name), time.monotonic()) for name in ("sick", "well")}
-        longest = 0.0
-        while (now := time.monotonic()) < deadline:
-            for name, (count, since) in seen.items():
-                longest = max(longest, now - since)
-                if (found := self.count(name)) != count:
-                    seen[name] = found, now
+    def watch(self, seconds: float) -> int:
+        """The most that one of them has printed while the other did not print, on the way.
+
+        A slow machine gets more time for "sick" to print what a pipe does not hold.
+        """
+        began, enough = time.monotonic(), self.count("sick") + PIPE // len(PAD) + 1
+        pairs = (("sick", "well"), ("well", "sick"))
+        seen = {name: (self.count(name), self.count(other)) for name, other in pairs}
+        longest = 0
+        while (took := time.monotonic() - began) < seconds or (self.count("sick") < enough and took < SECONDS):
+            for name, other in pairs:
+                count, others = self.count(name), self.count(other)
+                if count != seen[name][0]:
+                    seen[name] = count, others
+                longest = max(longest, others - seen[name][1])
             time.sleep(0.01)
         return longest
 
@@ -139,6 +145,18 @@ def _numbers(log: Path) -> tuple[dict[str, list[int]], dict[str, tuple[int, int]
 
 
 def assert_every_line_is_there_or_counted(log: Path, last: int) -> list[str]:
+    """A shim that is slow completes its log when the end is known. Returns the markers."""
+    deadline = time.monotonic() + LATE
+    while True:
+        try:
+            return _all_there_or_counted(log, last)
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+def _all_there_or_counted(log: Path, last: int) -> list[str]:
     numbers, lost, markers = _numbers(log)
     for stream, found in numbers.items():
         printed = [number for number in range(1, last + 1) if (number % 10 == 0) is (stream == "stderr")]
@@ -203,9 +221,7 @@ def test_f18_a_container_never_waits_for_its_log(
         before = pod.count("sick")
         stalled = pod.watch(seconds)
         during = pod.count("sick") - before
-    began = time.monotonic()
-    until(lambda: b"holdfast: lost" in pod.sick.read_bytes(), "the log to go on")
-    resumed = time.monotonic() - began
+    until(lambda: b"holdfast: lost" in pod.sick.read_bytes(), "the log to go on", LATE)
     after = pod.count("sick")
     until(lambda: pod.count("sick") > after + 500, "more")
     (pod.beats / "stop").touch()
@@ -215,7 +231,6 @@ def test_f18_a_container_never_waits_for_its_log(
     markers = assert_every_line_is_there_or_counted(pod.sick, pod.count("sick"))
     assert not assert_every_line_is_there_or_counted(pod.logs / "well/0.log", pod.count("well"))
     assert stalled < STALL
-    assert resumed < STALL
     assert during * len(PAD) > PIPE, "too few lines to show anything"
     assert befalls is full or len(markers) == 1  # a disk that fills up has room for a marker here and there
 
@@ -234,13 +249,17 @@ def test_f18_the_end_of_a_container_is_not_delayed_and_its_marker_comes_later(po
         assert f" {pod.count('sick')} x" not in pod.sick.read_text()
     until(lambda: pod.sick.read_text().rstrip().endswith("No space left on device"), "the marker")
     assert_every_line_is_there_or_counted(pod.sick, pod.count("sick"))
-    assert took < STALL
+    assert took < LATE
     (worker,) = (worker for worker in keeper.workers(pod.node.state) if worker.id == pod.id)
     until(lambda: str(pod.sick) not in _open_files(worker.pid), "the log to be let go of")
 
 
 def _open_files(pid: int) -> set[str]:
-    return {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed by now
+            found.add(os.readlink(path))
+    return found
 
 
 def test_f18_a_pod_that_ends_meanwhile_says_elsewhere_what_its_log_lacks(pod: Pod) -> None:
