@@ -111,7 +111,7 @@ def numbers(part: bytes) -> list[int]:
 
 
 def kill_logger(pod: Pod, container: str) -> None:
-    before = logger_of(pod, container)
+    before = until(lambda: logger_of(pod, container), "a logger")
     kill(before)
     until(lambda: logger_of(pod, container) not in (0, before), "another logger")
 

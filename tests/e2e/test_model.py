@@ -184,7 +184,7 @@ class Machine(RuleBasedStateMachine):
     @rule(pod=pods)
     def kill_a_shim(self, pod: str) -> None:
         if pod in self.model.pods and self.model.pods[pod].state == READY:
-            before = shim_of(pod)
+            before = until(lambda: shim_of(pod), "a shim")
             os.kill(before, signal.SIGKILL)
             until(lambda: shim_of(pod) not in (0, before), "another shim")
 

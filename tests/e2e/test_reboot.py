@@ -6,6 +6,7 @@ import os
 import grpc
 import pytest
 from kit.boot import reboot
+from kit.crash import recovered
 from kit.node import node, until
 
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -28,6 +29,7 @@ def test_what_ran_is_over_and_everything_else_is_kept(network: pb.NamespaceMode)
         assert "reboot" in status.message
         assert [one.status(exited), one.status(created)] == kept
         until(lambda: [pod.state for pod in one.pods()] == [pb.SANDBOX_NOTREADY], "the pod to be not ready")
+        until(lambda: recovered(one), "recovery")
         report = json.loads(one.cli("recovery", "--output", "json").stdout)
         assert report["rebooted"]
         told = {(each["name"], each["before"], each["after"]): each["why"] for each in report["findings"]}

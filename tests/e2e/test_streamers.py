@@ -31,6 +31,7 @@ def pod(life: Node) -> Iterator[str]:
     made = life.run_pod()
     yield made
     life.remove_pod(made)
+    until(lambda: not streamers(life), "its streamers to be gone")
 
 
 def streamers(life: Node) -> list[int]:
@@ -38,13 +39,14 @@ def streamers(life: Node) -> list[int]:
 
 
 def shim_of(life: Node, pod: str) -> int:
-    (pid,) = [worker.pid for worker in keeper.workers(life.state) if (worker.kind, worker.id) == ("shim", pod)]
-    return pid
+    """Its pid; 0 while it has none."""
+    workers = keeper.workers(life.state)
+    return next((worker.pid for worker in workers if (worker.kind, worker.id) == ("shim", pod)), 0)
 
 
 def goes_on(stream: Stream) -> None:
     """What counts counts on."""
-    last = int(re.findall(r"n(\d+)\s", stream.until_out("n"))[-1])
+    last = stream.until(lambda: numbers(stream), "a number")[-1]
     stream.until_out(f"n{last + 5}")
 
 
@@ -79,11 +81,11 @@ def test_an_attach_outlives_its_shim_and_an_exec_is_ended_with_it(life: Node, po
     ):
         goes_on(attach)
         exec_.until_out("here")
-        killed = shim_of(life, pod)
+        killed = until(lambda: shim_of(life, pod), "its shim")
         os.kill(killed, signal.SIGKILL)
         exec_.until(lambda: exec_.ended, "the end")
         assert "its shim, which was killed" in exec_.out(ERROR)
-        until(lambda: shim_of(life, pod) != killed, "another shim")
+        until(lambda: shim_of(life, pod) not in (0, killed), "another shim")
         goes_on(attach)
         life.remove_pod(pod)
         attach.until(lambda: attach.ended, "the end")
