@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from kit import crash, invariants
 from kit.node import Node, node, until
+from kit.resources import keeper_pid
 from kit.streams import ERROR, FORWARD, SECONDS, Rejected, Stream, attach_url, exec_url, execute, forward_url
 
 from holdfast.proto import runtime_v1_pb2 as pb
@@ -50,16 +51,23 @@ def streamers(one: Node) -> list[int]:
 def traces(one: Node) -> Counter[str]:
     """What sessions could leave: processes, files, and descriptors of those who live on."""
     lasting = [worker for worker in keeper.workers(one.state) if worker.kind in ("shim", "logger")]
-    found = Counter({f"{worker.kind} descriptors": len(os.listdir(f"/proc/{worker.pid}/fd")) for worker in lasting})
+    found = Counter({f"{worker.kind} descriptors": descriptors(worker.pid) for worker in lasting})
     state = str(one.state).encode()
     for pid in crash.pids():
         if crash.read(pid, "comm") in (b"hf-streamer\n", b"hf-tls\n") and state in crash.read(pid, "cmdline"):
             found["processes"] += 1
         if crash.read(pid, "comm") == b"hf-keeper\n" and state in crash.read(pid, "cmdline"):
-            found["keeper's descriptors"] += len(os.listdir(f"/proc/{pid}/fd"))
+            found["keeper's descriptors"] += descriptors(pid)
     for place in ("*/*/exec/*", "*/*/attach/*", "*/sessions/*", "*/*/exec.*"):
         found["files"] += len(list((one.state / "pods").glob(place)))
     return found
+
+
+def descriptors(pid: int) -> int:
+    """How many a process has; none when it is gone."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
 
 
 @contextlib.contextmanager
@@ -133,7 +141,7 @@ def test_f39_a_client_that_goes_while_the_daemon_is_away(life: Node, container: 
         stream.close()
         until(lambda: not streamers(life), "its streamer to end")
         life.start()
-        assert "sleep 4001" not in listed(life, container)
+        until(lambda: "sleep 4001" not in listed(life, container), "it to be ended")
 
 
 def test_f39_daemon_and_keeper_die_together(life: Node, container: str) -> None:
@@ -141,7 +149,7 @@ def test_f39_daemon_and_keeper_die_together(life: Node, container: str) -> None:
     with Stream(exec_url(life, container, ["/bin/sh"], tty=True)) as stream:
         stream.type(f"{COUNT}\n")
         count_on(stream)
-        (old,) = [pid for pid in crash.pids() if is_keeper(life, pid)]
+        old = keeper_pid(life)
         assert life.process is not None
         life.process.kill()
         os.kill(old, signal.SIGKILL)
@@ -153,10 +161,6 @@ def test_f39_daemon_and_keeper_die_together(life: Node, container: str) -> None:
         count_on(stream)
         no_gap(stream)
     until(lambda: not list((life.state / "pods").glob("*/sessions/*")), "the session to be over")
-
-
-def is_keeper(one: Node, pid: int) -> bool:
-    return crash.read(pid, "comm") == b"hf-keeper\n" and str(one.state).encode() in crash.read(pid, "cmdline")
 
 
 @pytest.mark.parametrize("handler", ["crun", FOREIGN])
@@ -226,6 +230,7 @@ def test_f39_a_token_of_another_kind_is_not_used_up(life: Node, container: str) 
 
 
 def test_f39_a_guess_opens_nothing_and_a_restart_ends_all_tokens(life: Node, container: str) -> None:
+    until(lambda: not streamers(life), "earlier sessions to be over")
     url = exec_url(life, container, ["true"])
     with pytest.raises(Rejected, match="404"):
         Stream(url[:-1] + ("A" if url[-1] != "A" else "B"))
@@ -368,7 +373,7 @@ def test_f39_the_death_of_the_shim(life: Node) -> None:
 
 
 def test_f39_a_session_in_which_nothing_passes_is_ended() -> None:
-    with node(streaming_idle_timeout=2) as one:
+    with node(streaming_idle_timeout=5) as one:  # longer than a machine stands still
         pod = one.run_pod()
         container = one.run(pod, "sleep 1000")
         with (
@@ -415,5 +420,6 @@ def test_f39_behind_tls_too(tmp_path: Path) -> None:
         with socket.create_connection((where.hostname or "", where.port or 0), SECONDS) as plain:
             plain.sendall(f"GET {where.path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             assert plain.recv(100).startswith(b"HTTP/1.1 400 ")
+        until(lambda: not streamers(one), "that one's end")
         one.remove_pod(pod)
         invariants.check(one)
