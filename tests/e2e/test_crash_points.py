@@ -368,8 +368,7 @@ class Terminal(Session):
 
     def talk(self, stage: Stage, target: Target, stream: streams.Stream) -> None:
         stream.resize(91, 19)
-        stream.type("stty size; exit 8\n")
-        stream.until_out("19 91")
+        stream.type("until [ \"$(stty size)\" = '19 91' ]; do sleep 0.02; done; exit 8\n")  # which may be read before
         assert stream.outcome() == 8
 
 
@@ -575,12 +574,11 @@ class Pull(Operation):
         return stage.reference
 
     def check(self, stage: Stage, target: Target) -> None:
-        pod = stage.node.run_pod(target.config)
-        container = stage.node.run(pod, "sha256sum /extra", image=self.image(stage))
+        container = stage.node.run(target.with_pod().pod, "sha256sum /extra", image=self.image(stage))
         assert stage.node.exited(container).exit_code == 0
         with tarfile.open(stage.archive) as archive:
             assert archive.getnames()
-        stage.node.remove_pod(pod)
+        stage.node.remove_pod(target.pod)
 
 
 class Import(Pull):
@@ -686,7 +684,8 @@ class Checkpoint(Operation):
         until(path.exists, "the first number")
         at = len(found())
         until(lambda: len(found()) > at + 2, "the container to count on")
-        assert found() == list(range(1, 1 + len(found())))
+        numbers = found()
+        assert numbers == list(range(1, 1 + len(numbers)))
 
 
 class Restore(Checkpoint):
@@ -713,7 +712,7 @@ class Restore(Checkpoint):
 
     def ends(self, stage: Stage, target: Target) -> None:
         self.counts(stage, target)
-        stage.node.stop_container(target.container)
+        patiently(lambda: stage.node.stop_container(target.container))
         assert stage.node.exited(target.container).exit_code == 137
         files.unlink(self.archive(stage))
 
@@ -934,6 +933,8 @@ def cut(stage: Stage, combination: Combination, baseline: set[str]) -> bool:
     invariants.check(node)
     stage.clear()
     invariants.check(node)
+    with contextlib.suppress(AssertionError):
+        until(lambda: not stage.leftovers(), seconds=10)
     assert not stage.leftovers(), f"left over: {stage.leftovers()}"
     crash.nothing_more_on_disk(node, baseline)
     return struck
@@ -946,7 +947,7 @@ def wait_for_hit(inject: Inject, point: str, acting: threading.Thread) -> int:
         if not acting.is_alive():  # what it has left to be done behind its back may still pass it
             deadline = min(deadline, time.monotonic() + LATE_SECONDS)
         acting.join(0.001)
-    return pid
+    return pid or inject.missed(point)
 
 
 def asked() -> list[str]:

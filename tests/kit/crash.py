@@ -1,12 +1,12 @@
 """Crash points: stop a process at one, kill whom you like, let the rest go on, and see whether it all comes right."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from kit.node import Node, until
 
 SOURCE = Path(__file__).parents[2] / "src" / "holdfast"
 CALL = re.compile(r'crashpoint\("([a-z.-]+)"\)')
-QUIET_SECONDS = 0.3
+QUIET_LOOKS = 30  # one after the other at a trace, 10 ms apart: who stood still as long has not looked
 T = TypeVar("T")
 AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
@@ -71,8 +71,13 @@ class Inject:
 
     def end_trace(self) -> Counter[str]:
         """How often each point was passed and each call ("fail-CALL") made, once nobody has done so for a while."""
-        trace = self._directory / "trace"
-        until(lambda: time.time() - trace.stat().st_mtime > QUIET_SECONDS, "quiet")
+        trace, seen = self._directory / "trace", [-1] * QUIET_LOOKS
+
+        def quiet() -> bool:
+            seen[:] = [*seen[1:], trace.stat().st_size]
+            return seen[0] == seen[-1]
+
+        until(quiet, "quiet", every=0.01)
         lines = trace.read_text().splitlines()
         trace.unlink()
         return Counter(line.split()[1] for line in lines)
@@ -81,8 +86,22 @@ class Inject:
         (self._directory / point).write_text(str(count))
 
     def disarm(self, point: str) -> None:
-        for name in (point, f"{point}.hit"):
-            (self._directory / name).unlink(missing_ok=True)
+        """Whoever stands still at the point goes on standing still."""
+        self._take_back(point)
+        (self._directory / f"{point}.hit").unlink(missing_ok=True)
+
+    def missed(self, point: str) -> int:
+        """Nobody passes the point any more: like `hit`, and 0 is the last word."""
+        self._take_back(point)
+        if not (self._directory / f"{point}.hit").exists():
+            return 0
+        return until(lambda: self.hit(point), "whoever has just passed it to stand still")
+
+    def _take_back(self, point: str) -> None:
+        """While nobody counts: who has found it has it until it has another name."""
+        with contextlib.suppress(FileNotFoundError), (self._directory / point).open() as armed:
+            fcntl.flock(armed, fcntl.LOCK_EX)
+            (self._directory / point).unlink(missing_ok=True)
 
     def hit(self, point: str) -> int:
         """The process that stands still at the point, 0 when none does yet."""
@@ -108,7 +127,7 @@ class Inject:
         def shim() -> list[int]:
             return [one.pid for one in keeper.workers(self._node.state) if one.id == pod_id]
 
-        before = shim()
+        before = until(shim, "a shim")
         os.kill(before[0], signal.SIGKILL)
         until(lambda: (now := shim()) and now != before, "another shim")
 
@@ -128,7 +147,8 @@ class Inject:
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(one, signal.SIGKILL)
         if pid not in victims:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it went with them
+                os.kill(pid, signal.SIGCONT)
         if node.process.pid in victims:
             node.hang_up()
             node.process.wait()
