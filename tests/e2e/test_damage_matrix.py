@@ -90,7 +90,8 @@ class Ward:
         path = self.files()[case.file]
         (shim,) = (worker.pid for worker in keeper.workers(one.state) if worker.id == self.pod)
         one.kill()
-        damage(path, case.damage)
+        if os.path.lexists(path):  # what was done with may be gone by now
+            damage(path, case.damage)
         if case.victim == "both":
             os.kill(shim, signal.SIGKILL)
             until(lambda: process.state(shim) in ("", "Z"), "the shim's end")
@@ -137,8 +138,11 @@ def damage(path: Path, how: str) -> None:
 
 
 def ways(path: Path) -> tuple[str, ...]:
-    """A socket or a pipe can only be missing, and what is empty can be nothing less."""
-    status = path.lstat()
+    """A socket or a pipe can only be missing, what is empty can be nothing less, and what is gone by now nothing."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return ()
     if not stat.S_ISREG(status.st_mode):
         return DAMAGES[:1]
     return DAMAGES if status.st_size else ("missing", "garbage")

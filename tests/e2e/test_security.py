@@ -184,7 +184,7 @@ def test_cve_2022_31030_output_of_an_exec_without_end(life: Node, pod: str) -> N
     shims = [worker.pid for worker in keeper.workers(life.state) if worker.kind == "shim"]
     peaks = {pid: peak(pid) for pid in (life.process.pid, *shims)}
     script = "dd if=/dev/zero bs=1M count=1024 >&2 2>/dev/null & dd if=/dev/zero bs=1M count=1024 2>/dev/null; wait"
-    reply = life.exec(container, ["/bin/sh", "-c", script], 25)
+    reply = life.exec(container, ["/bin/sh", "-c", script], 120)
     assert (reply.exit_code, len(reply.stdout), len(reply.stderr)) == (0, LIMIT, LIMIT)
     assert len(peaks) > 1
     assert all(peak(pid) - before < ROOM for pid, before in peaks.items())

@@ -175,7 +175,9 @@ runtime_type = "{self._shim}"
     def _ours(self) -> Iterator[int]:
         for path in self.shims.glob("*/shim.json"):
             with contextlib.suppress(FileNotFoundError):  # a shim that ends takes it along
-                yield json.loads(path.read_bytes())["pid"]
+                shim = json.loads(path.read_bytes())
+                if process.start_time(shim["pid"]) == shim["start_time"]:  # one that was killed leaves it
+                    yield shim["pid"]
 
     def _others(self) -> Iterator[int]:
         """Shims of others, which are told on their command line whose they are."""
@@ -187,16 +189,17 @@ runtime_type = "{self._shim}"
 
     def processes(self) -> set[int]:
         """Shims, and whoever lives in a container."""
-        return {*cgroup.pids(self.cgroup), *(pid for pid in self.shim_pids() if process.start_time(pid))}
+        return {*cgroup.pids(self.cgroup), *self.shim_pids()}
 
     def stop(self) -> None:
         """End all of it, whether the test has passed or not; returns once nothing is there any more."""
         if self.process is not None:
             self.process.kill()
             self.process.wait(timeout=SECONDS)
-        for pid in self.shim_pids():
+        for pid in (pids := self.shim_pids()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        until(lambda: all(process.state(pid) in ("", "Z") for pid in pids), "the shims to end")
         if cgroup.exists(self.cgroup):
             until(self._cgroup_is_gone, "the cgroups to go")
         mount.unmount_tree(self.base)

@@ -27,6 +27,7 @@ from holdfast.runtime import keeper
 BIN = Path(sys.executable).parent
 IMAGE = "test/busybox:latest"
 SECONDS = 30.0
+IMPORT_SECONDS = 120.0  # of a layer that unpacks to a gigabyte on a slow disk
 
 
 def until(
@@ -147,7 +148,7 @@ class Node:
                 while data := file.read(1 << 20):
                     yield node_pb2.ImportChunk(data=data)
 
-        steps = list(node_pb2_grpc.NodeStub(self.channel).ImportImage(chunks(), timeout=SECONDS))
+        steps = list(node_pb2_grpc.NodeStub(self.channel).ImportImage(chunks(), timeout=IMPORT_SECONDS))
         return list(steps[-1].images)
 
     def busybox(self, **config: Any) -> None:
@@ -280,6 +281,8 @@ class Node:
             self.start()
         for pod in self.pods():
             self.remove_pod(pod.id)
+        with contextlib.suppress(AssertionError):  # sessions end some time after their clients
+            until(lambda: not any(one.kind in ("streamer", "tls") for one in keeper.workers(self.state)))
         left = self.leftovers()
         self.end(signal.SIGTERM)
         keeper.shut_down(self.state)

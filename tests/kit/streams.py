@@ -100,10 +100,13 @@ class Stream:
         return self.out(channel)
 
     def outcome(self) -> int:
-        """Wait for the end; the process's exit code. Raises Failed with what is said when there is none."""
+        """Wait for the end; the process's exit code. Raises Failed with what is said when there is none, and
+        ConnectionError when nothing is."""
         self.until(lambda: self.ended, "the end")
         if failure := self._failure():
             raise Failed(failure)
+        if not self.out(ERROR):
+            raise ConnectionError(f"it has ended without a word of how; {self}")
         status = json.loads(self.out(ERROR))
         return 0 if status["status"] == "Success" else int(_causes(status)["ExitCode"])
 
