@@ -259,10 +259,15 @@ async def test_a_connection_does_not_end_the_sandbox(pods: list[Pod], tmp_path: 
     client = await first.connect()
     await first.begin(client)
     server = await first.run(client, "writer", f"nc -l -p 80 -e sleep 1000 & {COUNT}")
-    await first.run(client, "waiter", "sleep 1; sleep 1000 | nc 127.0.0.1 80; echo cut; sleep 1000")
-    connected = re.compile(r" 0100007F:0050 01 ")  # ESTABLISHED, proc(5)
-    while not connected.search(await ask(client, first, server, "cat", "/proc/net/tcp")):
-        await asyncio.sleep(0.05)
+
+    async def shown(pattern: str) -> None:
+        while not re.search(pattern, await ask(client, first, server, "cat", "/proc/net/tcp", "/proc/net/tcp6")):
+            await asyncio.sleep(0.05)
+
+    await shown(r":0050 0+:0000 0A ")  # LISTEN
+    await first.run(client, "waiter", "sleep 1000 | nc 127.0.0.1 80; echo cut; sleep 1000")
+    await shown(r" 0100007F:0050 01 ")  # ESTABLISHED
+    await until(lambda: len(numbers(server)) > 5)
     await first.checkpoint(client, images := tmp_path / "images", "writer", "waiter")
     assert (await client.state("writer")).status is Status.RUNNING
     await first.end(client, "writer", "waiter")
