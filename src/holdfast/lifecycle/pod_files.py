@@ -6,6 +6,8 @@ from typing import Final
 from holdfast.lifecycle.diagnosis import NODE, Finding, Fix, Owners, Verdict
 from holdfast.lifecycle.survey import INSIDE, Entry
 from holdfast.model.spec import is_id
+from holdfast.model.witness import LOGGER_FILE
+from holdfast.runtime.loggers import STREAMS
 from holdfast.runtime.streamers import EXEC, RECORDS, kind_of, owner_of
 
 TEMPORARY_SECONDS: Final = 2.0  # a file that is being replaced is there for a moment
@@ -66,13 +68,18 @@ def _sessions(owners: Owners, bundle: str, id: str) -> Iterator[Finding]:
 
 
 def _remains(owners: Owners, bundle: str, id: str) -> Iterator[Finding]:
-    """What a task that is over, and that its runtime has forgotten, has left in its bundle."""
+    """What a task that is over, and that its runtime has forgotten, has left in its bundle.
+
+    But for what a logger is reached and found by, as long as its log is to be completed: nobody else would ever end it.
+    """
     survey = owners.survey
     if f"{bundle}/rootfs" in owners.mounted:
         return
     why = f"the task of {owners.name(id)} is over"
+    names = {entry.name for entry in survey.names(bundle)}
+    logged = LOGGER_FILE in names and not names.isdisjoint(STREAMS)
     for entry in survey.names(bundle):
-        if entry.kind in ("fifo", "socket"):
+        if entry.kind in ("fifo", "socket") and not logged:
             yield Finding(entry.kind, f"{bundle}/{entry.name}", Verdict.ORPHAN, why, "", id, Fix.DELETE)
         elif entry.age is not None:
             yield from temporary(f"{bundle}/{entry.name}", entry)

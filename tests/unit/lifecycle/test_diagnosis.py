@@ -178,6 +178,21 @@ def test_f06_what_a_task_has_left_goes_only_when_the_runtime_is_known_to_have_fo
     assert {one.verdict for one in wrong(replace(survey, unknown={place: "no"}), rows)} == {Verdict.UNKNOWN}
 
 
+def test_what_a_logger_is_found_by_stays_until_its_log_is_complete() -> None:
+    """The task is over and forgotten a moment before its logger is told to finish."""
+    survey = replace(SURVEY, processes=without(20), cgroups=(PARENT,))
+    rows = replace(ROWS, containers={CONTAINER: EXITED})
+    left = (Entry("log.sock", "socket"), Entry("logger.json", "file"), Entry("stderr", "fifo"))
+
+    def orphans(*there: Entry) -> list[str]:
+        files = {**SURVEY.files, "/s/oci/crun": (), f"/s/pods/{POD}/{CONTAINER}": there}
+        return [Path(one.where).name for one in wrong(replace(survey, files=files), rows)]
+
+    assert orphans(*left) == []
+    assert orphans(left[0], left[2]) == ["log.sock", "stderr"], "it has finished"
+    assert orphans(*left[:2]) == ["log.sock"], "there is nothing to be completed"
+
+
 @pytest.mark.parametrize("place", ["/r/snapshots", "/s/pods", f"/s/pods/{POD}", PARENT])
 def test_f06_a_directory_that_could_not_be_listed_is_not_empty(place: str) -> None:
     below = {path: entries for path, entries in SURVEY.files.items() if not f"{path}/".startswith(f"{place}/")}
