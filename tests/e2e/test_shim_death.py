@@ -68,13 +68,13 @@ def pod(life: Node) -> Iterator[Pod]:
 
 def kill_shim(pod: Pod) -> None:
     """SIGKILL, with the daemon up; returns when another shim serves the pod."""
-    before = pod.shim
+    before = until(lambda: pod.shim, "its shim")
     os.kill(before, signal.SIGKILL)
     adopted(pod, before)
 
 
 def kill_shim_while_down(pod: Pod) -> None:
-    before = pod.shim
+    before = until(lambda: pod.shim, "its shim")
     pod.node.kill()
     os.kill(before, signal.SIGKILL)
     until(lambda: process.state(before) in ("", "Z"), "the shim to be dead")
@@ -83,7 +83,7 @@ def kill_shim_while_down(pod: Pod) -> None:
 
 
 def kill_shim_and_keeper(pod: Pod) -> None:
-    before, parent = pod.shim, keeper_pid(pod.node)
+    before, parent = until(lambda: pod.shim, "its shim"), until(lambda: keeper_pid(pod.node), "the keeper")
     for pid in (parent, before):
         os.kill(pid, signal.SIGKILL)
     until(lambda: keeper_pid(pod.node) not in (0, parent), "another keeper")

@@ -4,6 +4,7 @@ import socket
 
 import httpx
 import pytest
+from kit.ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 from holdfast.metrics import serve
@@ -13,8 +14,7 @@ from holdfast.model.tally import Counter, Gauge, Histogram, Measure
 
 def scraped(measures: list[Measure]) -> dict[str, float]:
     """Samples by name and labels, each as "name{label=value}"."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     stop = serve(address, measures)
     try:
         text = httpx.get(f"http://{address}/metrics", trust_env=False).text

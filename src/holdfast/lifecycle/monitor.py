@@ -38,6 +38,9 @@ PROBE_LONGEST: Final = 3.0  # seconds between two questions to a shim that hangs
 CLEAN_LONGEST: Final = 30.0
 RECORD_LIMIT: Final = 64 * 1024
 SHIM_GRACE: Final = 1.0  # after an init's end, for the witness that outlived it to write the exit file
+# It passes in looks: a machine that stands still for as long has given the witness no time.
+SHIM_LOOK: Final = 0.05
+FILE_LOOK: Final = 0.01
 
 
 class Monitor:
@@ -163,7 +166,9 @@ class Monitor:
             gone = group.create_task(_gone(pinned), name="gone")
             await asyncio.wait({told, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not told.done():
-                await asyncio.wait({told}, timeout=SHIM_GRACE)
+                for _ in range(round(SHIM_GRACE / SHIM_LOOK)):
+                    if (await asyncio.wait({told}, timeout=SHIM_LOOK))[0]:
+                        break
             elif told.result() is None or pinned is not None:
                 await asyncio.wait({gone}, timeout=RETRY_FIRST)
             answer = told.result() if told.done() else None
@@ -231,11 +236,10 @@ class Monitor:
 
     async def _exit_file(self, bundle: Path, ref: ProcessRef | None, patience: float) -> ExitRecord | None:
         """What the exit file says; whoever reaps the init is given a moment to write it."""
-        deadline = asyncio.get_running_loop().time() + patience
-        while (found := await in_thread(read_exit, bundle, ref)) is None:
-            if asyncio.get_running_loop().time() >= deadline:
-                return None
-            await asyncio.sleep(0.01)
+        looks = round(patience / FILE_LOOK)
+        while (found := await in_thread(read_exit, bundle, ref)) is None and looks > 0:
+            looks -= 1
+            await asyncio.sleep(FILE_LOOK)
         return found
 
     def _start_was_reached(self, container: Container, init: InitRecord | None) -> bool:

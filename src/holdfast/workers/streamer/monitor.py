@@ -68,7 +68,7 @@ class Monitor:
         await self._until(lambda: self._ready or self._gone)
         if not self._gone and await self._start():
             self._drop_props()
-            self._begin()
+            await self._begin()
             await self._until(lambda: self._outcome is not None or self._gone)
             if self._outcome is None:
                 await self._end_process()
@@ -78,7 +78,7 @@ class Monitor:
     async def attach(self) -> None:
         await self._until(lambda: self._ready or self._gone)
         if not self._gone and (not self._wish.outputs or await self._ask_for_copy()):
-            self._begin()
+            await self._begin()
             await self._until(lambda: self._outcome is not None or self._gone)
         self._drop_props()
         await self._farewell()
@@ -130,7 +130,9 @@ class Monitor:
             await self._ask_source("CloseIO", task_pb2.CloseIORequest(id=self._wish.container, stdin=True))
         await self._process.close_stdin()
 
-    def _begin(self) -> None:
+    async def _begin(self) -> None:
+        """What the client types is let through once the terminal is of the size that he has told by now."""
+        await self._set_size()
         with contextlib.suppress(OSError):  # it is gone, and the line tells of it
             lines.tell_begun(self._line)
         self._loop.start(self._watch(), _report)
@@ -158,13 +160,17 @@ class Monitor:
             await self._until(lambda: self._size is not None or self._closes_stdin or self._over())
             if self._over():
                 return
-            with contextlib.suppress(*FAILURES):
-                if self._size is not None:
-                    size, self._size = self._size, None
-                    await self._process.resize(*size)
-                else:
-                    self._closes_stdin = False
+            await self._set_size()
+            if self._closes_stdin:
+                self._closes_stdin = False
+                with contextlib.suppress(*FAILURES):
                     await self._close_stdin()
+
+    async def _set_size(self) -> None:
+        if self._size is not None:
+            size, self._size = self._size, None
+            with contextlib.suppress(*FAILURES):
+                await self._process.resize(*size)
 
     async def _end_process(self) -> None:
         for number, seconds in ((signal.SIGHUP, HANGUP_SECONDS), (signal.SIGKILL, END_SECONDS)):
