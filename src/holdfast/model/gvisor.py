@@ -51,11 +51,15 @@ def status(state: bytes) -> str:
 
 
 def usage(said: bytes) -> tuple[int, int, int] | None:
-    """(ns of cpu time, bytes of memory, processes) as `runsc events --stats` says; None when it does not."""
+    """(ns of cpu time, bytes of memory, processes) as `runsc events --stats` says; None when it does not.
+
+    It leaves numbers out that are 0, as is the time of what has begun and sleeps.
+    """
     try:
         data = json.loads(said)["data"]
-        return int(data["cpu"]["usage"]["total"]), int(data["memory"]["usage"]["usage"]), int(data["pids"]["current"])
-    except (ValueError, LookupError, TypeError):
+        cpu, memory, processes = data["cpu"]["usage"], data["memory"]["usage"], data["pids"]
+        return int(cpu.get("total", 0)), int(memory.get("usage", 0)), int(processes.get("current", 0))
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

@@ -43,7 +43,10 @@ def test_how_a_container_has_ended(said: bytes, code: int | None) -> None:
 def test_what_a_container_uses() -> None:
     data = {"cpu": {"usage": {"total": 7}}, "memory": {"usage": {"usage": 8}}, "pids": {"current": 9}}
     assert gvisor.usage(json.dumps({"data": data}).encode()) == (7, 8, 9)
+    asleep = {"cpu": {"usage": {}}, "memory": {"usage": {"usage": 8}}, "pids": {"current": 1}}
+    assert gvisor.usage(json.dumps({"data": asleep}).encode()) == (0, 8, 1)
     assert gvisor.usage(b"{}") is None and gvisor.usage(b"what?") is None
+    assert gvisor.usage(b'{"data": {"cpu": {"usage": 7}, "memory": {"usage": 8}, "pids": 9}}') is None
 
 
 def test_the_status_in_a_state_file() -> None:
