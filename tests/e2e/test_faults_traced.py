@@ -22,6 +22,8 @@ STORE = ("fsync", "fdatasync", "pwrite64", "ftruncate")  # on the database and i
 OWN = ("mkdir", "mkdirat", "rename", "renameat2", "unlink", "unlinkat", "rmdir", "umount2")  # on whatever
 ERRORS = (errno.EIO, errno.ENOSPC)
 LINE = re.compile(r"^(\d+) +(\w+)\(")
+# A daemon under strace cannot ask CRIU what it can do, as that traces, too.
+TRACED = [name for name in OPERATIONS if not re.search("checkpoint|restore", name)]
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
@@ -122,4 +124,4 @@ def host() -> Iterator[str]:
 
 
 def test_every_system_call_of_the_daemon_may_fail(host: str) -> None:
-    played(Traced(host), OPERATIONS, list)
+    played(Traced(host), TRACED, list)
