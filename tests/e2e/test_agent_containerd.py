@@ -8,9 +8,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from kit.agent import Agent, Other, application, free_port, get, running_agent
+from kit.agent import Agent, Other, application, get, running_agent
 from kit.containerd import RUNTIME, serving_cri
 from kit.node import Node, node
+from kit.ports import free_port
 
 RUNC = "io.containerd.runc.v2"
 

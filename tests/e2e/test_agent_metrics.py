@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from kit import metrics
-from kit.agent import IMAGE, Agent, application, free_port, get, running_agent
+from kit.agent import IMAGE, Agent, application, get, running_agent
 from kit.node import node
+from kit.ports import free_port
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 

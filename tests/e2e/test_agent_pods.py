@@ -4,7 +4,8 @@ import os
 import signal
 from pathlib import Path
 
-from kit.agent import Agent, application, free_port, get
+from kit.agent import Agent, application, get
+from kit.ports import free_port
 
 
 def test_an_application_outlives_agent_and_daemon_and_leaves_nothing(there: Agent) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from kit.agent import IMAGE, Agent, application, free_port, get, running_agent
+from kit.agent import IMAGE, Agent, application, get, running_agent
 from kit.node import BIN, SECONDS, Node, until
+from kit.ports import free_port
 from kit.terminal import Terminal
 
 BOTH = "httpd, fill (init), refresh (init)"

@@ -22,7 +22,6 @@ from holdfast.proto.agent_pb2_grpc import AgentStub
 from kit.containerd import Containerd
 from kit.node import BIN, SECONDS, Node, until
 from kit.pods import APPLICATION
-from kit.ports import free_port as free_port
 
 IMAGE = "test/busybox:1"
 LOOKS = 0.05  # seconds from one to the next: they make work for the agent
