@@ -1,5 +1,6 @@
 """Processes: identities that survive pid reuse, pidfds, reaping, and what a process says of itself."""
 
+import _thread
 import contextlib
 import ctypes
 import errno
@@ -319,13 +320,14 @@ def has_open(pid: int, path: str | os.PathLike[str]) -> bool:
 
 
 def fork() -> int:
-    """fork(2) and nothing else, for a process that has one thread and never had another.
+    """fork(2) and nothing else, for a process that has one thread; of one that has others os.fork.
 
     os.fork also runs what modules have registered to make up for threads that are not there in the child. Here none
     are; and running that code, in the child, costs half a megabyte of pages copied because reference counts change.
+    Where there are others it is needed: the child would hang, for ever offering the interpreter's lock to one of them.
     """
     fault("fork")
-    return check(_python_api.fork(), "fork")
+    return os.fork() if _thread._count() else check(_python_api.fork(), "fork")
 
 
 class _CloneArgs(ctypes.Structure):

@@ -155,6 +155,23 @@ def test_a_subreaper_inherits_orphans() -> None:
     assert said == "True"
 
 
+def test_a_fork_beside_other_threads_goes_on() -> None:
+    """One that waits for the interpreter's lock is not there in the child, which must not wait for it in turn."""
+    said = run_alone(
+        "import select, threading, time\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "threading.Thread(target=exec, args=('while True: pass',), daemon=True).start()\n"
+        "for _ in range(10):\n"
+        "    if (pid := process.fork()) == 0: time.sleep(0.001); time.sleep(0.001); os._exit(7)\n"
+        "    with open(os.pidfd_open(pid)) as child:\n"
+        "        if not select.select([child], [], [], 30)[0]: os.kill(pid, 9)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7\n"
+        "print('all', flush=True)\n"
+        "os._exit(0)"
+    )
+    assert said == "all"
+
+
 def test_set_name() -> None:
     assert (
         run_alone("process.set_name('a name that is too long'); print(open('/proc/self/comm').read())")
