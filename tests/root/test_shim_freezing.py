@@ -3,13 +3,13 @@
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit.loops import open_loop
 
 from holdfast.linux import cgroup, process
 from holdfast.model.witness import InitRecord
@@ -49,12 +49,8 @@ def path() -> Iterator[str]:
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    before = signal.getsignal(signal.SIGCHLD)
-    made = Loop(lambda pid, *_: process.reap(pid))
-    yield made
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, before)
-    made.close()
+    with open_loop() as made:
+        yield made
 
 
 def test_threads_that_are_frozen_before_they_have_ended_hold_up_no_freeze(

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import signal
 import socket
 import ssl
 import struct
@@ -14,13 +13,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from kit.loops import open_loop
 from stream_kit import until
 
 from holdfast.linux import namespace, process
 from holdfast.model.errors import Unavailable
 from holdfast.runtime.keeper import Keeper
 from holdfast.workers import tls
-from holdfast.workers.shim.loop import Loop
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -143,17 +142,12 @@ async def test_the_clients_end_is_the_end_of_what_is_read(keeper: Keeper, certif
 
 def test_a_client_that_says_nothing(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls, "HANDSHAKE_SECONDS", 0.2)
-    before = signal.getsignal(signal.SIGCHLD)
-    loop = Loop(lambda pid, code, status: None)
     (client, ours), (inner, theirs) = socket.socketpair(), socket.socketpair()
-    with client, ours, inner, theirs:
+    with client, ours, inner, theirs, open_loop() as loop:
         client.send(b"\x16\x03\x01")  # so begins what a client says first
         tls.Terminator(loop, tls.configure(str(certificate), str(certificate.with_name("key.pem"))), ours, theirs)
         loop.run()
         assert inner.send(b"nobody reads this") > 0
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, before)
-    loop.close()
 
 
 async def test_a_client_that_speaks_no_tls(keeper: Keeper, certificate: Path) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import os
 import re
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,16 +20,6 @@ from holdfast.workers.shim.stdio import Stdio
 
 LOST = re.compile(rb"\r\nholdfast: lost (\d+) bytes of output: the reader was too slow\r\n")
 UNSURE = b"\r\nholdfast: output may be lost here: what copied it was killed\r\n"
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    before = signal.getsignal(signal.SIGCHLD)
-    made = Loop(lambda pid, code, status: None)
-    yield made
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, before)
-    made.close()
 
 
 class Reader:

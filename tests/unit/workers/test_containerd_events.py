@@ -1,7 +1,5 @@
 """containerd as an owner: the order of what it is told, and who is still a member of the group."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +12,6 @@ from holdfast.workers.containerd.group import Group
 from holdfast.workers.shim.loop import Lock, Loop
 from holdfast.workers.shim.stdio import Stdio
 from holdfast.workers.shim.task import Process, Task
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    before = signal.getsignal(signal.SIGCHLD)
-    made = Loop(lambda pid, code, status: None)
-    yield made
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, before)
-    made.close()
 
 
 class Kept(Forwarder):

@@ -1,12 +1,12 @@
 """Events for containerd: their order, whatever becomes of it in between, and an end to how many are kept."""
 
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
+from kit.loops import open_loop
 
 from holdfast.linux import sockets
 from holdfast.ttrpc.server import Call, Server
@@ -17,14 +17,10 @@ from holdfast.workers.shim.loop import Loop
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    before = signal.getsignal(signal.SIGCHLD)
-    made = Loop(lambda pid, code, status: None)
-    yield made
-    for one in sockets_of(made):
-        one.close()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, before)
-    made.close()
+    with open_loop() as made:
+        yield made
+        for one in sockets_of(made):
+            one.close()
 
 
 def sockets_of(loop: Loop) -> list[socket.socket]:

@@ -1,22 +1,14 @@
 """What a killed shim leaves of a log, and how its successor goes on with it."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from holdfast.linux import files, process
+from holdfast.linux import files
 from holdfast.workers.shim.flight import Flight
 from holdfast.workers.shim.loop import Loop
 from holdfast.workers.shim.stdio import Stdio
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    one = Loop(lambda pid, code, status: process.reap(pid))
-    yield one
-    one.close()
 
 
 def adopted(loop: Loop, bundle: Path, said: bytes) -> list[str]:

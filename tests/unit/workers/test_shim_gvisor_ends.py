@@ -28,16 +28,6 @@ test -s {0}/said
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    before = signal.getsignal(signal.SIGCHLD)
-    made = Loop(lambda pid, code, status: process.reap(pid))
-    yield made
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, before)
-    made.close()
-
-
-@pytest.fixture
 def sentry() -> Iterator[subprocess.Popen[bytes]]:
     """A process that stands for one; it is reaped by whoever ends it."""
     one = subprocess.Popen(["sleep", "1000"])

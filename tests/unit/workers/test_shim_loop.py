@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.loops import open_loop
 
-from holdfast.linux import process
+from holdfast.linux import files, process
 from holdfast.workers.shim.criu import to_the_end
-from holdfast.workers.shim.loop import Failed, Lock, Loop, Pause
+from holdfast.workers.shim.loop import Clock, Failed, Lock, Loop, Pause
+
+SECONDS = 30.0  # for what comes at once, unless the machine stands still
 
 
 @pytest.fixture
@@ -21,22 +24,17 @@ def orphans() -> list[tuple[int, int, int]]:
 
 @pytest.fixture
 def loop(orphans: list[tuple[int, int, int]]) -> Iterator[Loop]:
-    before = signal.getsignal(signal.SIGCHLD)
-
     def reap(pid: int, code: int, status: int) -> None:
         orphans.append((pid, code, status))
         process.reap(pid)
 
-    made = Loop(reap)
-    yield made
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, before)
-    made.close()
+    with open_loop(reap) as made:
+        yield made
 
 
 def turn_until(loop: Loop, condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    loop.timers.add(5, lambda: None)
+    deadline = time.monotonic() + SECONDS
+    loop.timers.add(SECONDS, lambda: None)
     while not condition():
         assert time.monotonic() < deadline
         loop.turn()
@@ -57,9 +55,9 @@ def spawn(*argv: str) -> int:
 def test_children_and_how_they_ended(loop: Loop) -> None:
     async def ends() -> list[int | None]:
         return [
-            await loop.exited(spawn("true"), 5),
-            await loop.exited(spawn("sh", "-c", "exit 7"), 5),
-            await loop.exited(spawn("sh", "-c", "kill -KILL $$"), 5),
+            await loop.exited(spawn("true"), SECONDS),
+            await loop.exited(spawn("sh", "-c", "exit 7"), SECONDS),
+            await loop.exited(spawn("sh", "-c", "kill -KILL $$"), SECONDS),
         ]
 
     assert run(loop, ends()) == [0, 7, 137]
@@ -134,7 +132,7 @@ def test_what_blocks_goes_to_a_child_and_the_loop_goes_on(loop: Loop, tmp_path: 
         return "done"
 
     loop.timers.add(0.01, (tmp_path / "meanwhile").touch)
-    assert run(loop, loop.in_child(work, 5)) == "done"
+    assert run(loop, loop.in_child(work, SECONDS)) == "done"
     assert seen == []
 
 
@@ -155,21 +153,36 @@ def test_how_a_child_fails(loop: Loop, capfd: pytest.CaptureFixture[str]) -> Non
         (wrong, "the child that was to do it ended with status 1"),
         (killed, "the child that was to do it ended with status 137"),
     ):
-        failure = run(loop, loop.in_child(work, 5))
+        failure = run(loop, loop.in_child(work, SECONDS))
         assert isinstance(failure, Failed)
         assert str(failure) == text
     assert "IndexError" in capfd.readouterr().err
 
 
+class Held:
+    """A clock whose timers wait for a file, however long that takes."""
+
+    def __init__(self, clock: Clock, file: Path) -> None:
+        self.clock, self.file = clock, file
+
+    def next_deadline(self) -> float:
+        return time.monotonic() + 0.005
+
+    def expire(self) -> None:
+        if self.file.exists():
+            self.clock.expire()
+
+
 def test_a_child_that_hangs_is_killed_with_those_it_has_made(loop: Loop, tmp_path: Path) -> None:
     def hang() -> str:
         pid = spawn("sleep", "1000")
-        (tmp_path / "pid").write_text(str(pid))
+        files.write_atomic(tmp_path / "pid", str(pid).encode(), sync=False)
         os.waitpid(pid, 0)
         return "never"
 
-    failure = run(loop, loop.in_child(hang, 2))  # as long as it may need to begin
-    assert str(failure) == "no end after 2 s"
+    loop.clocks[:] = [Held(loop.timers, tmp_path / "pid")]
+    failure = run(loop, loop.in_child(hang, 0.2))
+    assert str(failure) == "no end after 0.2 s"
     pid = int((tmp_path / "pid").read_text())
     turn_until(loop, lambda: process.state(pid) in ("", "Z"))
 
@@ -182,7 +195,7 @@ def test_a_callback_that_fails_stops_nothing(loop: Loop, capsys: pytest.CaptureF
     assert "IndexError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("takes", "patience", "ends"), [(0.3, 5.0, True), (1000, 0.0, False)])
+@pytest.mark.parametrize(("takes", "patience", "ends"), [(0.3, SECONDS, True), (1000, 0.0, False)])
 def test_what_a_child_leaves_that_somebody_has_killed(
     loop: Loop, tmp_path: Path, takes: float, patience: float, ends: bool
 ) -> None:
@@ -196,7 +209,7 @@ def test_what_a_child_leaves_that_somebody_has_killed(
         os.kill(os.getpid(), signal.SIGKILL)
         return "never"
 
-    failure = run(loop, loop.in_child(killed, 5, patience))
+    failure = run(loop, loop.in_child(killed, SECONDS, patience))
     assert isinstance(failure, Failed)
     pid = int((tmp_path / "pid").read_text())
     turn_until(loop, lambda: process.state(pid) in ("", "Z"))
@@ -215,11 +228,11 @@ def test_a_command_outlives_the_shim_for_a_moment(tmp_path: Path) -> None:
             os.write(writing, b"1")
             return ""
 
-        made.start(made.in_child(work, 10), lambda *_: None)
+        made.start(made.in_child(work, SECONDS), lambda *_: None)
         made.run()
     os.close(writing)
     try:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + SECONDS
         while not (tmp_path / "begun").exists():
             assert time.monotonic() < deadline
             time.sleep(0.005)

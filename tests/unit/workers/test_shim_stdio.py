@@ -3,8 +3,7 @@
 import contextlib
 import errno
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,6 @@ from holdfast.linux import files
 from holdfast.workers.shim.loop import Loop
 from holdfast.workers.shim.pump import CHUNK, Copier, Pump
 from holdfast.workers.shim.stdio import Stdio, open_fifo
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    before = signal.getsignal(signal.SIGCHLD)
-    made = Loop(lambda pid, code, status: None)
-    yield made
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, before)
-    made.close()
 
 
 def turn_until(loop: Loop, condition: Callable[[], object]) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import random
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -101,8 +100,8 @@ def test_an_outbox_keeps_the_order_whatever_is_taken() -> None:
 class Talk:
     """A client at the other end of a socket pair, over a WebSocket."""
 
-    def __init__(self) -> None:
-        self.loop = Loop(lambda pid, code, status: None)
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
         ours, self.peer = socket.socketpair()
         self.codec = WebSocketCommand(5, False, Wanted(stdin=True, stdout=True, stderr=False, tty=False))
         self.events: list[CommandEvent | ForwardEvent] = []
@@ -120,14 +119,11 @@ class Talk:
     def close(self) -> None:
         self.client.end("")
         self.peer.close()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self.loop.close()
 
 
 @pytest.fixture
-def talk() -> Iterator[Talk]:
-    made = Talk()
+def talk(loop: Loop) -> Iterator[Talk]:
+    made = Talk(loop)
     yield made
     made.close()
 
