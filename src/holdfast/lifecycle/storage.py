@@ -25,7 +25,9 @@ from holdfast.store.space import Minimum, amount, lacking, named, require, trans
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 2.0  # for which a finding is good
-LOOK_SECONDS: Final = 2.0  # a disk that does not answer in that time is said not to
+# A disk that does not answer in all of these, one after the other, is said not to: a machine that stands still makes
+# one of them late, and no disk sick.
+LOOKS: Final = (0.5,) * 4  # seconds
 WATCH_SECONDS: Final = 5.0  # between looks when nobody asks
 NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 
@@ -109,9 +111,12 @@ class Storage:
         if self._looking is None or self._looking.done():
             logs = sorted(set(self._logs()))
             self._looking = asyncio.get_running_loop().create_task(in_thread(self._look, logs), name="look at disks")
-        done, _ = await asyncio.wait([self._looking], timeout=LOOK_SECONDS)
-        if done and self._looking.exception() is None:
-            self._found = self._looking.result()
+        looking = self._looking  # by the next look somebody else may have begun another
+        for seconds in LOOKS:
+            if (await asyncio.wait([looking], timeout=seconds))[0]:
+                break
+        if looking.done() and looking.exception() is None:
+            self._found = looking.result()
         else:
             message = f"the disks of {self._root}, {self._state} or the logs do not answer"
             self._found = [Disk("root", str(self._root), FAILED, message)]

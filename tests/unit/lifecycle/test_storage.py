@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Disks:
         monkeypatch.setattr(files, "filesystem", self.filesystem)
         monkeypatch.setattr(files, "probe_write", self.probe_write)
         monkeypatch.setattr(storage, "FRESH_SECONDS", 0.0)
-        monkeypatch.setattr(storage, "LOOK_SECONDS", 0.2)
+        monkeypatch.setattr(storage, "LOOKS", (0.05,) * 4)
 
     def filesystem(self, path: Path) -> files.Filesystem:
         self.hangs.wait(30)
@@ -112,6 +113,16 @@ async def test_a_disk_that_hangs_holds_nobody_up(node: Storage, disks: Disks) ->
     healthy, reason, message = await asyncio.wait_for(node.condition(0), 10)
     assert (healthy, reason) == (False, "StorageFailed")
     assert "do not answer" in message
+
+
+async def test_a_machine_that_stands_still_makes_no_disk_sick(node: Storage, disks: Disks) -> None:
+    def stand_still() -> None:
+        time.sleep(2 * sum(storage.LOOKS))
+        disks.hangs.set()
+
+    disks.hangs.clear()
+    asyncio.get_running_loop().call_later(0.001, stand_still)
+    assert await node.condition(0) == (True, "", "")
 
 
 async def test_changes_are_told_once(node: Storage, disks: Disks, events: Events) -> None:
