@@ -45,6 +45,7 @@ bench: setup  ## figures against containerd, as ratios
 	$(PYTHON) bench/checkpoint.py
 
 soak: setup  ## the long tests
+	$(PYTEST) -q --hypothesis-profile new tests/unit
 	$(PYTEST) -q -m soak
 
 proto: setup  ## generate the message modules from the .proto files
