@@ -1,5 +1,6 @@
 """F17: an ExecSync ends when its command does or its time is over, whatever was left running, and leaves nothing."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from kit import resources
+from kit import crash, resources
 from kit.node import Node, node, until
 
 from holdfast.linux import process
@@ -87,6 +88,8 @@ def test_f17_what_has_not_begun_when_its_time_is_over_is_ended_when_it_does(tmp_
         assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         if dies:
             one.restart()
+            until(lambda: crash.recovered(one), "it to recover")
+            assert json.loads(one.cli("recovery", "-o", "json").stdout)["problems"] == []
         hold.unlink()
         until(executed.exists, "it to begin")
         until(lambda: sleepers(one, container) == ["5001"], "it to be ended")

@@ -271,18 +271,25 @@ class Recovery:
             await self._world.end(container, "stop")
         if UPDATE in container.intents:
             self._limits.see_to(container)
-        if forsaken and Action.PROBE not in found.actions:
-            await self._end_execs(container, forsaken)
-        elif forsaken:  # its shim does not answer
-            self._resume(f"end execs {container.meta.id}", lambda: self._end_execs(container, forsaken), EXECS_LONGEST)
+        if forsaken:
+            await self._see_to_execs(container, forsaken, answers=Action.PROBE not in found.actions)
         return after, found.why
+
+    async def _see_to_execs(self, container: Container, forsaken: list[str], *, answers: bool) -> None:
+        """End them now if that can be; a shim that does not answer, or is just starting one, is asked again."""
+        try:
+            if answers:
+                await self._end_execs(container, forsaken)
+                return
+        except (OSError, HoldfastError) as exc:
+            log.info("cannot end what is executed in %s yet: %s", container.meta.id, exc)
+        self._resume(f"end execs {container.meta.id}", lambda: self._end_execs(container, forsaken), EXECS_LONGEST)
 
     async def _end_execs(self, container: Container, forsaken: list[str]) -> None:
         """What is executed for a client that went with an earlier daemon is ended."""
-        for exec_id in forsaken:
-            if container.state is ContainerState.RUNNING:
-                await self._executor.end(container, exec_id)
-                self.report.swept.append(f"exec {exec_id} in container {container.meta.id}")
+        while forsaken and container.state is ContainerState.RUNNING:
+            await self._executor.end(container, forsaken[0])
+            self.report.swept.append(f"exec {forsaken.pop(0)} in container {container.meta.id}")
 
     async def _settle_late(self, container: Container, forsaken: list[str]) -> None:
         if container.meta.id in self._world.containers:
