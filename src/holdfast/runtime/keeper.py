@@ -27,6 +27,7 @@ SOCKET: Final = "keeper.sock"
 ANSWER_SECONDS: Final = 5.0
 HELLO_SECONDS: Final = 0.7  # within which a keeper says at the daemon's start that it is there
 HANGS: Final = (TimeoutError, BlockingIOError)  # no answer, or no room for one more who waits for one
+LOOKS: Final = 7  # by which one waits for an answer: a machine that stands still makes one of them late, no keeper hang
 START_SECONDS: Final = 20.0
 FORK_SECONDS: Final = 10.0
 BUSY: Final = 75  # exit status of a keeper that found another one in its place
@@ -155,6 +156,10 @@ def _ask(path: Path, op: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]
     try:
         with _connected(path, seconds) as connection:
             sockets.send(connection, json.dumps({"op": op, "seq": 0}).encode())
+            answer_is_there = select.poll()
+            answer_is_there.register(connection, select.POLLIN)
+            any(answer_is_there.poll(1000 * seconds / LOOKS) for _ in range(LOOKS))
+            connection.settimeout(0)
             data, fds = sockets.receive(connection, MESSAGE_BYTES)
     except HANGS:
         raise
