@@ -32,6 +32,7 @@ from holdfast.lifecycle.tasks import RETRY_LONGEST, Background
 from holdfast.lifecycle.world import World
 from holdfast.linux import process
 from holdfast.linux.inject import crashpoint
+from holdfast.linux.patience import patience
 from holdfast.model.errors import HoldfastError, Unavailable
 from holdfast.model.settle import Action
 from holdfast.model.state import REASON_REBOOT, REASON_SHIM, ContainerState, PodState, ProcessRef
@@ -228,7 +229,7 @@ class Recovery:
     async def _one(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         """One object under its own deadline; whatever goes wrong with it is its own trouble."""
         try:
-            async with asyncio.timeout(OBJECT_SECONDS):
+            async with patience(OBJECT_SECONDS):
                 await work
         except Exception as exc:
             reason = f"no end after {OBJECT_SECONDS:g} s" if isinstance(exc, TimeoutError) else str(exc)

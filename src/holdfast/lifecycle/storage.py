@@ -5,6 +5,7 @@ of the root and that of the state directory are ours to spare; those of logs are
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import time
@@ -17,6 +18,7 @@ from typing import Final
 from holdfast.lifecycle.events import Events
 from holdfast.lifecycle.tasks import apart, in_thread
 from holdfast.linux import files
+from holdfast.linux.patience import patience
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, ResourceExhausted, Unavailable
 from holdfast.store.db import Store
 from holdfast.store.reserve import ReserveState
@@ -25,9 +27,7 @@ from holdfast.store.space import Minimum, amount, lacking, named, require, trans
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 2.0  # for which a finding is good
-# A disk that does not answer in all of these, one after the other, is said not to: a machine that stands still makes
-# one of them late, and no disk sick.
-LOOKS: Final = (0.5,) * 4  # seconds
+LOOK_SECONDS: Final = 2.0  # a disk that does not answer in that time is said not to
 WATCH_SECONDS: Final = 5.0  # between looks when nobody asks
 NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 
@@ -112,9 +112,9 @@ class Storage:
             logs = sorted(set(self._logs()))
             self._looking = asyncio.get_running_loop().create_task(in_thread(self._look, logs), name="look at disks")
         looking = self._looking  # by the next look somebody else may have begun another
-        for seconds in LOOKS:
-            if (await asyncio.wait([looking], timeout=seconds))[0]:
-                break
+        with contextlib.suppress(TimeoutError):
+            async with patience(LOOK_SECONDS):
+                await asyncio.wait([looking])
         if looking.done() and looking.exception() is None:
             self._found = looking.result()
         else:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
+from holdfast.linux.patience import patience
 from holdfast.linux.threads import in_thread as in_thread  # for those above, who know no kernel
 from holdfast.model import trace
 from holdfast.model.errors import DeadlineExceeded, HoldfastError
@@ -52,7 +53,7 @@ async def apart(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 async def within(seconds: float, work: Coroutine[Any, Any, T], what: str) -> T:
     """Await `work` for at most `seconds`; DeadlineExceeded says what took too long."""
     try:
-        async with asyncio.timeout(seconds):
+        async with patience(seconds):
             return await work
     except TimeoutError as exc:
         raise DeadlineExceeded(f"cannot {what}: no end after {seconds:g} s") from exc

@@ -14,6 +14,7 @@ from typing import Final
 from holdfast.linux.inject import fault
 
 PATH_LIMIT: Final = 107  # sun_path, unix(7)
+LOOKS: Final = 5
 _FD_BYTES: Final = array.array("i").itemsize
 
 
@@ -67,6 +68,17 @@ def connect(
         connection.close()
         raise
     return connection
+
+
+def wait_for_input(connection: socket.socket, seconds: float) -> bool:
+    """Whether there is something to be read, or nobody left to write it, within `seconds`.
+
+    They pass in looks: while the whole machine stands still, as one that is moved or suspended, nobody comes to
+    anything, and whoever wakes first must not take the others for dead. That costs one look, however long it lasts.
+    """
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return any(poll.poll(1000 * seconds / LOOKS) for _ in range(LOOKS))
 
 
 def keep_alive(connection: socket.socket) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.linux import cgroup, process
+from holdfast.linux.patience import patience
 from holdfast.linux.threads import in_thread
 from holdfast.model import trace
 from holdfast.model.errors import DeadlineExceeded, Unavailable
@@ -93,7 +94,7 @@ class Plugins:
         except OSError as exc:
             raise Unavailable(f"cannot execute {what}: {exc.strerror}") from exc
         try:
-            async with asyncio.timeout(self._seconds):
+            async with patience(self._seconds):
                 said, complaint = await _talk(child, json.dumps(config).encode())
         except TimeoutError as exc:
             raise DeadlineExceeded(f"cannot finish {what}: no end after {self._seconds:g} s") from exc

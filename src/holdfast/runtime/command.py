@@ -5,6 +5,7 @@ import logging
 from typing import Final
 
 from holdfast.linux import process
+from holdfast.linux.patience import patience
 from holdfast.model.errors import DeadlineExceeded
 from holdfast.runtime.handlers import Handler
 
@@ -34,7 +35,7 @@ async def ask(handler: Handler, *words: str, seconds: float = SECONDS) -> bytes 
         log.warning("cannot %s: there is no program %s", what, handler.binary)
         return None
     try:
-        async with asyncio.timeout(seconds):
+        async with patience(seconds):
             said, complaint = await child.communicate()
     except TimeoutError as exc:
         raise DeadlineExceeded(f"cannot {what}: no end after {seconds:g} s") from exc

@@ -8,6 +8,7 @@ import socket
 from typing import Any, Final
 
 from holdfast.linux import process
+from holdfast.linux.patience import patience
 from holdfast.model.errors import DeadlineExceeded, Unavailable
 from holdfast.model.state import ProcessRef
 from holdfast.runtime.keeper import Keeper
@@ -26,7 +27,7 @@ async def run(keeper: Keeper, kind: str, args: dict[str, object], what: str, sec
         with theirs:
             worker = await keeper.fork(kind, f"{kind}-{secrets.token_hex(4)}", args, fds=[theirs.fileno()])
         try:
-            async with asyncio.timeout(seconds):
+            async with patience(seconds):
                 said = await asyncio.get_running_loop().sock_recv(ours, REPLY_BYTES)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"cannot {what}: no answer after {seconds:g} s") from exc

@@ -22,6 +22,7 @@ from typing import Final
 
 from holdfast.linux import files, process, table
 from holdfast.linux.inject import crashpoint
+from holdfast.linux.patience import patience
 from holdfast.model.errors import Damaged, DeadlineExceeded, Unavailable
 from holdfast.model.state import ProcessRef
 from holdfast.runtime.handlers import Handler
@@ -173,7 +174,7 @@ async def _hear(line: socket.socket, worker: ProcessRef, what: str) -> bytes:
     """All that a command has to say. Raises DeadlineExceeded after its time, having killed it."""
     said = bytearray()
     try:
-        async with asyncio.timeout(COMMAND_SECONDS):
+        async with patience(COMMAND_SECONDS):
             while len(said) < LIMIT and (data := await asyncio.get_running_loop().sock_recv(line, LIMIT)):
                 said += data
     except TimeoutError as exc:

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 from holdfast import __version__
 from holdfast.linux import process, sockets
+from holdfast.linux.patience import patience
 from holdfast.model import trace
 from holdfast.model.errors import Unavailable
 from holdfast.model.state import ProcessRef
@@ -27,7 +28,6 @@ SOCKET: Final = "keeper.sock"
 ANSWER_SECONDS: Final = 5.0
 HELLO_SECONDS: Final = 0.7  # within which a keeper says at the daemon's start that it is there
 HANGS: Final = (TimeoutError, BlockingIOError)  # no answer, or no room for one more who waits for one
-LOOKS: Final = 7  # by which one waits for an answer: a machine that stands still makes one of them late, no keeper hang
 START_SECONDS: Final = 20.0
 FORK_SECONDS: Final = 10.0
 BUSY: Final = 75  # exit status of a keeper that found another one in its place
@@ -156,9 +156,7 @@ def _ask(path: Path, op: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]
     try:
         with _connected(path, seconds) as connection:
             sockets.send(connection, json.dumps({"op": op, "seq": 0}).encode())
-            answer_is_there = select.poll()
-            answer_is_there.register(connection, select.POLLIN)
-            any(answer_is_there.poll(1000 * seconds / LOOKS) for _ in range(LOOKS))
+            sockets.wait_for_input(connection, seconds)
             connection.settimeout(0)
             data, fds = sockets.receive(connection, MESSAGE_BYTES)
     except HANGS:
@@ -271,7 +269,7 @@ class Keeper:
             self._forking[number] = message["kind"]
         try:
             sockets.send(self._connection, json.dumps({**message, "seq": number}).encode(), fds)
-            async with asyncio.timeout(seconds):
+            async with patience(seconds):
                 answer, received = await future
         except OSError as exc:  # TimeoutError is one
             raise Unavailable(f"cannot have the keeper {message['op']}: {str(exc) or 'no answer'}") from exc

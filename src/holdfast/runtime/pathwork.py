@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from holdfast.linux import process
+from holdfast.linux.patience import patience
 from holdfast.model.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from holdfast.model.state import ProcessRef
 from holdfast.runtime.keeper import Keeper
@@ -105,7 +106,7 @@ class PathWork:
         found: list[dict[str, Any]] = []
         async with self._worker(op) as end:
             try:
-                async with asyncio.timeout(self._seconds):
+                async with patience(self._seconds):
                     await _send(end, json.dumps([asdict(item) for item in items]).encode())
                     async for line in _lines(end):
                         found.append(said := json.loads(line))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.linux import process
+from holdfast.linux.patience import patience
 from holdfast.linux.threads import in_thread
 from holdfast.model.cgroups import unit_of
 from holdfast.model.errors import DeadlineExceeded, HoldfastError, NotFound, Unavailable
@@ -49,7 +50,7 @@ async def wait_ended(pinned: process.Pinned, seconds: float | None = None) -> bo
         ended = asyncio.Event()
         loop.add_reader(pinned.fd, ended.set)  # a pidfd is readable once its process has ended (pidfd_open(2))
         try:
-            async with asyncio.timeout(seconds):
+            async with patience(seconds):
                 await ended.wait()
         except TimeoutError:
             return False
@@ -158,7 +159,7 @@ class Shims:
         if shim is None or not alive(shim):
             return Shim.GONE, None
         try:
-            async with asyncio.timeout(seconds):
+            async with patience(seconds):
                 state = await (await self.task(pod_id)).state(container_id)
         except NotFound:
             return Shim.ABSENT, None
@@ -174,7 +175,7 @@ class Shims:
         if shim is None or not alive(shim):
             return False
         try:
-            async with asyncio.timeout(END_SECONDS):
+            async with patience(END_SECONDS):
                 await (await self.task(pod_id)).shim_pid()
         except (HoldfastError, TimeoutError):
             return False
@@ -246,7 +247,7 @@ class Shims:
         started as that.
         """
         try:
-            async with asyncio.timeout(END_SECONDS):
+            async with patience(END_SECONDS):
                 pid = await (await self.task(pod_id)).shim_pid()
         except (HoldfastError, TimeoutError):
             self._hang_up(pod_id)
@@ -260,7 +261,7 @@ class Shims:
 
     async def _ask_to_end(self, pod_id: str) -> None:
         try:
-            async with asyncio.timeout(END_SECONDS):
+            async with patience(END_SECONDS):
                 await (await self.task(pod_id)).shutdown(pod_id, now=True)
         except (HoldfastError, TimeoutError) as exc:
             log.info("shim of pod %s did not take the request to end: %s", pod_id, exc)

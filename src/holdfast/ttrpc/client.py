@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from holdfast.linux import sockets
+from holdfast.linux.patience import patience
 from holdfast.proto import ttrpc_pb2
 from holdfast.ttrpc.codec import REQUEST, RESPONSE, Decoder, Frame, ProtocolError, encode
 
@@ -76,7 +77,7 @@ class Client(asyncio.Protocol):
         future = self._waiting[stream] = asyncio.get_running_loop().create_future()
         try:
             self._transport.write(data)
-            async with asyncio.timeout(seconds):
+            async with patience(seconds):
                 payload = await future
         finally:
             self._waiting.pop(stream, None)

@@ -55,6 +55,8 @@ class Template:
 
     def _ask(self, data: bytes, fds: Sequence[int]) -> int:
         sockets.send(self._line, data, fds)
+        if not sockets.wait_for_input(self._line, ANSWER_SECONDS):
+            raise TimeoutError(f"the template has not answered for {ANSWER_SECONDS:g} s")
         answer = self._line.recv(_PID.size)
         if not answer:
             raise BrokenPipeError("the template has ended")

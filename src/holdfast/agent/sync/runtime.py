@@ -17,6 +17,7 @@ from holdfast.agent.pod.logins import Login
 from holdfast.agent.sync.convert import AGENT_CGROUP, AGENT_ROOT, CONTAINER_NAME, HASH, POD_UID
 from holdfast.agent.sync.orphans import Made
 from holdfast.linux import cgroup
+from holdfast.linux.patience import patience
 from holdfast.linux.threads import in_thread
 from holdfast.model import cgroups, errors
 from holdfast.model.errors import HoldfastError, NotFound, Unavailable, Unimplemented
@@ -327,7 +328,7 @@ class Runtime:
 
     async def _call(self, method: Callable[..., Any], request: Any, seconds: float = LOOK) -> Any:
         try:
-            async with asyncio.timeout(seconds):
+            async with patience(seconds):
                 return await method(request)
         except TimeoutError as exc:
             raise Unavailable(f"cannot finish {type(request).__name__}: no answer in {seconds:g} s") from exc
