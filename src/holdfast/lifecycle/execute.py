@@ -125,8 +125,12 @@ class Executor:
     async def end(self, container: Container, exec_id: str) -> None:
         """End one whose client has gone. Raises DeadlineExceeded, Unavailable while the shim does not answer."""
         task = await self._shims.task(container.pod.meta.id)
-        await within(END_SECONDS, _end(task, container.meta.id, exec_id), f"end exec {exec_id}")
-        await in_thread(files.remove_tree, self._bundles.path(container) / "exec" / exec_id)
+        directory = self._bundles.path(container) / "exec" / exec_id
+        with contextlib.ExitStack() as held:
+            for fd in await in_thread(_outputs, directory):
+                held.callback(os.close, fd)
+            await within(END_SECONDS, _end(task, container.meta.id, exec_id), f"end exec {exec_id}")
+        await in_thread(files.remove_tree, directory)
 
     def _directory(self, container: Container, exec_id: str) -> Path:
         directory = self._bundles.path(container) / "exec" / exec_id
@@ -205,6 +209,15 @@ class Executor:
             await self.end(container, exec_id)
         await in_thread(files.remove_tree, self._bundles.path(container) / "exec" / exec_id)
         self._late.discard(exec_id)
+
+
+def _outputs(directory: Path) -> list[int]:
+    """Open to be read: a foreign shim that is starting a command waits for that, and cannot end it before."""
+    found = []
+    for name in ("stdout", "stderr"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    return found
 
 
 async def _end(task: TaskClient, container_id: str, exec_id: str) -> None:

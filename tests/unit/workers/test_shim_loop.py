@@ -34,10 +34,11 @@ def loop(orphans: list[tuple[int, int, int]]) -> Iterator[Loop]:
 
 def turn_until(loop: Loop, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + SECONDS
-    loop.timers.add(SECONDS, lambda: None)
     while not condition():
         assert time.monotonic() < deadline
+        look_again = loop.timers.add(0.02, lambda: None)  # it may be of nobody who tells the loop
         loop.turn()
+        look_again.cancel()
 
 
 def run(loop: Loop, coroutine: Coroutine[Pause, Any, Any]) -> Any:

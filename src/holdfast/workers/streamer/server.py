@@ -60,8 +60,9 @@ def open_streams(wish: Wish) -> Streams:
     for name in wish.outputs:
         path = str(_fifo(wish, name))
         streams.outputs[name] = _unblocked(open_fifo(path, os.O_RDONLY))
-        if wish.session == ATTACH:  # those who write to it may die and be replaced: that is not its end
-            streams.props.append(open_fifo(path, os.O_WRONLY))
+        # Those who write what is attached to may die and be replaced: that is not its end. A foreign shim that starts a
+        # command waits for somebody who reads, and a command that nobody knows of yet cannot be ended.
+        streams.props.append(open_fifo(path, os.O_WRONLY if wish.session == ATTACH else os.O_RDONLY))
     if wish.session == EXEC and wish.wanted.stdin:
         path = str(_fifo(wish, "stdin"))
         streams.props.append(open_fifo(path, os.O_RDWR))  # until the process has it open
