@@ -20,7 +20,14 @@ COUNT = "i=0; while :; do i=$((i+1)); echo n$i; sleep 0.05; done"
 WORDS = itertools.count(1)
 SLOW = """#!/bin/sh
 for word in "$@"; do
-    [ "$word" = exec ] && : > {there} && while [ -e {hold} ]; do sleep 0.02; done
+    if [ "$word" = exec ]; then
+        : > {base}/asked
+        while [ -e {base}/hold ]; do sleep 0.02; done
+        {runc} "$@"
+        code=$?
+        : > {base}/executed
+        exit $code
+    fi
 done
 exec {runc} "$@"
 """
@@ -181,20 +188,20 @@ def test_a_foreign_exec_ends_with_its_client(foreign: Node, container: str) -> N
 
 def test_a_foreign_exec_whose_client_goes_while_it_starts(tmp_path: Path) -> None:
     """Its shim opens what it writes to once the command is there, and would wait for somebody who reads."""
-    slow, hold, there = (tmp_path / name for name in ("runc", "hold", "there"))
-    slow.write_text(SLOW.format(hold=hold, there=there, runc=shutil.which("runc")))
+    slow, hold, asked, executed = (tmp_path / name for name in ("runc", "hold", "asked", "executed"))
+    slow.write_text(SLOW.format(base=tmp_path, runc=shutil.which("runc")))
     slow.chmod(0o755)
     shim = "/usr/bin/containerd-shim-runc-v2"
     with node("slow", runtimes={"slow": {"shim": shim, "options": {"binary_name": str(slow)}}}) as one:
         container, word = one.run(one.run_pod(), "sleep 1000"), f"7{os.getpid()}{next(WORDS)}"
         hold.touch()
         with Stream(exec_url(one, container, ["/bin/sleep", word])):
-            until(there.exists, "it to be started")
+            until(asked.exists, "it to be started")
             (monitor,) = streamers(one)
             (frames,) = map(int, Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split())
         until(lambda: process.state(frames) in ("", "Z"), "it to be known that the client has gone")
         hold.unlink()
-        until(lambda: len(sleepers(word)) == 1, "it to be there")
+        until(executed.exists, "it to be there")
         until(lambda: not sleepers(word), "it to be ended")
         until(lambda: not streamers(one), "its streamer to be gone")
 
