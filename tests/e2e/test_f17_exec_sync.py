@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from kit import crash, resources
+from kit.hung import slow_exec
 from kit.node import Node, node, until
 
 from holdfast.linux import process
@@ -59,30 +59,14 @@ def test_f17_all_that_it_has_started_is_ended_with_it_and_nobody_else(life: Node
         other.result()
 
 
-# An exec by it takes as long as somebody wants.
-SLOW = """#!/bin/sh
-for word in "$@"; do
-    if [ "$word" = exec ] && [ -e {base}/hold ]; then
-        while [ -e {base}/hold ]; do sleep 0.02; done
-        {crun} "$@"
-        code=$?
-        : > {base}/executed
-        exit $code
-    fi
-done
-exec {crun} "$@"
-"""
-
-
 @pytest.mark.parametrize("dies", [False, True], ids=["", "the daemon dies"])
 @pytest.mark.parametrize("runtime", ["crun", "runc-v2"])
 def test_f17_what_has_not_begun_when_its_time_is_over_is_ended_when_it_does(
     tmp_path: Path, runtime: str, dies: bool
 ) -> None:
     """As on a machine that is too busy for a probe: nothing of it is left in the container, nor of its files."""
-    binary, hold, executed = (tmp_path / name for name in (runtime, "hold", "executed"))
-    binary.write_text(SLOW.format(base=tmp_path, crun=shutil.which("crun" if runtime == "crun" else "runc")))
-    binary.chmod(0o755)
+    binary = slow_exec(tmp_path, "crun" if runtime == "crun" else "runc")
+    hold, executed = tmp_path / "hold", tmp_path / "executed"
     foreign = {"shim": "/usr/bin/containerd-shim-runc-v2", "options": {"binary_name": str(binary)}}
     with node("slow", runtimes={"slow": {"binary": str(binary)} if runtime == "crun" else foreign}) as one:
         container = one.run(pod := one.run_pod(), "sleep 5001")

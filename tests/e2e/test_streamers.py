@@ -3,12 +3,12 @@
 import itertools
 import os
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit.hung import slow_exec
 from kit.node import Node, node, until
 from kit.streams import ERROR, STDIN, Stream, attach_url, exec_url
 
@@ -18,19 +18,6 @@ from holdfast.runtime import keeper
 
 COUNT = "i=0; while :; do i=$((i+1)); echo n$i; sleep 0.05; done"
 WORDS = itertools.count(1)
-SLOW = """#!/bin/sh
-for word in "$@"; do
-    if [ "$word" = exec ]; then
-        : > {base}/asked
-        while [ -e {base}/hold ]; do sleep 0.02; done
-        {runc} "$@"
-        code=$?
-        : > {base}/executed
-        exit $code
-    fi
-done
-exec {runc} "$@"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +175,8 @@ def test_a_foreign_exec_ends_with_its_client(foreign: Node, container: str) -> N
 
 def test_a_foreign_exec_whose_client_goes_while_it_starts(tmp_path: Path) -> None:
     """Its shim opens what it writes to once the command is there, and would wait for somebody who reads."""
-    slow, hold, asked, executed = (tmp_path / name for name in ("runc", "hold", "asked", "executed"))
-    slow.write_text(SLOW.format(base=tmp_path, runc=shutil.which("runc")))
-    slow.chmod(0o755)
+    slow = slow_exec(tmp_path, "runc")
+    hold, asked, executed = (tmp_path / name for name in ("hold", "asked", "executed"))
     shim = "/usr/bin/containerd-shim-runc-v2"
     with node("slow", runtimes={"slow": {"shim": shim, "options": {"binary_name": str(slow)}}}) as one:
         container, word = one.run(one.run_pod(), "sleep 1000"), f"7{os.getpid()}{next(WORDS)}"

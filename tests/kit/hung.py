@@ -6,6 +6,7 @@ Whoever waits for it cannot even be killed: a request that the server has taken 
 """
 
 import contextlib
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,3 +95,26 @@ def unknown(node: Node, pod_id: str, container_id: str, end: Callable[[], object
         node.start()
         until(lambda: node.status(container_id).state == pb.CONTAINER_UNKNOWN, "it to be UNKNOWN")
         yield shim
+
+
+SLOW = """#!/bin/sh
+for word in "$@"; do
+    if [ "$word" = exec ]; then
+        : > {base}/asked
+        while [ -e {base}/hold ]; do sleep 0.02; done
+        {runtime} "$@"
+        code=$?
+        : > {base}/executed
+        exit $code
+    fi
+done
+exec {runtime} "$@"
+"""
+
+
+def slow_exec(base: Path, runtime: str) -> Path:
+    """An OCI runtime whose exec, once `asked` for, takes as long as there is a file `hold`; then it is `executed`."""
+    program = base / runtime
+    program.write_text(SLOW.format(base=base, runtime=shutil.which(runtime)))
+    program.chmod(0o755)
+    return program
