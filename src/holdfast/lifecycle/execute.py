@@ -25,6 +25,7 @@ from holdfast.runtime.task import TaskClient
 log = logging.getLogger(__name__)
 
 CHUNK: Final = 256 * 1024
+READS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 KILL_SECONDS: Final = 0.5  # and as long again to forget it: one second beyond the client's own
 END_SECONDS: Final = 5.0
 LATE_LONGEST: Final = 3.0  # between attempts to end what has outlived that
@@ -35,7 +36,7 @@ class Collector:
 
     def __init__(self, path: Path, limit: int) -> None:
         files.fifo(path, 0o600)
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = os.open(path, READS)
         self._limit = limit
         self.data = bytearray()
         asyncio.get_running_loop().add_reader(self._fd, self.drain)
@@ -127,8 +128,7 @@ class Executor:
         task = await self._shims.task(container.pod.meta.id)
         directory = self._bundles.path(container) / "exec" / exec_id
         with contextlib.ExitStack() as held:
-            for fd in await in_thread(_outputs, directory):
-                held.callback(os.close, fd)
+            _hold_outputs(directory, held)
             await within(END_SECONDS, _end(task, container.meta.id, exec_id), f"end exec {exec_id}")
         await in_thread(files.remove_tree, directory)
 
@@ -211,13 +211,11 @@ class Executor:
         self._late.discard(exec_id)
 
 
-def _outputs(directory: Path) -> list[int]:
+def _hold_outputs(directory: Path, held: contextlib.ExitStack) -> None:
     """Open to be read: a foreign shim that is starting a command waits for that, and cannot end it before."""
-    found = []
     for name in ("stdout", "stderr"):
         with contextlib.suppress(FileNotFoundError):
-            found.append(os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    return found
+            held.callback(os.close, os.open(directory / name, READS))
 
 
 async def _end(task: TaskClient, container_id: str, exec_id: str) -> None:

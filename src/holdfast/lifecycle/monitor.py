@@ -6,6 +6,7 @@ how often, in what order or by whom an exit is noticed.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from holdfast.lifecycle.tasks import RETRY_FIRST, Background, in_thread, until_d
 from holdfast.lifecycle.world import World
 from holdfast.linux import cgroup, files, process
 from holdfast.linux.inject import crashpoint
+from holdfast.linux.patience import patience
 from holdfast.linux.process import Pinned
 from holdfast.model.errors import Damaged, HoldfastError
 from holdfast.model.settle import Action, Kernel, Settlement, Witnesses, settle
@@ -38,9 +40,7 @@ PROBE_LONGEST: Final = 3.0  # seconds between two questions to a shim that hangs
 CLEAN_LONGEST: Final = 30.0
 RECORD_LIMIT: Final = 64 * 1024
 SHIM_GRACE: Final = 1.0  # after an init's end, for the witness that outlived it to write the exit file
-# It passes in looks: a machine that stands still for as long has given the witness no time.
-SHIM_LOOK: Final = 0.05
-FILE_LOOK: Final = 0.01
+FILE_LOOK: Final = 0.01  # at that file; the grace passes in looks (ADR 50)
 
 
 class Monitor:
@@ -166,9 +166,9 @@ class Monitor:
             gone = group.create_task(_gone(pinned), name="gone")
             await asyncio.wait({told, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not told.done():
-                for _ in range(round(SHIM_GRACE / SHIM_LOOK)):
-                    if (await asyncio.wait({told}, timeout=SHIM_LOOK))[0]:
-                        break
+                with contextlib.suppress(TimeoutError):
+                    async with patience(SHIM_GRACE):
+                        await asyncio.wait({told})
             elif told.result() is None or pinned is not None:
                 await asyncio.wait({gone}, timeout=RETRY_FIRST)
             answer = told.result() if told.done() else None
@@ -226,17 +226,16 @@ class Monitor:
                 kernel = Kernel.UNTOLD  # that is the sentry, and it lives on
         # The exit file is read last: whoever wrote it did so before the init could be reaped or reported.
         late = ref is not None and kernel is Kernel.DEAD and view not in (ShimView.STOPPED, ShimView.UNREACHABLE)
-        patience = SHIM_GRACE if late else 0
-        exit_record = await self._exit_file(bundle, ref, patience)
+        exit_record = await self._exit_file(bundle, ref, SHIM_GRACE if late else 0)
         over = exit_record is None and (stopped is not None or wait_status is not None)
         oom_kills = await in_thread(count_oom_kills, init) if over and init is not None else 0
         started = await in_thread(self._start_was_reached, container, init)
         survived = _survived(container.intents.get("stop"), init)
         return Witnesses(view, kernel, exit_record, stopped, ref, started, wait_status, oom_kills, survived)
 
-    async def _exit_file(self, bundle: Path, ref: ProcessRef | None, patience: float) -> ExitRecord | None:
+    async def _exit_file(self, bundle: Path, ref: ProcessRef | None, seconds: float) -> ExitRecord | None:
         """What the exit file says; whoever reaps the init is given a moment to write it."""
-        looks = round(patience / FILE_LOOK)
+        looks = round(seconds / FILE_LOOK)
         while (found := await in_thread(read_exit, bundle, ref)) is None and looks > 0:
             looks -= 1
             await asyncio.sleep(FILE_LOOK)
